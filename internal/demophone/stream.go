@@ -1,0 +1,196 @@
+package demophone
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/pion/rtp"
+)
+
+const (
+	frameTime = 20 * time.Millisecond
+	// maxFrames bounds the frame numbers that are believed: 20 ms each, three hours.
+	maxFrames = 3 * 3600 * 50
+	// maxDelays bounds the delays kept for percentiles.
+	maxDelays = 1 << 14
+)
+
+// Stream sends the pattern of one side of a call and verifies the other side's.
+type Stream struct {
+	conn, rtcp *net.UDPConn
+	remote     netip.AddrPort
+	source     netip.Addr
+	send, recv Pattern
+
+	workers sync.WaitGroup
+	stop    context.CancelFunc
+
+	mu    sync.Mutex
+	stats StreamStats
+	heard tracker
+	// lastSR is the middle of the last sender report's NTP time, received at lastSRAt (RFC 3550 §6.4.1).
+	lastSR   uint32
+	lastSRAt time.Time
+}
+
+// StreamStats says what a side of a call sent and heard.
+type StreamStats struct {
+	// Sent and Received count RTP packets.
+	Sent, Received int
+	// Verified counts received frames whose two tones were the very ones expected at that place
+	// of that call; Wrong counts the others.
+	Verified, Wrong int
+	// Lost counts frames missing up to the last one heard, including those before the first.
+	Lost int
+	// Refused counts packets from hosts other than the one allowed.
+	Refused int
+	// Reports counts the RTCP reports received.
+	Reports int
+	// Jitter is the interarrival jitter (RFC 3550 §6.4.1).
+	Jitter time.Duration
+	// DelayP50 and DelayP99 are percentiles of the time from the far end's send to the reception
+	// here, 0 if nothing was heard. Both ends must share a clock.
+	DelayP50, DelayP99 time.Duration
+}
+
+// openStream binds an even RTP port and the next odd one for RTCP at host (RFC 3550 §11).
+func openStream(host netip.Addr) (*Stream, error) {
+	var last error
+	for range 64 {
+		c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(host, 0)))
+		if err != nil {
+			return nil, fmt.Errorf("bind RTP: %w", err)
+		}
+		port := addrPort(c.LocalAddr()).Port()
+		if port%2 != 0 {
+			c.Close()
+			continue
+		}
+		r, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(host, port+1)))
+		if err != nil {
+			last = err
+			c.Close()
+			continue
+		}
+		return &Stream{conn: c, rtcp: r}, nil
+	}
+	return nil, errors.Join(errors.New("no free pair of UDP ports"), last)
+}
+
+// Addr is where the stream receives RTP.
+func (s *Stream) Addr() netip.AddrPort { return addrPort(s.conn.LocalAddr()) }
+
+// start begins to listen: packets are taken from source only, and compared with recv.
+func (s *Stream) start(source netip.Addr, send, recv Pattern) {
+	s.source, s.send, s.recv = source, send, recv
+	s.heard = tracker{pattern: recv}
+	s.workers.Add(2)
+	go s.receive()
+	go s.receiveReports()
+}
+
+// talk begins to send to remote.
+func (s *Stream) talk(ctx context.Context, remote netip.AddrPort) {
+	ctx, s.stop = context.WithCancel(ctx)
+	s.remote = remote
+	s.workers.Add(1)
+	go s.transmit(ctx)
+}
+
+// silence ends sending; what is under way may still arrive.
+func (s *Stream) silence() {
+	if s.stop != nil {
+		s.stop()
+	}
+}
+
+// close ends all and waits for it.
+func (s *Stream) close() {
+	s.silence()
+	s.conn.Close()
+	s.rtcp.Close()
+	s.workers.Wait()
+}
+
+// Stats returns the counters so far.
+func (s *Stream) Stats() StreamStats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := s.stats
+	s.heard.fill(&st)
+	return st
+}
+
+func (s *Stream) transmit(ctx context.Context) {
+	defer s.workers.Done()
+	tick := time.NewTicker(frameTime)
+	defer tick.Stop()
+	begin := time.Now()
+	for i := uint32(0); i < maxFrames; {
+		// A late tick is made up for, so that the pace is true on a busy machine.
+		for ; time.Since(begin) >= time.Duration(i)*frameTime; i++ {
+			s.sendFrame(i)
+			if i%50 == 49 {
+				s.sendReport(i)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func (s *Stream) sendFrame(i uint32) {
+	p := rtp.Packet{
+		Header: rtp.Header{
+			Version:        2,
+			Marker:         i == 0,
+			SequenceNumber: s.send.Sequence() + uint16(i),
+			Timestamp:      s.send.Timestamp() + i*frameSamples,
+			SSRC:           s.send.SSRC(),
+		},
+		Payload: s.send.Frame(i),
+	}
+	if err := p.SetExtension(ntp64ID, ntpTime(time.Now())); err != nil {
+		return // cannot be: 8 bytes fit a one-byte extension
+	}
+	b, err := p.Marshal()
+	if err != nil {
+		return
+	}
+	// A refused packet (ICMP) is a lost packet: the far end's count tells.
+	if _, err := s.conn.WriteToUDPAddrPort(b, s.remote); err == nil {
+		s.mu.Lock()
+		s.stats.Sent++
+		s.mu.Unlock()
+	}
+}
+
+func (s *Stream) receive() {
+	defer s.workers.Done()
+	buf := make([]byte, 2048)
+	for {
+		n, from, err := s.conn.ReadFromUDPAddrPort(buf)
+		now := time.Now()
+		switch {
+		case errors.Is(err, net.ErrClosed):
+			return
+		case err != nil:
+			continue // an ICMP error of an earlier send
+		}
+		s.mu.Lock()
+		if from.Addr().Unmap() != s.source {
+			s.stats.Refused++
+		} else {
+			s.heard.packet(buf[:n], now)
+		}
+		s.mu.Unlock()
+	}
+}
