@@ -1,0 +1,158 @@
+package pinholetest
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"testing"
+
+	"edged.dev/edged/pkg/pinhole"
+)
+
+func nets() pinhole.Networks {
+	return pinhole.Networks{
+		"inside": {
+			Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")},
+			Trusted:   true,
+		},
+		"outside": {
+			Addresses: []netip.Addr{netip.MustParseAddr("198.51.100.1")},
+			Advertise: netip.MustParseAddr("203.0.113.5"),
+		},
+	}
+}
+
+func request(k pinhole.Kind) pinhole.Request {
+	return pinhole.Request{Owner: "192.0.2.7", Kind: k, Networks: [2]string{"inside", "outside"}}
+}
+
+func open(t *testing.T, o *Opener, r pinhole.Request) *Lease {
+	t.Helper()
+	l, err := o.Open(context.Background(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l.(*Lease)
+}
+
+func TestPortsAreDeterministic(t *testing.T) {
+	o := New(nets(), 50001)
+	rtp, udp := open(t, o, request(pinhole.RTP)), open(t, o, request(pinhole.UDP))
+	six := request(pinhole.RTP)
+	six.Families[pinhole.Near] = pinhole.IPv6
+	v6 := open(t, o, six)
+	for _, tt := range []struct {
+		name      string
+		got       pinhole.Local
+		addr, ctl string
+	}{
+		{"rtp near", rtp.Local(pinhole.Near), "192.0.2.1:50000", "192.0.2.1:50001"},
+		{"rtp far", rtp.Local(pinhole.Far), "203.0.113.5:50000", "203.0.113.5:50001"},
+		{"udp near", udp.Local(pinhole.Near), "192.0.2.1:50002", ""},
+		{"udp far", udp.Local(pinhole.Far), "203.0.113.5:50002", ""},
+		{"v6 near", v6.Local(pinhole.Near), "[2001:db8::1]:50000", "[2001:db8::1]:50001"},
+	} {
+		want := pinhole.Local{Addr: netip.MustParseAddrPort(tt.addr)}
+		if tt.ctl != "" {
+			want.RTCP = netip.MustParseAddrPort(tt.ctl)
+		}
+		if tt.got != want {
+			t.Errorf("%s: %v, want %v", tt.name, tt.got, want)
+		}
+	}
+}
+
+func TestDeclareAndClose(t *testing.T) {
+	o := New(nets(), 50000)
+	l := open(t, o, request(pinhole.RTP))
+	src := netip.MustParseAddr("192.0.2.7")
+	good := pinhole.Remote{Addr: netip.MustParseAddrPort("192.0.2.7:4000"), Source: src}
+	bad := pinhole.Remote{Addr: netip.MustParseAddrPort("192.0.2.8:4000"), Source: src}
+	if err := l.Declare(pinhole.Near, good); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Declare(pinhole.Near, bad); !errors.Is(err, pinhole.ErrTarget) {
+		t.Fatalf("a neighbour's address: %v", err)
+	}
+	if l.Remote(pinhole.Near) != good || len(l.Declared()) != 2 {
+		t.Fatalf("remote %v after %d declares", l.Remote(pinhole.Near), len(l.Declared()))
+	}
+	spiral := pinhole.Remote{Addr: l.Local(pinhole.Far).Addr, Source: netip.MustParseAddr("198.51.100.9")}
+	if err := l.Declare(pinhole.Far, spiral); err != nil {
+		t.Fatalf("an open port of the edge: %v", err)
+	}
+	l.SetStats(pinhole.Far, pinhole.StreamStats{Packets: 7})
+	first, second := l.Close(), l.Close()
+	if first != second || first.From[pinhole.Far].Packets != 7 || o.Count() != 0 || !l.Closed() {
+		t.Fatalf("close: %v then %v, %d open", first, second, o.Count())
+	}
+	if err := l.Declare(pinhole.Near, good); !errors.Is(err, pinhole.ErrClosed) {
+		t.Fatalf("after close: %v", err)
+	}
+}
+
+func TestFork(t *testing.T) {
+	o := New(nets(), 50000)
+	l := open(t, o, request(pinhole.RTP))
+	f, err := l.Fork()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f.Local(pinhole.Far) != l.Local(pinhole.Far) || f.Local(pinhole.Near) == l.Local(pinhole.Near) {
+		t.Fatalf("fork has %v and %v", f.Local(pinhole.Near), f.Local(pinhole.Far))
+	}
+	l.Close()
+	if o.Count() != 1 || o.Leases()[1].Parent != l {
+		t.Fatalf("%d open after the parent closed", o.Count())
+	}
+	f.Close()
+	if _, err := l.Fork(); !errors.Is(err, pinhole.ErrClosed) {
+		t.Fatalf("fork of a closed lease: %v", err)
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	o := New(nets(), 65532)
+	ctx := context.Background()
+	o.Fail(pinhole.ErrExhausted)
+	if _, err := o.Open(ctx, request(pinhole.RTP)); !errors.Is(err, pinhole.ErrExhausted) {
+		t.Fatalf("told to fail: %v", err)
+	}
+	o.Fail(nil)
+	o.Limit(1)
+	open(t, o, request(pinhole.RTP))
+	if _, err := o.Open(ctx, request(pinhole.RTP)); !errors.Is(err, pinhole.ErrLimit) {
+		t.Fatalf("over the limit: %v", err)
+	}
+	o.Limit(0)
+	open(t, o, request(pinhole.RTP))
+	if _, err := o.Open(ctx, request(pinhole.RTP)); !errors.Is(err, pinhole.ErrExhausted) {
+		t.Fatalf("past the last port: %v", err)
+	}
+	other := request(pinhole.RTP)
+	other.Networks[1] = "dmz"
+	if _, err := New(nets(), 50000).Open(ctx, other); !errors.Is(err, pinhole.ErrNetwork) {
+		t.Fatalf("unknown network: %v", err)
+	}
+	if o.Count() != 2 {
+		t.Fatalf("%d open, want 2", o.Count())
+	}
+}
+
+func TestIdle(t *testing.T) {
+	o := New(nets(), 50000)
+	calls := 0
+	r := request(pinhole.UDP)
+	r.OnIdle = func() { calls++ }
+	l := open(t, o, r)
+	l.Idle()
+	l.Idle()
+	if calls != 1 || l.Closed() {
+		t.Fatalf("OnIdle called %d times, closed %v", calls, l.Closed())
+	}
+	bare := open(t, o, request(pinhole.UDP))
+	bare.Idle()
+	if !bare.Closed() {
+		t.Fatal("without OnIdle the lease stays open")
+	}
+}
