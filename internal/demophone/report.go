@@ -11,7 +11,7 @@ import (
 )
 
 // sendReport sends an RTCP sender report after frame i (RFC 3550 §6.4.1).
-func (s *Stream) sendReport(i uint32) {
+func (s *Stream) sendReport(i uint32, remote netip.AddrPort) {
 	now := time.Now()
 	s.mu.Lock()
 	sr := rtcp.SenderReport{
@@ -32,7 +32,7 @@ func (s *Stream) sendReport(i uint32) {
 		return // cannot be: all fields are in range
 	}
 	// A lost report is the far end's to count.
-	_, _ = s.rtcp.WriteToUDPAddrPort(b, netip.AddrPortFrom(s.remote.Addr(), s.remote.Port()+1))
+	_, _ = s.rtcp.WriteToUDPAddrPort(b, netip.AddrPortFrom(remote.Addr(), remote.Port()+1))
 }
 
 // receptionLocked reports on what was heard, nothing before the first frame.
@@ -55,7 +55,6 @@ func (s *Stream) receptionLocked(now time.Time) []rtcp.ReceptionReport {
 }
 
 func (s *Stream) receiveReports() {
-	defer s.workers.Done()
 	buf := make([]byte, 2048)
 	for {
 		n, from, err := s.rtcp.ReadFromUDPAddrPort(buf)

@@ -23,12 +23,16 @@ const (
 // Stream sends the pattern of one side of a call and verifies the other side's.
 type Stream struct {
 	conn, rtcp *net.UDPConn
-	remote     netip.AddrPort
 	source     netip.Addr
 	send, recv Pattern
 
 	workers sync.WaitGroup
-	stop    context.CancelFunc
+	// quiet is closed by hush and ends sending; a BYE may overtake the first frame.
+	quiet chan struct{}
+	hush  func()
+	life  sync.Mutex
+	// closed is guarded by life: no worker starts after it is set.
+	closed bool
 
 	mu    sync.Mutex
 	stats StreamStats
@@ -77,7 +81,8 @@ func openStream(host netip.Addr) (*Stream, error) {
 			c.Close()
 			continue
 		}
-		return &Stream{conn: c, rtcp: r}, nil
+		quiet := make(chan struct{})
+		return &Stream{conn: c, rtcp: r, quiet: quiet, hush: sync.OnceFunc(func() { close(quiet) })}, nil
 	}
 	return nil, errors.Join(errors.New("no free pair of UDP ports"), last)
 }
@@ -87,31 +92,36 @@ func (s *Stream) Addr() netip.AddrPort { return addrPort(s.conn.LocalAddr()) }
 
 // start begins to listen: packets are taken from source only, and compared with recv.
 func (s *Stream) start(source netip.Addr, send, recv Pattern) {
+	s.mu.Lock()
 	s.source, s.send, s.recv = source, send, recv
 	s.heard = tracker{pattern: recv}
-	s.workers.Add(2)
-	go s.receive()
-	go s.receiveReports()
+	s.mu.Unlock()
+	s.work(s.receive)
+	s.work(s.receiveReports)
 }
 
-// talk begins to send to remote.
-func (s *Stream) talk(ctx context.Context, remote netip.AddrPort) {
-	ctx, s.stop = context.WithCancel(ctx)
-	s.remote = remote
-	s.workers.Add(1)
-	go s.transmit(ctx)
+// talk begins to send to remote; it does nothing on a closed stream.
+func (s *Stream) talk(remote netip.AddrPort) {
+	s.work(func() { s.transmit(remote) })
 }
 
-// silence ends sending; what is under way may still arrive.
-func (s *Stream) silence() {
-	if s.stop != nil {
-		s.stop()
+func (s *Stream) work(f func()) {
+	s.life.Lock()
+	defer s.life.Unlock()
+	if !s.closed {
+		s.workers.Go(f)
 	}
 }
 
+// silence ends sending; what is under way may still arrive.
+func (s *Stream) silence() { s.hush() }
+
 // close ends all and waits for it.
 func (s *Stream) close() {
-	s.silence()
+	s.life.Lock()
+	s.closed = true
+	s.life.Unlock()
+	s.hush()
 	s.conn.Close()
 	s.rtcp.Close()
 	s.workers.Wait()
@@ -126,28 +136,27 @@ func (s *Stream) Stats() StreamStats {
 	return st
 }
 
-func (s *Stream) transmit(ctx context.Context) {
-	defer s.workers.Done()
+func (s *Stream) transmit(remote netip.AddrPort) {
 	tick := time.NewTicker(frameTime)
 	defer tick.Stop()
 	begin := time.Now()
 	for i := uint32(0); i < maxFrames; {
 		// A late tick is made up for, so that the pace is true on a busy machine.
 		for ; time.Since(begin) >= time.Duration(i)*frameTime; i++ {
-			s.sendFrame(i)
+			s.sendFrame(i, remote)
 			if i%50 == 49 {
-				s.sendReport(i)
+				s.sendReport(i, remote)
 			}
 		}
 		select {
-		case <-ctx.Done():
+		case <-s.quiet:
 			return
 		case <-tick.C:
 		}
 	}
 }
 
-func (s *Stream) sendFrame(i uint32) {
+func (s *Stream) sendFrame(i uint32, remote netip.AddrPort) {
 	p := rtp.Packet{
 		Header: rtp.Header{
 			Version:        2,
@@ -166,7 +175,7 @@ func (s *Stream) sendFrame(i uint32) {
 		return
 	}
 	// A refused packet (ICMP) is a lost packet: the far end's count tells.
-	if _, err := s.conn.WriteToUDPAddrPort(b, s.remote); err == nil {
+	if _, err := s.conn.WriteToUDPAddrPort(b, remote); err == nil {
 		s.mu.Lock()
 		s.stats.Sent++
 		s.mu.Unlock()
@@ -174,7 +183,6 @@ func (s *Stream) sendFrame(i uint32) {
 }
 
 func (s *Stream) receive() {
-	defer s.workers.Done()
 	buf := make([]byte, 2048)
 	for {
 		n, from, err := s.conn.ReadFromUDPAddrPort(buf)
@@ -193,4 +201,34 @@ func (s *Stream) receive() {
 		}
 		s.mu.Unlock()
 	}
+}
+
+// Direct measures what the machine itself takes: two streams exchange n frames at host without an
+// edge between them, and the delay of one of them is returned.
+func Direct(ctx context.Context, host netip.Addr, n int) (StreamStats, error) {
+	a, err := openStream(host)
+	if err != nil {
+		return StreamStats{}, err
+	}
+	defer a.close()
+	b, err := openStream(host)
+	if err != nil {
+		return StreamStats{}, err
+	}
+	defer b.close()
+	there, back := NewPattern("direct", Caller), NewPattern("direct", Callee)
+	a.start(host, there, back)
+	b.start(host, back, there)
+	a.talk(b.Addr())
+	b.talk(a.Addr())
+	tick := time.NewTicker(frameTime)
+	defer tick.Stop()
+	for b.Stats().Verified < n {
+		select {
+		case <-ctx.Done():
+			return b.Stats(), fmt.Errorf("direct streams: %w", ctx.Err())
+		case <-tick.C:
+		}
+	}
+	return b.Stats(), nil
 }

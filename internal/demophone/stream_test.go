@@ -44,8 +44,8 @@ func TestStreamsVerifyEachOther(t *testing.T) {
 	caller, callee := NewPattern("call-1", Caller), NewPattern("call-1", Callee)
 	a.start(b.Addr().Addr(), caller, callee)
 	b.start(a.Addr().Addr(), callee, caller)
-	a.talk(t.Context(), b.Addr())
-	b.talk(t.Context(), a.Addr())
+	a.talk(b.Addr())
+	b.talk(a.Addr())
 	eventually(t, "60 verified frames and a report each way", func() bool {
 		x, y := a.Stats(), b.Stats()
 		return x.Verified >= 60 && y.Verified >= 60 && x.Reports > 0 && y.Reports > 0
@@ -65,7 +65,7 @@ func TestStreamHearsNobodyElse(t *testing.T) {
 
 	// The right audio of another call is wrong here, and the right audio from another host is refused.
 	b.send = NewPattern("call-2", Caller)
-	b.talk(t.Context(), a.Addr())
+	b.talk(a.Addr())
 	eventually(t, "wrong frames", func() bool { return a.Stats().Wrong >= 5 })
 	if st := a.Stats(); st.Verified != 0 {
 		t.Errorf("another call's audio was verified: %+v", st)

@@ -27,6 +27,9 @@ type Message struct {
 type Tap struct {
 	net.PacketConn
 	allowed []netip.Addr
+	// reading is closed once somebody reads.
+	reading chan struct{}
+	begin   sync.Once
 
 	mu       sync.Mutex
 	messages []Message
@@ -36,7 +39,7 @@ type Tap struct {
 
 // NewTap returns a tap around pc that hears the allowed hosts only.
 func NewTap(pc net.PacketConn, allowed ...netip.Addr) *Tap {
-	return &Tap{PacketConn: pc, allowed: allowed, refused: make(map[netip.Addr]int)}
+	return &Tap{PacketConn: pc, allowed: allowed, reading: make(chan struct{}), refused: make(map[netip.Addr]int)}
 }
 
 // Addr returns the socket's own address.
@@ -44,6 +47,7 @@ func (t *Tap) Addr() netip.AddrPort { return addrPort(t.LocalAddr()) }
 
 // ReadFrom returns the next datagram of an allowed host.
 func (t *Tap) ReadFrom(b []byte) (int, net.Addr, error) {
+	t.begin.Do(func() { close(t.reading) })
 	for {
 		n, from, err := t.PacketConn.ReadFrom(b)
 		if err != nil {
