@@ -1,0 +1,221 @@
+package main
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"edged.dev/edged/pkg/pinhole"
+)
+
+// config is the whole file: the sum of the packages' sections. What this file
+// does not name keeps the value of [defaultConfig].
+type config struct {
+	Log      logConfig                `yaml:"log" jsonschema_description:"what is logged and how"`
+	Admin    adminConfig              `yaml:"admin" jsonschema_description:"the operator's listener: API, metrics, health, profiles"`
+	State    stateConfig              `yaml:"state" jsonschema_description:"what outlives a restart"`
+	Networks map[string]networkConfig `yaml:"networks" jsonschema_description:"the named sides of the edge; the names are used everywhere else"`
+	TLS      tlsConfig                `yaml:"tls" jsonschema_description:"certificates of the edge and of its peers"`
+	Limits   limitsConfig             `yaml:"limits" jsonschema_description:"what one source may ask for"`
+	CDR      cdrConfig                `yaml:"cdr" jsonschema_description:"call records"`
+
+	// dir is the folder of the file; relative certificate paths start there.
+	dir string
+}
+
+type logConfig struct {
+	Level  string `yaml:"level" jsonschema:"enum=debug,enum=info,enum=warn,enum=error,default=info" jsonschema_description:"least severity that is logged; live"`
+	Format string `yaml:"format" jsonschema:"enum=auto,enum=json,enum=text,default=auto" jsonschema_description:"auto: text on a terminal, JSON under systemd and in files"`
+}
+
+type adminConfig struct {
+	Listen string `yaml:"listen" jsonschema:"default=127.0.0.1:9060" jsonschema_description:"HOST:PORT or unix:/PATH; an address that is not loopback needs a token; empty turns the listener off"`
+	Token  secret `yaml:"token" jsonschema:"default=" jsonschema_description:"bearer token that every request must carry; ${NAME} takes it from the environment"`
+}
+
+type stateConfig struct {
+	Dir string `yaml:"dir" jsonschema:"default=/var/lib/edged" jsonschema_description:"folder for registrations and calls that outlive a restart; empty keeps them in memory only"`
+}
+
+type networkConfig struct {
+	Addresses []netip.Addr   `yaml:"addresses" jsonschema:"required" jsonschema_description:"the edge's own addresses on this network; the first of each family carries media"`
+	Advertise netip.Addr     `yaml:"advertise" jsonschema_description:"public address of a 1:1 NAT in front of the edge, written into messages instead of the address of its family"`
+	Subnets   []netip.Prefix `yaml:"subnets" jsonschema_description:"the hosts of this network; empty: what the routing table says"`
+	Trusted   *bool          `yaml:"trusted" jsonschema_description:"hosts of a trusted network may call any other network; default: true if all addresses are private and there is no advertise"`
+}
+
+type tlsConfig struct {
+	Certificates []certConfig `yaml:"certificates" jsonschema_description:"the edge's certificates, chosen by server name; the first is the default; live"`
+	ClientCA     string       `yaml:"client_ca" jsonschema:"default=" jsonschema_description:"PEM file with the authorities of peers: of client certificates and, beside the system's, of servers that the edge dials"`
+}
+
+type certConfig struct {
+	Cert string `yaml:"cert" jsonschema:"required" jsonschema_description:"PEM file with the certificate and its chain, relative to this file"`
+	Key  string `yaml:"key" jsonschema:"required" jsonschema_description:"PEM file with the private key, relative to this file"`
+}
+
+type limitsConfig struct {
+	PerSource perSourceConfig `yaml:"per_source" jsonschema_description:"limits for one source address"`
+}
+
+type perSourceConfig struct {
+	MessagesPerSecond int `yaml:"messages_per_second" jsonschema:"minimum=0,default=100" jsonschema_description:"requests outside of dialogs and malformed messages a second; 0 = no limit; live"`
+	Connections       int `yaml:"connections" jsonschema:"minimum=0,default=64" jsonschema_description:"stream connections at the same time; 0 = no limit; live"`
+}
+
+type cdrConfig struct {
+	File string `yaml:"file" jsonschema:"default=" jsonschema_description:"file to which one JSON line is appended when a call ends, relative to state.dir; empty = none"`
+}
+
+// secret is a text that is never printed. "${NAME}" stands for an environment variable.
+type secret string
+
+// UnmarshalText reads the secret, or the environment variable that the text names.
+func (s *secret) UnmarshalText(b []byte) error {
+	name, isVar := strings.CutPrefix(string(b), "${")
+	if !isVar {
+		*s = secret(b)
+		return nil
+	}
+	name, isVar = strings.CutSuffix(name, "}")
+	value := os.Getenv(name)
+	if !isVar || value == "" {
+		return fmt.Errorf("the environment variable %s is not set", name)
+	}
+	*s = secret(value)
+	return nil
+}
+
+// String hides the secret.
+func (s secret) String() string { return "***" }
+
+func defaultConfig() config {
+	return config{
+		Log:    logConfig{Level: "info", Format: "auto"},
+		Admin:  adminConfig{Listen: "127.0.0.1:9060"},
+		State:  stateConfig{Dir: "/var/lib/edged"},
+		Limits: limitsConfig{PerSource: perSourceConfig{MessagesPerSecond: 100, Connections: 64}},
+	}
+}
+
+// configError holds all faults of a file.
+type configError struct {
+	file   string
+	faults []fault
+}
+
+// Error returns one line per fault: FILE:LINE: key: what is wrong.
+func (e *configError) Error() string {
+	lines := make([]string, len(e.faults))
+	for i, f := range e.faults {
+		lines[i] = fmt.Sprintf("%s:%d: %s", e.file, f.Line, f.Text)
+		if f.Key != "" {
+			lines[i] = fmt.Sprintf("%s:%d: %s: %s", e.file, f.Line, f.Key, f.Text)
+		}
+	}
+	return strings.Join(lines, "\n")
+}
+
+// loadConfig reads and checks a file. Everything that is wrong with it comes in one *configError.
+func loadConfig(file string) (*config, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	return parseConfig(file, data)
+}
+
+func parseConfig(file string, data []byte) (*config, error) {
+	cfg := defaultConfig()
+	cfg.dir = filepath.Dir(file)
+	lines, faults := decodeYAML(data, &cfg)
+	faults = addValidation(faults, lines, cfg.validate())
+	if len(faults) > 0 {
+		slices.SortStableFunc(faults, func(a, b fault) int {
+			return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Key, b.Key))
+		})
+		return nil, &configError{file, faults}
+	}
+	return &cfg, nil
+}
+
+// addValidation gives the packages' faults their lines, and leaves out those of
+// values that could not even be read.
+func addValidation(faults []fault, lines map[string]int, found []keyText) []fault {
+	unread := map[string]bool{}
+	for _, f := range faults {
+		unread[f.Key] = true
+	}
+	for _, f := range found {
+		if !unread[f.Key] {
+			faults = append(faults, fault{lineOfKey(lines, f.Key), f.Key, f.Text})
+		}
+	}
+	return faults
+}
+
+// lineOfKey returns the line of key or, where the file does not name it, of what it would stand in.
+func lineOfKey(lines map[string]int, key string) int {
+	for key != "" {
+		if l, ok := lines[key]; ok {
+			return l
+		}
+		key = key[:max(strings.LastIndexAny(key, ".["), 0)]
+	}
+	return 1
+}
+
+// keyText is a fault before its line is known.
+type keyText struct{ Key, Text string }
+
+// keyed is how packages mark their faults; Error() is "key: text" and FaultKey() the key.
+type keyed interface {
+	error
+	FaultKey() string
+}
+
+// sectionFaults takes apart what a section's Validate returned and puts the section's name before each key.
+func sectionFaults(section string, err error) []keyText {
+	if err == nil {
+		return nil
+	}
+	if many, ok := err.(interface{ Unwrap() []error }); ok {
+		var out []keyText
+		for _, e := range many.Unwrap() {
+			out = append(out, sectionFaults(section, e)...)
+		}
+		return out
+	}
+	var k keyed
+	if !errors.As(err, &k) {
+		return []keyText{{section, err.Error()}}
+	}
+	return []keyText{{join(section, k.FaultKey()), strings.TrimPrefix(k.Error(), k.FaultKey()+": ")}}
+}
+
+// networks returns the networks in the words of the seam.
+func (c *config) networks() pinhole.Networks {
+	nets := make(pinhole.Networks, len(c.Networks))
+	for name, n := range c.Networks {
+		nets[name] = pinhole.Network{Addresses: n.Addresses, Advertise: n.Advertise, Subnets: n.Subnets, Trusted: n.trusted()}
+	}
+	return nets
+}
+
+// trusted applies the default: a network whose addresses are all private and not advertised is the inside.
+func (n networkConfig) trusted() bool {
+	if n.Trusted != nil {
+		return *n.Trusted
+	}
+	for _, a := range n.Addresses {
+		if !a.IsPrivate() && !a.IsLoopback() {
+			return false
+		}
+	}
+	return !n.Advertise.IsValid()
+}

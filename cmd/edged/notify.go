@@ -1,0 +1,47 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"go.uber.org/zap"
+)
+
+// notify tells systemd a state (sd_notify(3)); without systemd it does nothing.
+func notify(log *zap.Logger, state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		log.Warn("systemd was not reached", zap.Error(err))
+	}
+}
+
+func notifyReloading(log *zap.Logger) {
+	notify(log, daemon.SdNotifyReloading+"\n"+daemon.SdNotifyMonotonicUsec())
+}
+
+// notifyDraining asks systemd for the time that the drain may take.
+func notifyDraining(log *zap.Logger, limit time.Duration) {
+	notify(log, fmt.Sprintf("%s\nSTATUS=draining\nEXTEND_TIMEOUT_USEC=%d",
+		daemon.SdNotifyStopping, (limit+5*time.Second).Microseconds()))
+}
+
+// feedWatchdog feeds systemd's watchdog for as long as every service answers. A
+// service that hangs keeps alive from returning, and systemd restarts the daemon.
+func feedWatchdog(ctx context.Context, alive func(), log *zap.Logger) {
+	every, err := daemon.SdWatchdogEnabled(false)
+	if err != nil || every <= 0 {
+		return
+	}
+	tick := time.NewTicker(every / 3)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			alive()
+			notify(log, daemon.SdNotifyWatchdog)
+		}
+	}
+}

@@ -1,0 +1,115 @@
+package main
+
+import (
+	"fmt"
+	"reflect"
+	"slices"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// reloader replaces the running configuration by the file's, as far as that is possible while calls live.
+type reloader struct {
+	load     func() (*config, error)
+	services []*service
+	tls      *tlsStore
+	level    zap.AtomicLevel
+	log      *zap.Logger
+	metrics  reloadMetrics
+	events   *eventBroker
+
+	mu      sync.Mutex
+	running *config
+	state   reloadState
+}
+
+// reloadState is the part "config" of /api/v1/status.
+type reloadState struct {
+	LoadedAt time.Time `json:"loaded_at"`
+	// Error says why the last reload was refused, "" if it was not.
+	Error string `json:"error,omitempty"`
+	// RestartRequired are the keys of the file that differ from what runs.
+	RestartRequired []string `json:"restart_required,omitempty"`
+}
+
+func (r *reloader) snapshot() reloadState {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.state
+}
+
+// reload reads the whole file first; if anything is wrong with it, what runs stays.
+func (r *reloader) reload() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.reloadLocked(); err != nil {
+		r.state.Error = err.Error()
+		r.metrics.successful.Set(0)
+		r.log.Error("reload refused, the old configuration stays", zap.Error(err))
+		r.events.publish("reload", map[string]any{"ok": false, "error": err.Error()})
+		return
+	}
+	now := time.Now()
+	r.metrics.loaded(now)
+	r.state.LoadedAt, r.state.Error = now.UTC(), ""
+	r.log.Info("configuration reloaded")
+	r.events.publish("reload", map[string]any{"ok": true, "restart_required": r.state.RestartRequired})
+}
+
+func (r *reloader) reloadLocked() error {
+	next, err := r.load()
+	if err != nil {
+		return err
+	}
+	certs, err := loadCertificates(next.TLS, next.dir)
+	if err != nil {
+		return err
+	}
+	live := withLiveKeys(r.running, next)
+	for _, s := range r.services {
+		if s.reload == nil {
+			continue
+		}
+		if err := s.reload(live); err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+	}
+	r.tls.current.Store(certs)
+	setLevel(r.level, live.Log.Level)
+	r.running = live
+	r.state.RestartRequired = changedKeys(reflect.ValueOf(*live), reflect.ValueOf(*next), "")
+	for _, key := range r.state.RestartRequired {
+		r.log.Warn("restart required: " + key)
+	}
+	return nil
+}
+
+// withLiveKeys returns the running configuration with those keys of next that may
+// change while calls live. docs/operations.md lists them.
+func withLiveKeys(running, next *config) *config {
+	c := *running
+	c.Log.Level = next.Log.Level
+	c.TLS = next.TLS
+	c.Limits = next.Limits
+	return &c
+}
+
+// changedKeys lists the keys in which two configurations differ, sections taken apart.
+func changedKeys(a, b reflect.Value, key string) []string {
+	if a.Kind() != reflect.Struct || isText(a.Type()) {
+		if reflect.DeepEqual(a.Interface(), b.Interface()) {
+			return nil
+		}
+		return []string{key}
+	}
+	var keys []string
+	for i := range a.NumField() {
+		if k := yamlKey(a.Type().Field(i)); k != "" {
+			keys = append(keys, changedKeys(a.Field(i), b.Field(i), join(key, k))...)
+		}
+	}
+	slices.Sort(keys)
+	return keys
+}

@@ -1,0 +1,238 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+)
+
+func newRunCmd() *cobra.Command {
+	var drain time.Duration
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Run the daemon",
+		Long: "Run starts the services that the configuration names and logs to stderr.\n" +
+			"SIGHUP reloads the configuration. SIGTERM and SIGINT drain: no new calls are taken,\n" +
+			"and the daemon ends with the last call or after --drain; a second one ends it at once.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			file := configFile(cmd)
+			cfg, err := loadConfig(file)
+			if err != nil {
+				return err
+			}
+			level := zap.NewAtomicLevel()
+			setLevel(level, cfg.Log.Level)
+			log := newLogger(cmd.ErrOrStderr(), cfg.Log.Format, level)
+			signals := make(chan os.Signal, 4) // a signal that comes while another is handled is kept
+			signal.Notify(signals, syscall.SIGHUP, syscall.SIGTERM, syscall.SIGINT)
+			defer signal.Stop(signals)
+			return runDaemon(context.Background(), runOptions{
+				config: cfg, load: func() (*config, error) { return loadConfig(file) },
+				log: log, level: level, drain: drain, signals: signals,
+			})
+		},
+	}
+	cmd.Flags().DurationVar(&drain, "drain", 10*time.Second, "longest time to wait for calls to end on SIGTERM")
+	return cmd
+}
+
+// runOptions is what a daemon is started with; only config and log are needed.
+type runOptions struct {
+	config *config
+	// load reads the configuration again on SIGHUP.
+	load  func() (*config, error)
+	log   *zap.Logger
+	level zap.AtomicLevel
+	drain time.Duration
+	// signals brings SIGHUP, SIGTERM and SIGINT; nil: the daemon ends with ctx only.
+	signals <-chan os.Signal
+	// ready is called once all sockets are open, with the admin listener's address (nil: none).
+	ready func(admin net.Addr)
+}
+
+// runDaemon builds the services, serves until ctx ends or a signal says so, and returns
+// when everything has ended.
+func runDaemon(ctx context.Context, o runOptions) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	build := readBuildInfo()
+	reg, events := newRegistry(build), newEventBroker()
+	certs, err := loadCertificates(o.config.TLS, o.config.dir)
+	if err != nil {
+		return fmt.Errorf("tls: %w", err)
+	}
+	store := newTLSStore(certs)
+	reg.MustRegister(newCertificateMetrics(store))
+	services, err := buildServices(ctx, &serviceDeps{cfg: o.config, log: o.log, reg: reg, tls: store, events: events})
+	if err != nil {
+		return err
+	}
+	re := &reloader{
+		load: o.load, services: services, tls: store, level: o.level, log: o.log, metrics: newReloadMetrics(reg),
+		events: events, running: o.config, state: reloadState{LoadedAt: time.Now().UTC()},
+	}
+	ln, err := listenAdmin(ctx, o.config.Admin)
+	if err != nil {
+		return fmt.Errorf("admin.listen: %w", err)
+	}
+	ph := &phase{}
+	alive := func() { askAll(services) }
+	if ln != nil {
+		h := adminHandler(adminDeps{
+			Token: o.config.Admin.Token, Registry: reg, Events: events, Ready: ph.notReady, Alive: alive,
+			Views: views(services, statusView(build, ph, re, services)),
+		})
+		services = append(services, &service{name: "admin",
+			serve: func(ctx context.Context) error { return serveAdmin(ctx, ln, h, o.log.Named("admin")) }})
+	}
+	ended := serveAll(ctx, services)
+	go feedWatchdog(ctx, alive, o.log)
+	ph.set("")
+	announce(o, ln)
+	err = supervise(ctx, o, re, ph, services, ended)
+	cancel()
+	for range cap(ended) {
+		if e := <-ended; e != nil && err == nil {
+			err = e
+		}
+	}
+	o.log.Info("stopped")
+	return err
+}
+
+// announce says that the daemon takes calls.
+func announce(o runOptions, ln net.Listener) {
+	var addr net.Addr
+	at := ""
+	if ln != nil {
+		addr, at = ln.Addr(), ln.Addr().String()
+	}
+	o.log.Info("ready", zap.String("version", version), zap.String("admin", at))
+	notify(o.log, daemon.SdNotifyReady)
+	if o.ready != nil {
+		o.ready(addr)
+	}
+}
+
+// serveAll starts every service. The channel has room for one result of each.
+func serveAll(ctx context.Context, services []*service) chan error {
+	ended := make(chan error, len(services))
+	for _, s := range services {
+		go func() {
+			err := s.serve(ctx)
+			if err != nil {
+				err = fmt.Errorf("%s: %w", s.name, err)
+			}
+			ended <- err
+		}()
+	}
+	return ended
+}
+
+// supervise handles signals until the daemon is to end. It returns an error if a service ended by itself.
+func supervise(ctx context.Context, o runOptions, re *reloader, ph *phase, services []*service, ended chan error) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-ended:
+			ended <- err // the caller counts all results
+			if err == nil && ctx.Err() == nil {
+				err = fmt.Errorf("a service ended by itself")
+			}
+			return err
+		case sig := <-o.signals:
+			if sig == syscall.SIGHUP {
+				notifyReloading(o.log)
+				re.reload()
+				notify(o.log, daemon.SdNotifyReady)
+				continue
+			}
+			o.log.Info("draining", zap.Stringer("signal", sig), zap.Duration("limit", o.drain))
+			drainAll(ctx, o, ph, services)
+			return nil
+		}
+	}
+}
+
+// drainAll takes no new calls and waits until the calls are gone, the time is over, or a second signal comes.
+func drainAll(ctx context.Context, o runOptions, ph *phase, services []*service) {
+	ph.set("draining")
+	notifyDraining(o.log, o.drain)
+	for _, s := range services {
+		if s.drain != nil {
+			s.drain()
+		}
+	}
+	limit := time.NewTimer(o.drain)
+	defer limit.Stop()
+	look := time.NewTicker(50 * time.Millisecond)
+	defer look.Stop()
+	for busy(services) > 0 {
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			return
+		case <-limit.C:
+			o.log.Warn("drain ended with calls left", zap.Int("calls", busy(services)))
+			return
+		case sig := <-o.signals:
+			if sig != syscall.SIGHUP {
+				o.log.Warn("drain cut short", zap.Int("calls", busy(services)))
+				return
+			}
+		}
+	}
+}
+
+func busy(services []*service) int {
+	n := 0
+	for _, s := range services {
+		if s.busy != nil {
+			n += s.busy()
+		}
+	}
+	return n
+}
+
+// askAll returns once every service has answered.
+func askAll(services []*service) {
+	for _, s := range services {
+		if s.alive != nil {
+			s.alive()
+		}
+	}
+}
+
+// phase says why the daemon is not ready. The zero value is "starting".
+type phase struct {
+	mu      sync.Mutex
+	started bool
+	why     string
+}
+
+// set changes the reason; "" means ready.
+func (p *phase) set(why string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.started, p.why = true, why
+}
+
+func (p *phase) notReady() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.started {
+		return "starting"
+	}
+	return p.why
+}

@@ -1,0 +1,60 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+)
+
+// service is one running part of the daemon. Only name and serve are always set.
+type service struct {
+	name string
+	// serve blocks until ctx ends and everything of the service has ended.
+	serve func(ctx context.Context) error
+	// alive returns once the service has answered; it hangs if the service does.
+	alive func()
+	// reload takes over the live keys of a configuration that has been checked.
+	reload func(*config) error
+	// drain stops the service from taking new calls.
+	drain func()
+	// busy counts the calls for which a drain waits.
+	busy func() int
+	// status is the service's part of /api/v1/status.
+	status func() any
+	// views are further documents under /api/v1/, by name.
+	views map[string]func() any
+}
+
+// serviceDeps is what services are built from. Rows may add to it for the rows below them.
+type serviceDeps struct {
+	cfg    *config
+	log    *zap.Logger
+	reg    prometheus.Registerer
+	tls    *tlsStore
+	events *eventBroker
+}
+
+// buildServices is the table of services, in the order in which they start. A
+// service whose section is missing is off.
+func buildServices(ctx context.Context, d *serviceDeps) ([]*service, error) {
+	table := []struct {
+		name  string
+		on    bool
+		build func(context.Context, *serviceDeps) (*service, error)
+	}{}
+	var out []*service
+	for _, row := range table {
+		if !row.on {
+			continue
+		}
+		s, err := row.build(ctx, d)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", row.name, err)
+		}
+		s.name = row.name
+		out = append(out, s)
+	}
+	return out, nil
+}

@@ -1,0 +1,111 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+func newStatusCmd() *cobra.Command {
+	var f clientFlags
+	var healthz bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show what the running daemon does",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := newAPIClient(cmd, f)
+			if err != nil {
+				return err
+			}
+			if healthz {
+				_, err := c.get(cmd.Context(), "/healthz")
+				return err
+			}
+			return c.show(cmd, f, "/api/v1/status", printStatus)
+		},
+	}
+	f.register(cmd)
+	cmd.Flags().BoolVar(&healthz, "healthz", false, "print nothing; exit with 0 if the daemon is healthy, else 1")
+	return cmd
+}
+
+// printStatus prints the status document as aligned lines.
+func printStatus(w io.Writer, body []byte) error {
+	var doc statusDoc
+	if err := json.Unmarshal(body, &doc); err != nil {
+		return err
+	}
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	up := time.Duration(doc.Uptime * float64(time.Second)).Round(time.Second)
+	fmt.Fprintf(tw, "edged\t%s\tpid %d\tup %s\t%s\n", doc.Build.Version, doc.PID, up, doc.State)
+	fmt.Fprintf(tw, "config\tloaded %s\n", doc.Config.LoadedAt.Format(time.RFC3339))
+	if doc.Config.Error != "" {
+		first, rest, more := strings.Cut(doc.Config.Error, "\n")
+		if more {
+			first += fmt.Sprintf(" (and %d more)", 1+strings.Count(rest, "\n"))
+		}
+		fmt.Fprintf(tw, "config\treload refused: %s\n", first)
+	}
+	for _, key := range doc.Config.RestartRequired {
+		fmt.Fprintf(tw, "config\trestart required: %s\n", key)
+	}
+	for _, name := range slices.Sorted(maps.Keys(doc.Services)) {
+		fmt.Fprintf(tw, "%s\t%s\n", name, oneLine(doc.Services[name]))
+	}
+	return tw.Flush()
+}
+
+// oneLine prints a service's status as "key value, key value".
+func oneLine(v any) string {
+	m, ok := v.(map[string]any)
+	if !ok {
+		return fmt.Sprint(v)
+	}
+	parts := make([]string, 0, len(m))
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		text := fmt.Sprint(m[k])
+		if list, isList := m[k].([]any); isList {
+			text = strings.Trim(fmt.Sprint(list), "[]")
+		}
+		parts = append(parts, strings.ReplaceAll(k, "_", " ")+" "+text)
+	}
+	return strings.Join(parts, ", ")
+}
+
+func newCallsCmd() *cobra.Command {
+	var f clientFlags
+	cmd := &cobra.Command{
+		Use:   "calls",
+		Short: "Show the calls that pass the running daemon",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := newAPIClient(cmd, f)
+			if err != nil {
+				return err
+			}
+			return c.show(cmd, f, "/api/v1/calls", printCalls)
+		},
+	}
+	f.register(cmd)
+	return cmd
+}
+
+// printCalls prints the document "calls" as a table.
+func printCalls(w io.Writer, body []byte) error {
+	var doc struct {
+		Calls []map[string]any `json:"calls"`
+	}
+	if err := json.Unmarshal(body, &doc); err != nil {
+		return err
+	}
+	fmt.Fprintf(w, "%d calls\n", len(doc.Calls))
+	return nil
+}

@@ -1,0 +1,135 @@
+package main
+
+import (
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"go.uber.org/zap/zapcore"
+
+	"edged.dev/edged/pkg/pinhole"
+)
+
+// faultList collects faults with full keys.
+type faultList []keyText
+
+func (l *faultList) add(key, format string, a ...any) {
+	*l = append(*l, keyText{key, fmt.Sprintf(format, a...)})
+}
+
+// validate returns everything that is wrong although it could be read. Each
+// package judges its own section; what concerns two sections is judged here.
+func (c *config) validate() []keyText {
+	var l faultList
+	c.Log.validate(&l)
+	c.Admin.validate(&l)
+	c.validateNetworks(&l)
+	c.Limits.validate(&l)
+	_, err := loadCertificates(c.TLS, c.dir)
+	l = append(l, sectionFaults("tls", err)...)
+	return l
+}
+
+func (c logConfig) validate(l *faultList) {
+	if _, err := zapcore.ParseLevel(c.Level); err != nil || !slices.Contains([]string{"debug", "info", "warn", "error"}, c.Level) {
+		l.add("log.level", "%q is not debug, info, warn or error", c.Level)
+	}
+	if !slices.Contains([]string{"auto", "json", "text"}, c.Format) {
+		l.add("log.format", "%q is not auto, json or text", c.Format)
+	}
+}
+
+// unixPath returns the path of a "unix:/path" address.
+func (c adminConfig) unixPath() (string, bool) { return strings.CutPrefix(c.Listen, "unix:") }
+
+func (c adminConfig) validate(l *faultList) {
+	if c.Listen == "" {
+		return
+	}
+	if path, unix := c.unixPath(); unix {
+		if !strings.HasPrefix(path, "/") {
+			l.add("admin.listen", "%q: the path of a unix socket must begin with /", c.Listen)
+		}
+		return
+	}
+	host, _, err := net.SplitHostPort(c.Listen)
+	if err != nil {
+		l.add("admin.listen", "%q is not HOST:PORT or unix:/PATH", c.Listen)
+		return
+	}
+	addr, err := netip.ParseAddrPort(c.Listen)
+	switch {
+	case err != nil && host != "localhost":
+		l.add("admin.listen", "%q is not an IP address and port", c.Listen)
+	case err == nil && !addr.Addr().IsLoopback() && c.Token == "":
+		l.add("admin.listen", "%s is not loopback: anyone there could read calls; set admin.token too", c.Listen)
+	}
+}
+
+func (c *config) validateNetworks(l *faultList) {
+	usedBy := map[netip.Addr]string{}
+	subnetOf := map[netip.Prefix]string{}
+	for _, name := range slices.Sorted(maps.Keys(c.Networks)) {
+		n, key := c.Networks[name], "networks."+name
+		if strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789_-") != "" || name == "" {
+			l.add(key, "a network's name may hold a-z, 0-9, _ and - only")
+		}
+		if len(n.Addresses) == 0 {
+			l.add(key+".addresses", "at least one own address is needed")
+		}
+		for i, a := range n.Addresses {
+			at := fmt.Sprintf("%s.addresses[%d]", key, i)
+			validateOwnAddress(l, at, a)
+			if other, used := usedBy[a]; used && a.IsValid() {
+				l.add(at, "%s is also an address of network %q", a, other)
+			}
+			usedBy[a] = name
+		}
+		n.validateAdvertise(l, key+".advertise")
+		for i, p := range n.Subnets {
+			at := fmt.Sprintf("%s.subnets[%d]", key, i)
+			if p != p.Masked() {
+				l.add(at, "%s names a host; the network is %s", p, p.Masked())
+			}
+			if other, used := subnetOf[p.Masked()]; used && p.IsValid() {
+				l.add(at, "%s is also a subnet of network %q", p, other)
+			}
+			subnetOf[p.Masked()] = name
+		}
+	}
+}
+
+func validateOwnAddress(l *faultList, key string, a netip.Addr) {
+	switch {
+	case !a.IsValid(): // could not be read: said already
+	case a.IsUnspecified():
+		l.add(key, "%s is no address; name the edge's own one on this network", a)
+	case a.IsMulticast():
+		l.add(key, "%s is a multicast address", a)
+	case a.Is4In6():
+		l.add(key, "%s: write it as %s", a, a.Unmap())
+	}
+}
+
+func (n networkConfig) validateAdvertise(l *faultList, key string) {
+	if !n.Advertise.IsValid() {
+		return
+	}
+	validateOwnAddress(l, key, n.Advertise)
+	same := func(a netip.Addr) bool { return pinhole.FamilyOf(a) == pinhole.FamilyOf(n.Advertise) }
+	if !slices.ContainsFunc(n.Addresses, same) {
+		l.add(key, "%s: the network has no address of this family", n.Advertise)
+	}
+}
+
+func (c limitsConfig) validate(l *faultList) {
+	if c.PerSource.MessagesPerSecond < 0 {
+		l.add("limits.per_source.messages_per_second", "%d is negative; 0 means no limit", c.PerSource.MessagesPerSecond)
+	}
+	if c.PerSource.Connections < 0 {
+		l.add("limits.per_source.connections", "%d is negative; 0 means no limit", c.PerSource.Connections)
+	}
+}
