@@ -1,0 +1,150 @@
+package sdp
+
+import (
+	"bytes"
+)
+
+// attribute takes the line a=NAME or a=NAME:VALUE.
+func (s *Session) attribute(start, end, next int) {
+	colon := end
+	if i := bytes.IndexByte(s.raw[start:end], ':'); i >= 0 {
+		colon = start + i
+	}
+	value := min(colon+1, end)
+	if !s.named(s.raw[start+2:colon], start, value, end, next) {
+		s.named(lowered(s.raw[start+2:colon]), start, value, end, next)
+	}
+}
+
+// lowered returns name in lower case if it is not, nil if it is: names are written as
+// registered, and only an unknown one is worth a second look.
+func lowered(name []byte) []byte {
+	if len(name) > 32 {
+		return nil
+	}
+	for _, c := range name {
+		if c >= 'A' && c <= 'Z' {
+			return bytes.ToLower(name)
+		}
+	}
+	return nil
+}
+
+// named acts on an attribute by its name, and tells whether the name is known.
+func (s *Session) named(name []byte, start, value, end, next int) bool {
+	m, v := s.level(), s.raw[value:end]
+	switch string(name) {
+	case "rtpmap", "fmtp", "ptime", "maxptime", "rtcp-fb", "ssrc", "extmap", "crypto", "fingerprint", "T38FaxVersion",
+		"T38MaxBitRate", "T38FaxRateManagement", "T38FaxMaxBuffer", "T38FaxMaxDatagram", "T38FaxUdpEC":
+	case "sendrecv":
+		m.Direction = SendRecv
+	case "sendonly":
+		m.Direction = SendOnly
+	case "recvonly":
+		m.Direction = RecvOnly
+	case "inactive":
+		m.Direction = Inactive
+	case "rtcp-mux", "rtcp-mux-only":
+		m.MuxRTCP = true
+	case "bundle-only":
+		m.BundleOnly = true
+	case "setup":
+		m.Setup = bytes.Trim(v, " \t")
+	case "mid":
+		m.MID = bytes.Trim(v, " \t")
+	case "group":
+		if prefixFold(v, "bundle ") && len(s.groups) < maxGroups {
+			s.groups = append(s.groups, v[len("bundle "):])
+		}
+	case "rtcp":
+		s.rtcp(start, value, end, next)
+	case "path":
+		s.path(start, value, end, next)
+	case "candidate":
+		m.ICE = true
+		m.Candidates++
+		s.mark(markCandidate, start, value, end, next)
+	case "remote-candidates", "altc":
+		s.mark(markCandidate, start, value, end, next)
+	case "remote-candidate":
+		s.mark(markRemote, start, value, end, next)
+	case "end-of-candidates":
+		s.mark(markICE, start, value, end, next)
+	case "ice-ufrag":
+		m.ICE = true
+		s.mark(markICE, start, value, end, next)
+	case "ice-options":
+		s.mark(markICEOptions, start, value, end, next)
+	default:
+		return s.prefixed(name, start, value, end, next)
+	}
+	return true
+}
+
+func (s *Session) prefixed(name []byte, start, value, end, next int) bool {
+	switch {
+	case prefixFold(name, "x-candidate"):
+		s.mark(markCandidate, start, value, end, next)
+	case prefixFold(name, "ice-"):
+		s.mark(markICE, start, value, end, next)
+	default:
+		return false
+	}
+	return true
+}
+
+func (s *Session) mark(k markKind, start, from, to, next int) {
+	s.marks = append(s.marks, mark{kind: k, media: s.current(), start: start, from: from, to: to, next: next})
+}
+
+// rtcp reads "a=rtcp:53020" or "a=rtcp:53020 IN IP6 2001:db8::1" (RFC 3605 §2.1).
+func (s *Session) rtcp(start, value, end, next int) {
+	var t [4][2]int
+	n := s.tokens(value, end, t[:])
+	if n == 0 {
+		return
+	}
+	k := mark{kind: markRTCP, media: s.current(), start: start, from: t[0][0], to: t[n-1][1], next: next, named: n > 1}
+	k.port, _ = parsePort(s.raw[t[0][0]:t[0][1]])
+	if n == 4 {
+		k.addr = parseAddr(s.raw[t[3][0]:t[3][1]])
+	}
+	s.marks = append(s.marks, k)
+	if m := s.level(); m != &s.defaults && !m.ownRTCP {
+		m.RTCPPort, m.RTCPAddr, m.ownRTCP = k.port, k.addr, true
+	}
+}
+
+// path reads the first URI of "a=path:msrp://[user@]host[:port]/session;tcp" (RFC 4975 §6).
+// Further URIs are those of relays' clients, which must come back to them as they are.
+func (s *Session) path(start, value, end, next int) {
+	i := bytes.Index(s.raw[value:end], []byte("://"))
+	if i < 0 {
+		return
+	}
+	from := value + i + 3
+	to := from
+	for to < end && !bytes.ContainsRune([]byte("/; \t"), rune(s.raw[to])) {
+		to++
+	}
+	if at := bytes.LastIndexByte(s.raw[from:to], '@'); at >= 0 {
+		from += at + 1
+	}
+	host, port := s.raw[from:to], uint16(2855)
+	colon := bytes.LastIndexByte(host, ':')
+	if colon > bytes.LastIndexByte(host, ']') && (host[0] == '[' || bytes.Count(host, []byte{':'}) == 1) {
+		p, ok := parsePort(host[colon+1:])
+		if !ok {
+			return
+		}
+		host, port = host[:colon], p
+	}
+	if len(host) == 0 {
+		return
+	}
+	k := mark{kind: markPath, media: s.current(), port: port, start: start, from: from, to: to, next: next, addr: parseAddr(host)}
+	s.marks = append(s.marks, k)
+	if m := s.level(); len(m.Path.Host) == 0 {
+		m.Path = MSRPPath{Host: bytes.Trim(host, "[]"), Addr: k.addr, Port: port}
+	}
+}
