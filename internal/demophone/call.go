@@ -206,3 +206,10 @@ func (p *Phone) onBye(req *sip.Request, tx sip.ServerTransaction) {
 	}
 	c.end()
 }
+
+// onOptions answers the pings that keep a phone reachable.
+func (p *Phone) onOptions(req *sip.Request, tx sip.ServerTransaction) {
+	if err := tx.Respond(sip.NewResponseFromRequest(req, 200, "OK", nil)); err != nil {
+		p.log.Debug("ping not answered", zap.Error(err))
+	}
+}

@@ -51,6 +51,7 @@ func New(cfg Config, tap *Tap, log *zap.Logger) (*Phone, error) {
 	a.server.OnInvite(p.onInvite)
 	a.server.OnAck(p.onAck)
 	a.server.OnBye(p.onBye)
+	a.server.OnOptions(p.onOptions)
 	return p, nil
 }
 
