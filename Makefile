@@ -1,0 +1,69 @@
+# edged: `make demo` shows calls passing, `make test` runs every test. `make help` lists the rest.
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+FUZZTIME ?= 60s
+
+.PHONY: help build demo test packages need-go fmt vet unit oracle fuzz fuzz-short lab lab-full bench-sip bench-media lint cover clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+
+build: need-go ## bin/edged, one static binary
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/edged ./cmd/edged
+
+demo: build ## real calls between two networks on this machine; no root, no packages
+	./bin/edged demo
+
+test: need-go packages fmt vet unit oracle fuzz-short lab ## every test; as root also installs what the lab needs
+
+packages:
+	@tools/packages.sh
+
+need-go:
+	@tools/need-go.sh
+
+fmt:
+	@bad=$$(gofmt -l cmd pkg internal lab bench tools); if [ -n "$$bad" ]; then echo "not gofmt'ed:"; echo "$$bad"; exit 1; fi
+
+vet: need-go
+	go vet ./...
+	go vet -tags lab ./...
+
+unit: need-go ## unit tests, with the race detector where there is a C compiler
+	@if command -v gcc >/dev/null || command -v cc >/dev/null; then set -x; CGO_ENABLED=1 go test -race ./...; \
+	else echo "no C compiler, so no race detector"; set -x; go test ./...; fi
+
+oracle: need-go ## the SIP codec against gosip's and sipgo's parsers; a module of its own
+	cd pkg/sipalg/sipmsg/oracle && go test ./...
+
+fuzz: need-go ## every fuzz target for FUZZTIME (60s)
+	@tools/fuzz.sh $(FUZZTIME)
+
+fuzz-short: need-go
+	@tools/fuzz.sh 5s
+
+lab: need-go ## real networks and real peers; needs root, skips loudly without
+	@go build -o bin/labreport ./tools/labreport
+	@echo "lab: network namespaces, sipp, baresip, kamailio; a line per case as it ends"
+	@go test -tags lab -count=1 -timeout 20m -json ./lab/... | bin/labreport
+
+lab-full: ## the lab with the full loads: 1,000 calls at 50 a second each way
+	EDGED_LAB_FULL=1 $(MAKE) lab
+
+bench-sip: need-go ## calls a second against Kamailio and rtpengine; needs root
+	go run ./bench/sip
+
+bench-media: need-go ## packets a second against rtpengine; needs root
+	go run ./bench/media
+
+lint: ## golangci-lint with .golangci.yml
+	@command -v golangci-lint >/dev/null || { \
+		echo "golangci-lint is not installed: go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@latest"; exit 1; }
+	golangci-lint run
+
+cover: need-go ## test coverage by package
+	go test -coverprofile=bin/cover.cov ./... && go tool cover -func=bin/cover.cov | tail -1
+
+clean: ## remove what was built
+	rm -rf bin bench/out
