@@ -44,14 +44,14 @@ func (r *Rig) Reference(t testing.TB) *Proc {
 		"--listen-ng=127.0.0.1:2223", "--port-min=30000", "--port-max=31000", "--no-fallback=false")
 	rtp.Logged(t, 10*time.Second, "Startup complete")
 	return r.GW.kamailio(t, "reference", referenceConfig, map[string]any{
-		"Lan": lan, "Wan": wan, "Net": nets4[inside], "Registrar": firstRegistrar(r),
+		"Lan": lan, "Wan": wan, "Net": nets4[inside], "Server": firstOutside(r),
 	})
 }
 
-// firstRegistrar returns the address of the outside host named registrar, where the reference sends example.org.
-func firstRegistrar(r *Rig) netip.Addr {
-	for _, h := range r.hosts {
-		if h.Name == "registrar" {
+// firstOutside returns the address of the first outside host: the server of example.org.
+func firstOutside(r *Rig) netip.Addr {
+	for _, h := range r.hosts[1:] {
+		if h.Side == outside {
 			return h.IP
 		}
 	}

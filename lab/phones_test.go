@@ -51,7 +51,7 @@ func wantSound(t *testing.T, p *Phone, hz int, d time.Duration) {
 	t.Helper()
 	s := p.Heard(t)
 	t.Logf("%s@%s heard %v", p.User, p.Host.Name, s)
-	if s.Hz < hz-20 || s.Hz > hz+20 || s.Voiced < d/2 || s.Other > s.Voiced/5 {
+	if !s.near(hz) || s.Voiced < d/2 || s.Other > s.Voiced/5 {
 		t.Errorf("%s@%s heard %v, want at least %v of %d Hz", p.User, p.Host.Name, s, d/2, hz)
 	}
 }

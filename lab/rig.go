@@ -101,8 +101,10 @@ func (r *Rig) host(name string, s side) *Host {
 	h := r.namespace(name)
 	r.next[s]++
 	r.plug(h, s, "eth0", r.next[s])
-	r.ip("-n %s route add default via %s1", h.ns, nets4[s])
-	r.ip("-n %s -6 route add default via %s1", h.ns, nets6[s])
+	// outside hosts have no way to the inside but the gateway's own address: .254 does not exist
+	router := [...]int{inside: 1, outside: 254}[s]
+	r.ip("-n %s route add default via %s%d", h.ns, nets4[s], router)
+	r.ip("-n %s -6 route add default via %s%x", h.ns, nets6[s], router)
 	return h
 }
 

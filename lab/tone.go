@@ -19,11 +19,26 @@ type Sound struct {
 	Hz     int           // the tone that most voiced frames hold, 0 if none
 	Voiced time.Duration // total of the 20 ms frames that hold Hz
 	Other  time.Duration // total of the voiced frames that hold something else
+	frames map[int]int   // voiced frames by tone
 }
 
 // String is one line for a person.
 func (s Sound) String() string {
 	return fmt.Sprintf("%.2fs of %d Hz (%.2fs of others) in %.2fs", s.Voiced.Seconds(), s.Hz, s.Other.Seconds(), s.Length.Seconds())
+}
+
+// near tells whether the dominant tone is hz, within a step of the search.
+func (s Sound) near(hz int) bool { return s.Hz >= hz-20 && s.Hz <= hz+20 }
+
+// Part returns how long hz was heard.
+func (s Sound) Part(hz int) time.Duration {
+	n := 0
+	for f, c := range s.frames {
+		if f >= hz-20 && f <= hz+20 {
+			n += c
+		}
+	}
+	return time.Duration(n) * 20 * time.Millisecond
 }
 
 // hear finds the dominant tone among 200-1500 Hz, 20 ms frame by frame, by the Goertzel algorithm.
@@ -39,7 +54,7 @@ func hear(pcm []int16) Sound {
 		voiced++
 		votes[loudest(x)]++
 	}
-	s := Sound{Length: time.Duration(len(pcm)) * time.Second / rate}
+	s := Sound{Length: time.Duration(len(pcm)) * time.Second / rate, frames: votes}
 	best := 0
 	for hz, n := range votes {
 		if n > best {
