@@ -1,0 +1,303 @@
+package transport
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"syscall"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"edged.dev/edged/pkg/pinhole"
+	"edged.dev/edged/pkg/sipalg/flow"
+)
+
+// datagramMax is more than a UDP payload can have, so that nothing is cut off unseen.
+const datagramMax = 65536
+
+// socketBuffer is asked for in each direction: a second of messages from a registration storm.
+const socketBuffer = 4 << 20
+
+type sockKey struct {
+	network string
+	local   netip.AddrPort
+}
+
+// packetSock is a UDP socket that is served.
+type packetSock struct {
+	network string
+	addrs   []netip.AddrPort
+	pc      net.PacketConn
+	raw     syscall.RawConn // nil if pc is no UDP socket of the system
+	v6      bool            // the socket's own family
+	ops     sync.Pool       // *sendOp
+}
+
+// ServePacket reads SIP messages from pc until ctx ends; then it closes pc and returns nil. One
+// goroutine reads, so that messages of one source stay in order: more throughput takes several
+// sockets with SO_REUSEPORT, each with its own call. An error of the socket (such as an ICMP error
+// of some peer) does not stop it; only closing does.
+func (t *Transport) ServePacket(ctx context.Context, network string, pc net.PacketConn) error {
+	s := &packetSock{network: network, pc: pc, addrs: t.addresses(network, pc.LocalAddr())}
+	udp, _ := pc.(*net.UDPConn)
+	if udp != nil {
+		s.tune(udp, t.cfg.Load().Dscp)
+	}
+	t.addSock(s)
+	stop := context.AfterFunc(ctx, func() { pc.Close() })
+	defer func() {
+		stop()
+		pc.Close()
+		t.removeSock(s)
+	}()
+	err := t.readPackets(ctx, s, packetReader(pc, udp))
+	if ctx.Err() != nil {
+		return nil
+	}
+	return fmt.Errorf("serve udp %v: %w", pc.LocalAddr(), err)
+}
+
+// packetReader returns the fastest way to read pc; the one for UDP sockets does not allocate.
+func packetReader(pc net.PacketConn, udp *net.UDPConn) func([]byte) (int, netip.AddrPort, error) {
+	if udp != nil {
+		return udp.ReadFromUDPAddrPort
+	}
+	return func(b []byte) (int, netip.AddrPort, error) {
+		n, a, err := pc.ReadFrom(b)
+		return n, addrPort(a), err
+	}
+}
+
+func (t *Transport) readPackets(ctx context.Context, s *packetSock, read func([]byte) (int, netip.AddrPort, error)) error {
+	buf := make([]byte, datagramMax)
+	var wait backoff
+	for {
+		n, src, err := read(buf)
+		switch {
+		case err == nil:
+			wait.reset()
+			t.packet(s, buf[:n], netip.AddrPortFrom(src.Addr().Unmap(), src.Port()))
+		case errors.Is(err, net.ErrClosed):
+			return err
+		default:
+			t.log.Debug("udp read", zap.String("network", s.network), zap.Error(err))
+			if !wait.pause(ctx) {
+				return ctx.Err()
+			}
+		}
+	}
+}
+
+// packet handles one datagram.
+func (t *Transport) packet(s *packetSock, b []byte, src netip.AddrPort) {
+	f := flow.Flow{Network: s.network, Proto: flow.UDP, Local: s.localFor(src.Addr()), Remote: src}
+	switch {
+	case len(b) > t.cfg.Load().MaxMessage:
+		t.count.drop(oversize)
+	case isSTUN(b):
+		var room [128]byte
+		answer, ok := appendSTUN(room[:0], b, src)
+		if !ok {
+			t.count.drop(badSTUN)
+		} else if len(answer) > 0 {
+			t.writePacket(s, answer, src)
+		}
+	case blank(b):
+		t.count.drop(emptyDatagram)
+	default:
+		t.count.received(flow.UDP)
+		t.h.Receive(f, b)
+	}
+}
+
+// blank tells whether b is one of the things that phones send to keep a NAT open: CRLF, CRLFCRLF, NULs, nothing.
+func blank(b []byte) bool {
+	for _, c := range b {
+		if c != '\r' && c != '\n' && c != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+func (s *packetSock) localFor(a netip.Addr) netip.AddrPort {
+	for _, l := range s.addrs {
+		if l.Addr().Is4() == a.Is4() {
+			return l
+		}
+	}
+	return s.addrs[0]
+}
+
+func (t *Transport) addSock(s *packetSock) {
+	t.mu.Lock()
+	for _, a := range s.addrs {
+		k := sockKey{s.network, a}
+		t.socks[k] = append(t.socks[k], s)
+	}
+	t.mu.Unlock()
+	t.listen(s.network, flow.UDP, s.addrs, s)
+}
+
+func (t *Transport) removeSock(s *packetSock) {
+	t.mu.Lock()
+	for _, a := range s.addrs {
+		k := sockKey{s.network, a}
+		var kept []*packetSock
+		for _, other := range t.socks[k] {
+			if other != s {
+				kept = append(kept, other)
+			}
+		}
+		if t.socks[k] = kept; kept == nil {
+			delete(t.socks, k)
+		}
+	}
+	t.mu.Unlock()
+	t.unlisten(s)
+}
+
+// sendPacket writes a message from the listener with the flow's local address.
+func (t *Transport) sendPacket(f flow.Flow, raw []byte) error {
+	t.mu.RLock()
+	list := t.socks[sockKey{f.Network, f.Local}]
+	t.mu.RUnlock()
+	if len(list) == 0 {
+		return ErrGone
+	}
+	err := t.writePacket(list[0], raw, f.Remote)
+	if err == nil {
+		t.count.sent(flow.UDP)
+	}
+	return err
+}
+
+// sendToPacket is SendTo for UDP.
+func (t *Transport) sendToPacket(tg flow.Target, raw []byte) (flow.Flow, error) {
+	addr := netip.AddrPortFrom(tg.Addr.Addr().Unmap(), tg.Addr.Port())
+	f := flow.Flow{Network: tg.Network, Proto: flow.UDP, Remote: addr}
+	var ok bool
+	if f.Local, ok = t.LocalFor(tg.Network, flow.UDP, pinhole.FamilyOf(addr.Addr())); !ok {
+		return f, fmt.Errorf("udp from %s to %v: %w", tg.Network, addr, ErrNoListener)
+	}
+	return f, t.sendPacket(f, raw)
+}
+
+func (t *Transport) writePacket(s *packetSock, b []byte, to netip.AddrPort) error {
+	err := s.write(b, to)
+	if err != nil {
+		t.count.drop(sendFailed)
+		return fmt.Errorf("send to %v: %w", to, err)
+	}
+	return nil
+}
+
+// write does not wait for room in the socket's buffer. That matters: datagrams for a dead host on
+// the link wait there for ARP, and would hold up those for all others.
+func (s *packetSock) write(b []byte, to netip.AddrPort) error {
+	if s.raw == nil || to.Addr().Zone() != "" {
+		_, err := s.pc.WriteTo(b, net.UDPAddrFromAddrPort(to))
+		return err
+	}
+	op, _ := s.ops.Get().(*sendOp)
+	if op == nil {
+		op = &sendOp{}
+		op.run = op.send // bound once: a method value allocates
+	}
+	defer s.ops.Put(op)
+	op.b, op.v6 = b, s.v6
+	op.sa4.Port, op.sa6.Port = int(to.Port()), int(to.Port())
+	if s.v6 {
+		op.sa6.Addr = to.Addr().As16()
+	} else if to.Addr().Is4() {
+		op.sa4.Addr = to.Addr().As4()
+	} else {
+		return unix.EAFNOSUPPORT
+	}
+	err := s.raw.Write(op.run)
+	op.b = nil
+	if err == nil {
+		err = op.err
+	}
+	return err
+}
+
+// sendOp is one sendto(2), kept for reuse so that sending does not allocate.
+type sendOp struct {
+	b   []byte
+	v6  bool
+	sa4 unix.SockaddrInet4
+	sa6 unix.SockaddrInet6
+	err error
+	run func(fd uintptr) bool
+}
+
+func (o *sendOp) send(fd uintptr) bool {
+	var to unix.Sockaddr = &o.sa4
+	if o.v6 {
+		to = &o.sa6
+	}
+	for {
+		if o.err = unix.Sendto(int(fd), o.b, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, to); !errors.Is(o.err, unix.EINTR) {
+			return true
+		}
+	}
+}
+
+// tune enlarges the buffers as far as the system allows, marks what is sent, and learns the socket's family.
+func (s *packetSock) tune(udp *net.UDPConn, dscp int) {
+	udp.SetReadBuffer(socketBuffer)
+	udp.SetWriteBuffer(socketBuffer)
+	raw, err := udp.SyscallConn()
+	if err != nil {
+		return
+	}
+	ctlErr := raw.Control(func(fd uintptr) {
+		sa, nameErr := unix.Getsockname(int(fd))
+		_, s.v6 = sa.(*unix.SockaddrInet6)
+		err = nameErr
+	})
+	if ctlErr == nil && err == nil {
+		s.raw = raw
+	}
+	markDSCP(udp, dscp)
+}
+
+// markDSCP sets the DSCP of what a socket sends, for both families where the socket has both.
+func markDSCP(sc syscall.Conn, dscp int) {
+	raw, err := sc.SyscallConn()
+	if err != nil || dscp == 0 {
+		return
+	}
+	raw.Control(func(fd uintptr) {
+		unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_TOS, dscp<<2)
+		unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_TCLASS, dscp<<2)
+	})
+}
+
+// backoff paces the repetition of what keeps failing: at once, then 5 ms doubling to 1 s.
+type backoff struct{ next time.Duration }
+
+func (b *backoff) reset() { b.next = 0 }
+
+// pause returns false if ctx ended meanwhile.
+func (b *backoff) pause(ctx context.Context) bool {
+	d := b.next
+	b.next = min(max(2*d, 5*time.Millisecond), time.Second)
+	if d == 0 {
+		return ctx.Err() == nil
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}
