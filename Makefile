@@ -63,6 +63,7 @@ lint: ## golangci-lint with .golangci.yml
 	golangci-lint run
 
 cover: need-go ## test coverage by package
+	@mkdir -p bin
 	go test -coverprofile=bin/cover.cov ./... && go tool cover -func=bin/cover.cov | tail -1
 
 clean: ## remove what was built
