@@ -51,7 +51,8 @@ func ParseNameAddr(v []byte) (NameAddr, error) {
 		}
 		n.Display = v[:i]
 		if i = skipLWS(v, i); i == len(v) || v[i] != '<' {
-			return n, errNameAddr
+			// "Alice" sip:alice@example.org is not RFC 3261, but stands in Microsoft's traces.
+			return n, n.parseAddrSpec(v[i:])
 		}
 	} else {
 		i = bytes.IndexByte(v, '<')
