@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"math/big"
 	"net"
+	"net/http"
 	"net/netip"
 	"sync"
 	"testing"
@@ -32,9 +33,12 @@ type event struct {
 }
 
 // recorder is a Handler that keeps what it is told, in order.
-type recorder struct{ ch chan event }
+type recorder struct {
+	ch       chan event
+	patience time.Duration
+}
 
-func newRecorder() *recorder { return &recorder{make(chan event, 4096)} }
+func newRecorder() *recorder { return &recorder{make(chan event, 4096), patience} }
 
 func (r *recorder) Receive(f flow.Flow, raw []byte) { r.ch <- event{flow: f, raw: string(raw)} }
 func (r *recorder) Closed(f flow.Flow)              { r.ch <- event{flow: f, closed: true} }
@@ -44,7 +48,7 @@ func (r *recorder) next(t testing.TB) event {
 	select {
 	case e := <-r.ch:
 		return e
-	case <-time.After(patience):
+	case <-time.After(r.patience):
 		t.Fatal("nothing came")
 		panic("unreachable")
 	}
@@ -55,7 +59,7 @@ func (r *recorder) message(t testing.TB, want string) flow.Flow {
 	t.Helper()
 	e := r.next(t)
 	if e.closed || e.raw != want {
-		t.Fatalf("got %+v, want message %q", e, want)
+		t.Fatalf("got %.200q on %+v (end: %v), want message %.200q", e.raw, e.flow, e.closed, want)
 	}
 	return e.flow
 }
@@ -154,6 +158,12 @@ func waitLocal(t testing.TB, tr *Transport, network string, p flow.Proto) netip.
 
 func drops(tr *Transport, r reason) uint64 { return tr.count.drops[r].Load() }
 
+func admitted(tr *Transport) int {
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
+	return tr.in
+}
+
 func sipMessage(id int, body string) string {
 	return fmt.Sprintf("MESSAGE sip:bob@example.org SIP/2.0\r\nVia: SIP/2.0/TCP 192.0.2.1;branch=z9hG4bK%d\r\nCall-ID: %d\r\nContent-Length: %d\r\n\r\n%s", id, id, len(body), body)
 }
@@ -183,11 +193,11 @@ func expect(t testing.TB, r interface{ Read([]byte) (int, error) }, want string)
 	for n := 0; n < len(want); {
 		got, err := r.Read(buf[n:])
 		if n += got; err != nil {
-			t.Fatalf("read %q, then %v; want %q", buf[:n], err, want)
+			t.Fatalf("read %.200q, then %v; want %.200q", buf[:n], err, want)
 		}
 	}
 	if string(buf) != want {
-		t.Fatalf("read %q, want %q", buf, want)
+		t.Fatalf("read %.200q, want %.200q", buf, want)
 	}
 }
 
@@ -251,4 +261,21 @@ func (c *certs) Client(string) *tls.Config {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.client
+}
+
+// serveHTTP serves until the test ends.
+func serveHTTP(t testing.TB, s *http.Server) netip.AddrPort {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go s.Serve(ln)
+	t.Cleanup(func() { s.Close() })
+	return addrPort(ln.Addr())
+}
+
+// pipeDialer makes an http.Transport connect to a memory listener.
+func pipeDialer(ln *memory) func(context.Context, string, string) (net.Conn, error) {
+	return func(context.Context, string, string) (net.Conn, error) { return ln.dial(client), nil }
 }

@@ -325,7 +325,7 @@ func TestConnectionLimits(t *testing.T) {
 	}
 	first.Close()
 	rec.next(t)
-	waitFor(t, "the slot", func() bool { tr.mu.Lock(); defer tr.mu.Unlock(); return tr.in == 2 })
+	waitFor(t, "the slot", func() bool { return admitted(tr) == 2 })
 	tr.SetLimits(Config{PerSource: 1, MaxConns: 3, Exempt: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}})
 	if !served(open("127.0.0.1")) {
 		t.Error("an exempt source was refused")

@@ -56,6 +56,7 @@ func (c *conn) setWS(ws *websocket.Conn) error {
 	}
 	ws.SetReadLimit(int64(c.cfg.MaxMessage))
 	c.ws = ws
+	c.try.raw = nil // bytes go in frames only
 	return nil
 }
 
