@@ -202,12 +202,12 @@ func (s *Session) mediaLine(start, end, next int) error {
 	if !ok || !ok2 || n == 0 {
 		return &Error{"bad_media", start}
 	}
-	m := s.defaults
+	s.media = append(s.media, s.defaults)
+	m := &s.media[len(s.media)-1]
 	m.Type, m.Proto = s.raw[t[0][0]:t[0][1]], s.raw[t[2][0]:t[2][1]]
 	m.Port, m.PortCount = p, int(n)
 	m.Kind, m.Stream = kindOf(m.Type, m.Proto)
 	m.Candidates = 0
-	s.media = append(s.media, m)
 	s.marks = append(s.marks, mark{kind: markMedia, media: s.current(), port: p,
 		start: start, from: t[1][0], to: t[1][1], next: next})
 	s.wantConn, s.wantAttr = true, true

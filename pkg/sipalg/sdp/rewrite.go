@@ -52,7 +52,7 @@ type Rewrite struct {
 // everything of their m-line. A rejected m-line (port 0) keeps its bytes but for the addresses of
 // hosts. A port count is dropped: one placement is one port, or one pair.
 func (s *Session) AppendRewritten(dst []byte, r Rewrite) []byte {
-	w := writer{s: s, r: &r, dst: dst}
+	w := writer{s: s, r: r, dst: dst}
 	w.plan()
 	for i := range s.marks {
 		w.edit(&s.marks[i])
@@ -63,7 +63,7 @@ func (s *Session) AppendRewritten(dst []byte, r Rewrite) []byte {
 // writer copies a session's bytes up to pos, edit by edit.
 type writer struct {
 	s   *Session
-	r   *Rewrite
+	r   Rewrite
 	dst []byte
 	pos int
 
