@@ -1,0 +1,91 @@
+package sdp
+
+import (
+	"bytes"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// FuzzSDP checks that the index is harmless, that a rewrite of nothing changes nothing, and that what was
+// placed is read back.
+func FuzzSDP(f *testing.F) {
+	files, err := filepath.Glob("testdata/*.txtar")
+	if err != nil || len(files) == 0 {
+		f.Fatal("no seeds", err)
+	}
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			f.Fatal(err)
+		}
+		_, b, _ = bytes.Cut(b, []byte("-- in --\n"))
+		b, _, _ = bytes.Cut(b, []byte("-- out --\n"))
+		f.Add(b)
+	}
+	f.Add([]byte(desk))
+	f.Add([]byte(web))
+	f.Add([]byte("m=audio 9 RTP/AVP 0\na=rtcp:\na=path:://\na=candidate:\nc=\no=\na=group:BUNDLE "))
+	var s, again Session
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		if s.Parse(raw) != nil {
+			return
+		}
+		if out := s.AppendRewritten(nil, Rewrite{ICE: Pass}); !bytes.Equal(out, raw) {
+			t.Fatalf("%q became %q", raw, out)
+		}
+		for _, ice := range []ICE{Strip, Relay, Pass} {
+			r := Rewrite{ICE: ice, Origin: true, Addr: netip.MustParseAddr("203.0.113.250")}
+			for i := range s.NumMedia() {
+				a := r.Addr
+				if i%2 == 1 {
+					a = netip.MustParseAddr("2001:db8::5")
+				}
+				r.Media = append(r.Media, Placement{Addr: netip.AddrPortFrom(a, uint16(50000+2*i))})
+			}
+			out := s.AppendRewritten(nil, r)
+			if len(out) > MaxBytes {
+				continue
+			}
+			if err := again.Parse(out); err != nil {
+				t.Fatalf("%v: reparse of %q from %q", err, out, raw)
+			}
+			checkPlacements(t, &s, &again, r)
+		}
+	})
+}
+
+// FuzzMultipart checks that taking apart and putting together changes nothing, and that RewriteBody and
+// EachPart see the same descriptions.
+func FuzzMultipart(f *testing.F) {
+	f.Add([]byte(ocsType), []byte(ocs))
+	f.Add([]byte("multipart/mixed;boundary=b"), []byte("--b\nContent-Type: multipart/related;boundary=c\n\n--c\nc: application/sdp\n\nv=0\n--c--\n--b\n\nx\n--b--"))
+	f.Add([]byte("application/sdp"), []byte(desk))
+	f.Add([]byte("multipart/mixed;boundary=\"b"), []byte("--b\r\nContent-Length: \r\n"))
+	f.Fuzz(func(t *testing.T, contentType, body []byte) {
+		var want, got [][]byte
+		errEach := EachPart(contentType, body, func(p Part) bool {
+			if IsSDP(p.ContentType) {
+				want = append(want, p.Body)
+			}
+			return true
+		})
+		out, changed, err := RewriteBody(nil, contentType, body, func(p, dst []byte) ([]byte, error) {
+			got = append(got, p)
+			return append(dst, p...), nil
+		})
+		if err != nil {
+			return
+		}
+		if errEach != nil || changed || !bytes.Equal(out, body) || len(got) != len(want) {
+			t.Fatalf("%v %v %q became %q, %d parts of %d", errEach, changed, body, out, len(got), len(want))
+		}
+		long, _, err := RewriteBody(nil, contentType, body, func(p, dst []byte) ([]byte, error) {
+			return append(append(dst, p...), "a=x:0123456789"...), nil
+		})
+		if err != nil || len(long) < len(body)+14*len(want) {
+			t.Fatalf("%v: %q became %q", err, body, long)
+		}
+	})
+}
