@@ -299,3 +299,11 @@ func finish(b *strings.Builder, body string, extra []string) {
 	}
 	fmt.Fprintf(b, "Content-Length: %d\r\n\r\n%s", len(body), body)
 }
+
+// sipPort returns the default port of a SIP transport.
+func sipPort(proto string) uint16 {
+	if proto == "tls" {
+		return 5061
+	}
+	return 5060
+}

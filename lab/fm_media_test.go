@@ -14,7 +14,7 @@ import (
 // other, and none of it leaves. Without the ALG (a plain NAT) the caller hears nothing.
 func TestFM02_OneWayAudio(t *testing.T) {
 	s := newScene(t, plan{})
-	lan, wan := s.rig.Capture("lan"), s.rig.Capture("wan")
+	check := s.capture()
 	ip := s.va.Addr.Addr()
 	offer := Offer{Addr: s.va.Addr, Lines: []string{
 		fmt.Sprintf("a=rtcp:30001 IN IP4 %v", ip),
@@ -25,11 +25,8 @@ func TestFM02_OneWayAudio(t *testing.T) {
 	b := s.answer(d, s.bob, req, s.va, s.vb)
 	s.hearEachOther(time.Second)
 	b.Bye(s.alice)
-	if s.edge.isRef {
-		return
-	}
 	s.edge.Clean(t)
-	wantNoLeaks(t, s.rig, lan.Stop(t), wan.Stop(t))
+	check()
 }
 
 // TestFM02_Control: the same call through a NAT router without an ALG has one-way audio, and the
@@ -62,6 +59,7 @@ func TestFM02_ControlClosed(t *testing.T) {
 // TestFM03_OldPortAfterReinvite: the callee moves its media to another port by re-INVITE while late
 // packets from the old one go on; the audio follows, and the old port hears nothing more.
 func TestFM03_OldPortAfterReinvite(t *testing.T) {
+	onlyEdged(t, "rtpengine follows the late packets (1 s of the old tone heard, 32 packets to the old port)")
 	s := newScene(t, plan{})
 	a, b := s.call()
 	s.hearEachOther(500 * time.Millisecond)
@@ -105,9 +103,7 @@ func TestFM09_ForkedEarlyMedia(t *testing.T) {
 	wantVoice(t, "alice", s.va, other.Hz, time.Second)
 	wantVoice(t, "the second branch", other, s.va.Hz, time.Second)
 	d.Bye(s.bob)
-	if !s.edge.isRef {
-		s.edge.Clean(t)
-	}
+	s.edge.Clean(t)
 }
 
 // TestFM11_FaxReinvite: an audio call turns into T.38; UDPTL packets pass both ways unchanged.
@@ -140,10 +136,11 @@ func TestFM11_FaxReinvite(t *testing.T) {
 
 // TestFM13_MixedFamilies: IPv6 inside, IPv4 outside and the other way round; audio both ways.
 func TestFM13_MixedFamilies(t *testing.T) {
+	onlyEdged(t, "its configuration here is IPv4 only")
 	for _, f := range [][2]int{{6, 4}, {4, 6}, {6, 6}} {
 		t.Run(fmt.Sprintf("inside%d-outside%d", f[0], f[1]), func(t *testing.T) {
 			s := newScene(t, plan{InFamily: f[0], OutFamily: f[1]})
-			lan, wan := s.rig.Capture("lan"), s.rig.Capture("wan")
+			check := s.capture()
 			a, _ := s.call()
 			s.hearEachOther(500 * time.Millisecond)
 			a.Bye(s.bob)
@@ -151,7 +148,7 @@ func TestFM13_MixedFamilies(t *testing.T) {
 			s.hearEachOther(500 * time.Millisecond)
 			b.Bye(s.alice)
 			s.edge.Clean(t)
-			wantNoLeaks(t, s.rig, lan.Stop(t), wan.Stop(t))
+			check()
 		})
 	}
 }
@@ -159,6 +156,7 @@ func TestFM13_MixedFamilies(t *testing.T) {
 // TestFM15_PortsExhausted: with ports for one call the second is refused with 503, not let through
 // silent; the first goes on, and after it the second can be made.
 func TestFM15_PortsExhausted(t *testing.T) {
+	onlyEdged(t, "it lets the call through one-way")
 	s := newScene(t, plan{Edge: EdgeConfig{Pinholes: "{udp: 50000-50001, quarantine: 1s}"}})
 	a, _ := s.call()
 	s.hearEachOther(300 * time.Millisecond)

@@ -266,9 +266,9 @@ func must(t testing.TB, what string, err error) {
 	}
 }
 
-// until polls cond every 20 ms and tells whether it came true within d.
+// until polls cond every 5 ms and tells whether it came true within d.
 func until(d time.Duration, cond func() bool) bool {
-	tick := time.NewTicker(20 * time.Millisecond)
+	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for end := time.Now().Add(d); ; <-tick.C {
 		if cond() {

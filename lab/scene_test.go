@@ -67,13 +67,6 @@ func or[T comparable](v, def T) T {
 	return v
 }
 
-func sipPort(proto string) uint16 {
-	if proto == "tls" {
-		return 5061
-	}
-	return 5060
-}
-
 // certificates issues one for the gateway and one for each side if anybody speaks TLS.
 func (s *scene) certificates(p *plan) {
 	if s.proto != "tls" && s.peerProto != "tls" {
@@ -162,4 +155,25 @@ func (s *scene) hearEachOther(d time.Duration) {
 	s.vb.Forget()
 	wantVoice(s, "alice", s.va, s.vb.Hz, d)
 	wantVoice(s, "bob", s.vb, s.va.Hz, d)
+}
+
+// capture begins to record both interfaces; the function returned ends it and checks that nothing
+// leaks. The reference hides nothing, so with it the check is left out.
+func (s *scene) capture() (check func()) {
+	s.Helper()
+	lan, wan := s.rig.Capture("lan"), s.rig.Capture("wan")
+	return func() {
+		s.Helper()
+		if l, w := lan.Stop(s), wan.Stop(s); !s.edge.isRef {
+			wantNoLeaks(s, s.rig, l, w)
+		}
+	}
+}
+
+// onlyEdged skips a case that the reference cannot pass, with the reason.
+func onlyEdged(t *testing.T, why string) {
+	t.Helper()
+	if reference() {
+		t.Skip("SKIPPED with the reference edge: " + why)
+	}
 }

@@ -1,0 +1,101 @@
+//go:build lab
+
+package lab
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+)
+
+// size returns the load of a sipp case: small in every run, that of the acceptance with EDGED_LAB_FULL=1.
+func size() (calls, perSecond int) {
+	if os.Getenv("EDGED_LAB_FULL") != "" {
+		return 1000, 50
+	}
+	return 100, 20
+}
+
+// TestSippCalls: sipp against sipp with RTP echo, each way, over UDP, TCP and TLS, and with IPv6 on
+// one side: no call fails, each has its audio back, and nothing is left.
+func TestSippCalls(t *testing.T) {
+	for _, c := range []struct {
+		name            string
+		proto           string
+		inFam, outFam   int
+		outgoing, quick bool
+	}{
+		{"udp-out", "udp", 4, 4, true, true},
+		{"udp-in", "udp", 4, 4, false, true},
+		{"tcp-out", "tcp", 4, 4, true, false},
+		{"tcp-in", "tcp", 4, 4, false, false},
+		{"tls-out", "tls", 4, 4, true, false},
+		{"tls-in", "tls", 4, 4, false, false},
+		{"inside6-out", "udp", 6, 4, true, false},
+		{"outside6-in", "udp", 4, 6, false, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if c.proto == "tls" || c.inFam+c.outFam != 8 || c.proto == "tcp" {
+				onlyEdged(t, "its configuration here is UDP over IPv4")
+			}
+			r := lab(t)
+			sippCase(t, r, c.proto, [2]int{c.inFam, c.outFam}, c.outgoing)
+		})
+	}
+}
+
+func sippCase(t *testing.T, r *Rig, proto string, fam [2]int, outgoing bool) {
+	t.Helper()
+	in, out := r.Inside("in1"), r.Outside("out1")
+	l := Load{Talk: time.Second, Proto: proto, From: in, To: out, FromFam: fam[0], ToFam: fam[1], Domain: "example.org"}
+	from, network := inside, "outside"
+	if !outgoing {
+		l.From, l.To, l.FromFam, l.ToFam, l.Domain = out, in, fam[1], fam[0], "inside.example.org"
+		from, network = outside, "inside"
+	}
+	l.Calls, l.PerSecond = size()
+	l.Next = netip.AddrPortFrom(r.GW.IPOn(from, l.FromFam), sipPort(proto))
+	c := EdgeConfig{Domains: fmt.Sprintf("%s: {network: %s, server: \"%s:%v\"}", l.Domain, network, proto, l.callee())}
+	if proto == "tls" {
+		a := newAuthority(t, r.Dir)
+		gw := r.GW
+		c.TLS = a.issue(t, "edge", []string{"edge.example.org"}, gw.IPOn(inside, 4), gw.IPOn(outside, 4))
+		l.Certs[0] = a.issue(t, "caller", []string{"caller.example.org"}, l.From.IP, l.From.IP6)
+		l.Certs[1] = a.issue(t, "callee", []string{l.Domain}, l.To.IP, l.To.IP6)
+	}
+	e := r.Edge(t, c)
+	lan, wan := r.Capture("lan"), r.Capture("wan")
+	if err := l.Run(t); err != nil {
+		t.Fatal(err)
+	}
+	e.Clean(t)
+	ps := map[side][]Packet{inside: lan.Stop(t), outside: wan.Stop(t)}
+	wantEcho(t, r, ps[from], l)
+	if !e.isRef && proto != "tls" {
+		wantNoLeaks(t, r, ps[inside], ps[outside])
+	}
+}
+
+// wantEcho checks that the caller got RTP back in every call: at least half of what it sent.
+func wantEcho(t *testing.T, r *Rig, ps []Packet, l Load) {
+	t.Helper()
+	gw := r.GW.IPOn(l.From.Side, l.FromFam)
+	flows := map[uint16]int{} // by the relay's port, which no two of these calls share
+	for _, p := range ps {
+		if !p.TCP && p.Src.Addr() == gw && len(p.Payload) == 172 && p.Payload[0]>>6 == 2 {
+			flows[p.Src.Port()]++
+		}
+	}
+	good, fewest := 0, 1<<30
+	for _, n := range flows {
+		if fewest = min(fewest, n); n >= int(l.Talk.Milliseconds())/20/2 {
+			good++
+		}
+	}
+	t.Logf("%d calls at %d/s: %d had their audio back (fewest packets in one: %d)", l.Calls, l.PerSecond, good, fewest)
+	if good < l.Calls {
+		t.Errorf("%d of %d calls had their audio back", good, l.Calls)
+	}
+}
