@@ -1,0 +1,150 @@
+package sipalg
+
+import (
+	"bytes"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base32"
+	"time"
+
+	"edged.dev/edged/pkg/sipalg/flow"
+	"edged.dev/edged/pkg/sipalg/sipmsg"
+)
+
+// An alias stands for a Contact. The edge writes USER~TOKEN@EDGE into what it forwards; a request
+// that names the token is sent back down the flow that the Contact came from, with the Contact's own
+// text as Request-URI. One mechanism serves registrations, dialogs, REFER and redirects.
+type alias struct {
+	token   token
+	key     string
+	uri     []byte // the Contact's URI as it was written
+	network string
+	flow    flow.Flow // the path to whoever wrote it; zero for a redirect's Contact
+	nat     bool      // the URI's host is not where the message came from
+	refs    int       // sessions that use it
+	until   time.Time // kept at least so long
+	binding *binding  // its registration, nil if none
+}
+
+const (
+	tokenLen = 13
+	// aliasLife is how long a Contact that belongs to no dialog or registration is remembered.
+	aliasLife = 5 * time.Minute
+	// maxAliases bounds the memory that senders of ever new Contacts can take: about 300 bytes each.
+	maxAliases = 1 << 20
+)
+
+type token [tokenLen]byte
+
+var tokenText = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
+
+// aliasFor returns the alias of the Contact uri sent by f, made if needed. It returns nil when there
+// are too many.
+func (c *Core) aliasFor(f flow.Flow, uri []byte, direct bool) *alias {
+	k := append(c.keyBuf[:0], f.Network...)
+	a16 := f.Remote.Addr().As16()
+	if direct {
+		a16 = [16]byte{}
+	}
+	k = append(append(append(k, 0), a16[:]...), uri...)
+	c.keyBuf = k
+	a := c.aliases[string(k)]
+	if a == nil {
+		if len(c.aliases) >= maxAliases {
+			c.drop("alias_table_full")
+			return nil
+		}
+		a = &alias{key: string(k), uri: bytes.Clone(uri), network: f.Network}
+		mac := hmac.New(sha256.New, c.secret)
+		mac.Write(k)
+		tokenText.Encode(a.token[:], mac.Sum(nil)[:8])
+		c.addAlias(a)
+	}
+	// A registered Contact's flow changes only when the registrar accepts it: nobody else at the same
+	// address may pull the calls to himself.
+	if !direct && (a.binding == nil || !a.flow.Remote.IsValid()) {
+		c.bindAlias(a, f)
+	}
+	if u := c.now.Add(aliasLife); u.After(a.until) {
+		a.until = u
+	}
+	return a
+}
+
+func (c *Core) addAlias(a *alias) {
+	c.aliases[a.key] = a
+	c.tokens[a.token] = a
+}
+
+// bindAlias makes f the way to the alias.
+func (c *Core) bindAlias(a *alias, f flow.Flow) {
+	a.flow = f
+	c.noteConn(f, a)
+	u, err := sipmsg.ParseURI(a.uri)
+	a.nat = true
+	if err == nil {
+		if ip, ok := parseAddr(u.Host); ok {
+			a.nat = ip.Unmap() != f.Remote.Addr().Unmap()
+			if !f.Proto.Stream() && !a.nat && u.Port != 0 {
+				// No NAT between: the Contact says on which port the peer listens.
+				a.flow.Remote = addrPort(f.Remote.Addr(), u.Port)
+			}
+		}
+	}
+}
+
+// hold and release count the sessions that need an alias.
+func (a *alias) hold() {
+	if a != nil {
+		a.refs++
+	}
+}
+
+func (c *Core) releaseAlias(a *alias) {
+	if a == nil {
+		return
+	}
+	a.refs--
+	if u := c.now.Add(aliasLife); u.After(a.until) {
+		a.until = u
+	}
+}
+
+// sweepAliases forgets what nobody uses.
+func (c *Core) sweepAliases() {
+	for k, a := range c.aliases {
+		if a.refs <= 0 && a.binding == nil && a.until.Before(c.now) {
+			delete(c.aliases, k)
+			delete(c.tokens, a.token)
+		}
+	}
+}
+
+// aliasOf returns the alias that a URI with the edge's own host names, nil if it names none.
+func (c *Core) aliasOf(u sipmsg.URI) *alias {
+	i := bytes.LastIndexByte(u.User, '~')
+	if i < 0 || len(u.User)-i-1 != tokenLen || !c.ownHost(u.Host) {
+		return nil
+	}
+	return c.tokens[token(u.User[i+1:])]
+}
+
+// appendAlias writes the URI that stands for orig (a's own URI) at the local listener l. Parameters
+// that say nothing of the path stay.
+func appendAlias(dst []byte, orig sipmsg.URI, a *alias, l *local) []byte {
+	scheme := "sip:"
+	if bytes.EqualFold(orig.Scheme, []byte("sips")) && l.proto.Secure() {
+		scheme = "sips:"
+	}
+	dst = append(dst, scheme...)
+	dst = append(append(append(dst, orig.User...), '~'), a.token[:]...)
+	dst = append(append(dst, '@'), l.hostport...)
+	for p := range bytes.SplitSeq(orig.Params, []byte{';'}) {
+		name, _, _ := bytes.Cut(bytes.TrimSpace(p), []byte{'='})
+		if len(name) == 0 || bytes.EqualFold(name, []byte("transport")) || bytes.EqualFold(name, []byte("maddr")) {
+			continue
+		}
+		dst = append(append(dst, ';'), p...)
+	}
+	return append(dst, l.transportParam...)
+}

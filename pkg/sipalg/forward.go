@@ -1,0 +1,380 @@
+package sipalg
+
+import (
+	"bytes"
+	"hash/crc32"
+
+	"edged.dev/edged/pkg/pinhole"
+	"edged.dev/edged/pkg/sipalg/flow"
+	"edged.dev/edged/pkg/sipalg/sipmsg"
+)
+
+// maxDatagram is the size from which a request with an open transport goes by TCP: 200 bytes below
+// the Ethernet MTU (RFC 3261 §18.1.1).
+const maxDatagram = 1300
+
+// launch sends a transaction's request to its next hop, after its name is resolved if it must be.
+// The core's message is the request.
+func (c *Core) launch(t *tx) {
+	h := &t.hop
+	if h.need.Host != "" && len(h.targets) == 0 && !h.flow.Remote.IsValid() {
+		t.raw = bytes.Clone(c.m.Raw())
+		c.waiting[t.id] = t
+		c.out.items = append(c.out.items, item{resolve: &query{id: t.id, network: h.network, server: h.need}})
+		c.sentRequest(t, flow.TCP) // only its end matters: no name, no request
+		return
+	}
+	if h.open && len(h.targets) > 0 && len(c.m.Raw()) > maxDatagram-200 {
+		h.targets = withTCP(h.targets)
+	}
+	t.targets = h.targets
+	var dest flow.Flow
+	if h.flow.Remote.IsValid() {
+		dest = h.flow
+	} else {
+		if len(t.targets) == 0 {
+			c.finalLocal(t, 404, "Not Found")
+			return
+		}
+		t.target, t.targets = t.targets[0], t.targets[1:]
+		dest = flow.Flow{Network: t.target.Network, Proto: t.target.Proto, Remote: t.target.Addr}
+	}
+	l := c.localFor(dest.Network, dest.Proto, dest.Remote.Addr())
+	if l == nil {
+		c.refuseTx(t, 503, "No Listener On Network "+dest.Network)
+		return
+	}
+	if h.flow.Remote.IsValid() && h.flow.Local.IsValid() {
+		l = c.localOf(h.flow)
+	}
+	if t.invite && t.session == nil && len(c.m.To().Tag()) == 0 {
+		t.session = c.newSession(t, l.network)
+	}
+	status, reason := c.build(t, l, dest)
+	if status != 0 {
+		c.refuseTx(t, status, reason)
+		return
+	}
+	if t.silent() {
+		t.session, t.done = nil, nil // its end means nothing to the call
+		c.transmit(t, l, dest)
+		c.end(t)
+		return
+	}
+	c.sentRequest(t, dest.Proto)
+	c.transmit(t, l, dest)
+}
+
+// transmit gives the built request to the transport.
+func (c *Core) transmit(t *tx, l *local, dest flow.Flow) {
+	switch {
+	case t.hop.flow.Remote.IsValid():
+		t.down, t.sent = t.hop.flow, true
+		c.out.send(t.down, t.buf[:t.outLen], t.id)
+	case dest.Proto == flow.UDP:
+		t.down, t.sent = flow.Flow{Network: l.network, Proto: flow.UDP, Local: l.bind, Remote: dest.Remote}, true
+		c.out.send(t.down, t.buf[:t.outLen], t.id)
+	default:
+		tg := t.target
+		c.out.items = append(c.out.items, item{target: &tg, tx: t.id, data: t.buf[:t.outLen]})
+	}
+}
+
+// withTCP puts a TCP try before each UDP one.
+func withTCP(in []flow.Target) []flow.Target {
+	out := make([]flow.Target, 0, 2*len(in))
+	for _, t := range in {
+		if t.Proto == flow.UDP {
+			tcp := t
+			tcp.Proto = flow.TCP
+			out = append(out, tcp)
+		}
+		out = append(out, t)
+	}
+	return out
+}
+
+// retarget sends the built request to t.target instead, with a Via of its transport and a new branch.
+func (c *Core) retarget(t *tx) bool {
+	l := c.localFor(t.target.Network, t.target.Proto, t.target.Addr.Addr())
+	if l == nil || t.outLen == 0 {
+		return false
+	}
+	lineEnd := bytes.Index(t.buf, []byte("\r\n")) + 2
+	delete(c.client, t.id)
+	hash := bytes.Clone(t.buf[t.viaEnd-len(branchTail)-24:][:8])
+	t.id = c.newID()
+	c.client[t.id] = t
+	nb := make([]byte, 0, len(t.buf)+64)
+	nb = append(nb, t.buf[:lineEnd]...)
+	nb = append(append(nb, l.viaFor(t.target.Proto)...), hash...)
+	nb = append(appendHex(nb, t.id), branchTail...)
+	end := len(nb)
+	nb = append(nb, t.buf[t.viaEnd:]...)
+	t.outLen += end - t.viaEnd
+	t.viaEnd = end
+	t.buf = nb
+	t.sent, t.hop.flow = false, flow.Flow{}
+	c.sentRequest(t, t.target.Proto)
+	c.transmit(t, l, flow.Flow{Network: t.target.Network, Proto: t.target.Proto, Remote: t.target.Addr})
+	return true
+}
+
+// branchTail ends our Via: the next hop shall answer to where we send from (RFC 3581).
+const branchTail = ";rport\r\n"
+
+func (l *local) viaFor(p flow.Proto) string {
+	if p == l.proto {
+		return l.via
+	}
+	return "Via: SIP/2.0/" + p.Via() + " " + l.hostport + ";branch=" + branchMagic
+}
+
+// build writes the request as it is sent on (RFC 3261 §16.6) into t.buf. It returns the status with
+// which the request must be refused instead, 0 if none.
+func (c *Core) build(t *tx, l *local, dest flow.Flow) (status int, reason string) {
+	m, e := &c.m, &c.ed
+	e.Reset(m)
+	body, err := c.rewriteRequestBody(t, l, dest)
+	if err != nil {
+		return c.mediaStatus(err)
+	}
+	if t.hop.ruri != nil {
+		e.ReplaceRequestURI(t.hop.ruri)
+	}
+	vias := c.editVias(t, l, dest.Proto)
+	c.editRoutes(t, l)
+	c.editMaxForwards()
+	if err := c.editContacts(t.up, l, t.method == "REGISTER"); err != nil {
+		return 503, "Too Many Contacts"
+	}
+	if body != nil {
+		e.ReplaceBody(body)
+	}
+	t.buf = make([]byte, 0, len(m.Raw())+len(vias)+512)
+	t.buf = e.AppendTo(t.buf)
+	t.outLen = len(t.buf)
+	line := bytes.Index(t.buf, []byte("\r\n")) + 2
+	t.viaEnd = line + bytes.Index(t.buf[line:], []byte("\r\n")) + 2
+	t.buf = append(t.buf, vias...)
+	t.raw = nil
+	return 0, ""
+}
+
+// hides tells whether what a network says of its own hosts stays there when a message leaves for another.
+func (c *Core) hides(from, to string) bool {
+	return c.cfg.HideTopology && c.nets[from].Trusted && !c.nets[to].Trusted
+}
+
+// editVias completes the top Via and puts ours above, or instead of all others where they are
+// hidden; it returns the hidden ones as header lines.
+func (c *Core) editVias(t *tx, l *local, p flow.Proto) (hidden []byte) {
+	m, e := &c.m, &c.ed
+	hide := c.hides(t.up.Network, l.network)
+	hash := c.loopHash()
+	b := append(c.buf[:0], l.viaFor(p)...)
+	b = appendHex(appendHex32(b, hash), t.id)
+	b = append(b, branchTail[:len(branchTail)-2]...)
+	n := len(b)
+	first := true
+	for el := range m.Elements(sipmsg.HeaderVia) {
+		switch {
+		case hide:
+			b = append(b, "Via: "...)
+			if first {
+				via, _ := m.TopVia()
+				b = c.appendVia(b, via, t.up)
+			} else {
+				b = append(b, el.Value...)
+			}
+			b = append(b, "\r\n"...)
+			e.DeleteElement(el)
+		case first:
+			via, _ := m.TopVia()
+			c.buf2 = c.appendVia(c.buf2[:0], via, t.up)
+			if !bytes.Equal(c.buf2, el.Value) {
+				e.ReplaceElement(el, c.buf2)
+			}
+		}
+		first = false
+	}
+	c.buf = b
+	e.Prepend(b[:n])
+	return b[n:]
+}
+
+// editRoutes removes our Route value, adds hidden ones and records the edge where a dialog may begin.
+func (c *Core) editRoutes(t *tx, l *local) {
+	m, e := &c.m, &c.ed
+	n := 0
+	for el := range m.Elements(sipmsg.Route) {
+		if n == t.hop.pops {
+			break
+		}
+		e.DeleteElement(el)
+		n++
+	}
+	for _, r := range t.hop.routes {
+		e.PrependBefore(sipmsg.Route, append(append(c.body[:0], "Route: "...), r...))
+	}
+	switch t.method {
+	case "INVITE", "SUBSCRIBE", "REFER", "NOTIFY", "UPDATE":
+	default:
+		return
+	}
+	if c.hides(t.up.Network, l.network) {
+		for el := range m.Elements(sipmsg.RecordRoute) {
+			e.DeleteElement(el)
+		}
+	}
+	c.body = c.appendRecord(append(c.body[:0], "Record-Route: "...), t.session, l, t.up.Network)
+	e.PrependBefore(sipmsg.RecordRoute, c.body)
+}
+
+// appendRecord writes the edge's Record-Route value as one network sees it: a single one, which the
+// response carries back with the address of the other network (RFC 3261 §16.7 item 8), so that
+// neither learns the other's. It names the session, or the network beyond where there is none.
+func (c *Core) appendRecord(b []byte, s *session, l *local, beyond string) []byte {
+	b = append(b, l.route...)
+	if s != nil {
+		b = appendHex(append(b, ";e="...), s.id)
+	} else {
+		b = appendHex32(append(b, ";n="...), networkHash(beyond))
+	}
+	return append(b, '>')
+}
+
+// networkHash stands for a network's name in what strangers see.
+func networkHash(name string) uint32 { return crc32.ChecksumIEEE([]byte(name)) }
+
+func (c *Core) editMaxForwards() {
+	m, e := &c.m, &c.ed
+	n, ok := m.MaxForwards()
+	if !ok {
+		e.Append([]byte("Max-Forwards: 70"))
+		return
+	}
+	for i := range m.Len() {
+		if h := m.Header(i); h.ID == sipmsg.MaxForwards {
+			e.ReplaceValue(i, appendUint(c.body[:0], uint64(max(n-1, 0))))
+			return
+		}
+	}
+}
+
+// editContacts puts the edge in the place of each Contact, so that the far end answers to the edge,
+// whatever it thinks of Record-Route.
+func (c *Core) editContacts(f flow.Flow, l *local, register bool) error {
+	for el := range c.m.Elements(sipmsg.Contact) {
+		if len(el.Value) == 1 && el.Value[0] == '*' {
+			continue
+		}
+		na, err := sipmsg.ParseNameAddr(el.Value)
+		if err != nil {
+			continue
+		}
+		u, err := sipmsg.ParseURI(na.URI)
+		if err != nil || !sipScheme(u) || len(u.Host) == 0 {
+			continue
+		}
+		a := c.aliasFor(f, na.URI, false)
+		if a == nil {
+			return pinhole.ErrLimit
+		}
+		c.body = appendAlias(c.body[:0], u, a, l)
+		c.ed.ReplaceSpan(na.URI, c.body)
+	}
+	return nil
+}
+
+func sipScheme(u sipmsg.URI) bool {
+	return bytes.EqualFold(u.Scheme, []byte("sip")) || bytes.EqualFold(u.Scheme, []byte("sips"))
+}
+
+// Resolved takes the answer to a query: the addresses of a name, or none.
+func (c *Core) resolved(id uint64, targets []flow.Target) {
+	t := c.waiting[id]
+	delete(c.waiting, id)
+	if t == nil || t.state >= txCompleted || t.raw == nil {
+		return
+	}
+	if len(targets) == 0 {
+		c.finalLocal(t, 503, "Name Not Resolved")
+		return
+	}
+	t.hop.targets = targets
+	raw := t.raw
+	if c.m.Parse(raw) != nil {
+		return
+	}
+	c.launch(t)
+}
+
+// refuseTx fails a request that could not be sent on.
+func (c *Core) refuseTx(t *tx, status int, reason string) {
+	c.finalLocal(t, status, reason)
+}
+
+// finalLocal answers a request in the next hop's stead.
+func (c *Core) finalLocal(t *tx, status int, reason string) {
+	if t.state >= txCompleted {
+		return
+	}
+	if t.silent() {
+		c.drop("silent_request_failed")
+		c.end(t)
+		return
+	}
+	if t.key == 0 { // the edge's own request
+		c.finished(t, status)
+		if t.done != nil {
+			t.done(c, status)
+		}
+		return
+	}
+	c.count.failed[reasonLabel(status)]++
+	src := t.buf[:t.outLen]
+	hidden := t.buf[t.outLen:]
+	own := true
+	if t.outLen == 0 { // not built yet: the message at hand, or the one that was kept
+		own, hidden = false, nil
+		src = t.raw
+		if src == nil {
+			src = bytes.Clone(c.m.Raw())
+		}
+	}
+	var req sipmsg.Message
+	if req.Parse(src) != nil && !req.Answerable() {
+		c.end(t)
+		return
+	}
+	var tag [16]byte
+	resp := sipmsg.AppendResponse(nil, &req, status, reason, appendHex(tag[:0], t.id))
+	if own {
+		resp = c.dropOwnVia(resp, hidden)
+	}
+	t.resp = resp
+	if t.raw != nil {
+		delete(c.waiting, t.id)
+	}
+	c.out.send(t.back, resp, 0)
+	c.txFailed(t, status)
+	c.finished(t, status)
+}
+
+// dropOwnVia removes our Via from a response made from the request as sent on.
+func (c *Core) dropOwnVia(resp, hidden []byte) []byte {
+	if c.m2.Parse(resp) != nil {
+		return resp
+	}
+	var e sipmsg.Editor
+	e.Reset(&c.m2)
+	for el := range c.m2.Elements(sipmsg.HeaderVia) {
+		e.DeleteElement(el)
+		break
+	}
+	if len(hidden) > 0 {
+		e.Prepend(bytes.TrimSuffix(hidden, []byte("\r\n")))
+	}
+	return e.AppendTo(nil)
+}

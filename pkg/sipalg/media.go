@@ -1,0 +1,415 @@
+package sipalg
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+
+	"go.uber.org/zap"
+
+	"edged.dev/edged/pkg/pinhole"
+	"edged.dev/edged/pkg/sipalg/flow"
+	"edged.dev/edged/pkg/sipalg/sdp"
+)
+
+// maxStreams bounds the pinholes of one session description.
+const maxStreams = 16
+
+// stream is the pinhole of one m= line.
+type stream struct {
+	lease    pinhole.Lease
+	kind     pinhole.Kind
+	remote   [2]pinhole.Remote
+	prev     [2]pinhole.Remote // before the offer under way
+	fresh    bool              // opened by the offer under way
+	rejected bool              // the answer refused it
+	hold     [2]bool           // the side's last description puts it on hold
+}
+
+// offer says whose session description is at hand.
+type offer struct {
+	session *session
+	streams *[]stream
+	side    pinhole.Side
+	flow    flow.Flow // it came by
+	far     netip.Addr
+	answer  bool
+	early   bool // no 2xx yet: silence is no fault
+	first   bool // first SDP part of the body
+}
+
+// rewriteRequestBody relays the media of a request's body. It returns nil if the body stays as it is.
+func (c *Core) rewriteRequestBody(t *tx, l *local, dest flow.Flow) ([]byte, error) {
+	m := &c.m
+	if len(m.Body()) == 0 || !hasSDP(m.ContentType()) {
+		return nil, nil
+	}
+	o := offer{session: t.session, side: pinhole.Side(t.fromSide), flow: t.up, far: dest.Remote.Addr(), first: true}
+	s := t.session
+	if s == nil {
+		return c.scrub(l)
+	}
+	o.streams, o.early = &s.streams, true
+	if d := t.dialog; d != nil {
+		o.streams, o.early = &d.streams, !d.confirmed
+		o.answer = t.method == "ACK" || t.method == "PRACK" && d.offered == 1+int8(o.side.Other())
+		d.offered = 0
+		if !o.answer {
+			d.offered = 1 + int8(o.side)
+		}
+	}
+	t.offered = !o.answer
+	return c.relayBody(o)
+}
+
+// rewriteResponseBody relays the media of a response's body.
+func (c *Core) rewriteResponseBody(t *tx, f flow.Flow, up *local) ([]byte, error) {
+	m := &c.m
+	s := t.session
+	if s == nil || m.Status() >= 300 {
+		if len(m.Body()) > 0 && hasSDP(m.ContentType()) && m.Status() < 300 {
+			return c.scrub(up)
+		}
+		return nil, nil
+	}
+	d := t.dialog
+	if d == nil && t.invite && len(m.To().Tag()) > 0 && m.Status() > 100 {
+		var err error
+		if d, err = c.dialogFor(s, m.To().Tag()); err != nil {
+			return nil, err
+		}
+	}
+	if len(m.Body()) == 0 || !hasSDP(m.ContentType()) || d == nil {
+		return nil, nil
+	}
+	o := offer{
+		session: s, streams: &d.streams, side: pinhole.Side(t.fromSide).Other(), flow: f, far: t.up.Remote.Addr(),
+		answer: t.offered, early: !d.confirmed && !(t.invite && m.Status() >= 200), first: true,
+	}
+	d.offered = 0
+	if !o.answer {
+		d.offered = 1 + int8(o.side)
+	}
+	return c.relayBody(o)
+}
+
+func hasSDP(ct []byte) bool {
+	return sdp.IsSDP(ct) || len(ct) > 10 && equalFold(ct[:10], "multipart/")
+}
+
+// relayBody rewrites every session description of the body.
+func (c *Core) relayBody(o offer) ([]byte, error) {
+	m := &c.m
+	if sdp.IsSDP(m.ContentType()) {
+		b, err := c.relaySDP(c.sdpBuf[:0], m.Body(), &o)
+		if err == nil {
+			c.sdpBuf = b
+		}
+		return b, err
+	}
+	b, changed, err := sdp.RewriteBody(nil, m.ContentType(), m.Body(), func(part, dst []byte) ([]byte, error) {
+		return c.relaySDP(dst, part, &o)
+	})
+	if !changed {
+		return nil, err
+	}
+	return b, err
+}
+
+// relaySDP opens or updates a pinhole for each m= line and writes the description with their addresses.
+func (c *Core) relaySDP(dst, raw []byte, o *offer) ([]byte, error) {
+	if err := c.sdp.Parse(raw); err != nil {
+		return nil, err
+	}
+	n := c.sdp.NumMedia()
+	if n > maxStreams {
+		return nil, pinhole.ErrLimit
+	}
+	c.places = c.places[:0]
+	for i := range n {
+		p, err := c.place(o, i)
+		if err != nil {
+			if !o.answer {
+				c.undo(o)
+			}
+			return nil, err
+		}
+		c.places = append(c.places, p)
+	}
+	o.first = false
+	return c.sdp.AppendRewritten(dst, sdp.Rewrite{Media: c.places, ICE: c.cfg.ICE.sdp(), Origin: true, Addr: c.scrubAddr(o)}), nil
+}
+
+// place finds the local address for m= line i.
+func (c *Core) place(o *offer, i int) (sdp.Placement, error) {
+	md := c.sdp.Media(i)
+	kind, ok := leaseKind(md.Kind, md.Stream)
+	for len(*o.streams) <= i {
+		*o.streams = append(*o.streams, stream{})
+	}
+	st := &(*o.streams)[i]
+	if !ok || md.Port == 0 && !(md.BundleOnly && st.lease != nil) {
+		if o.answer {
+			st.rejected = true
+			if !o.early {
+				st.close()
+			}
+		}
+		return sdp.Placement{}, nil
+	}
+	// Bundled m= lines share the port of the first one (RFC 8843 §7.2).
+	for j := range i {
+		if other := c.sdp.Media(j); md.Port != 0 && other.Port == md.Port && other.Addr == md.Addr && (*o.streams)[j].lease != nil {
+			return c.places[j], nil
+		}
+	}
+	st.rejected = false
+	r := c.remoteOf(o, st, md)
+	hold := r.Quiet
+	r.Quiet = hold || o.early
+	if st.lease != nil && (st.kind == pinhole.TCP) != (kind == pinhole.TCP) || st.lease != nil && !sameFamily(st.lease.Local(o.side).Addr.Addr(), r.Addr.Addr()) {
+		st.close()
+	}
+	if st.lease == nil {
+		if err := c.open(o, st, kind, md); err != nil {
+			return sdp.Placement{}, err
+		}
+	}
+	if o.first {
+		if err := st.lease.Declare(o.side, r); err != nil {
+			c.drop("target_refused")
+			return sdp.Placement{}, err
+		}
+		if !o.answer {
+			st.prev[o.side] = st.remote[o.side]
+		}
+		st.remote[o.side], st.hold[o.side] = r, hold
+		if o.answer {
+			st.fresh = false
+		}
+	}
+	lo := st.lease.Local(o.side.Other())
+	return sdp.Placement{Addr: lo.Addr, RTCP: lo.RTCP}, nil
+}
+
+func sameFamily(a, b netip.Addr) bool {
+	return !b.IsValid() || a.Unmap().Is4() == b.Unmap().Is4()
+}
+
+// open asks the relay for a pinhole.
+func (c *Core) open(o *offer, st *stream, kind pinhole.Kind, md *sdp.Media) error {
+	s := o.session
+	var fam [2]pinhole.Family
+	fam[o.side] = pinhole.FamilyOf(md.Addr)
+	if fam[o.side] == pinhole.AnyFamily {
+		fam[o.side] = pinhole.FamilyOf(o.flow.Remote.Addr())
+	}
+	fam[o.side.Other()] = pinhole.FamilyOf(o.far)
+	l, err := c.opener.Open(context.Background(), pinhole.Request{
+		Owner: c.sourceOf(o.flow.Remote.Addr()).name, Label: s.callID, Kind: kind, Networks: s.networks, Families: fam,
+		OnIdle: s.idleFunc(c),
+	})
+	if err != nil {
+		c.log.Warn("no pinhole", zap.String("call_id", s.callID), zap.Stringer("peer", o.flow.Remote), zap.Error(err))
+		return err
+	}
+	*st = stream{lease: l, kind: kind, fresh: true}
+	return nil
+}
+
+// remoteOf says what the m= line tells of its sender.
+func (c *Core) remoteOf(o *offer, st *stream, md *sdp.Media) pinhole.Remote {
+	src := o.flow.Remote.Addr().Unmap()
+	r := pinhole.Remote{Source: src, Trusted: c.servers[src], Quiet: md.Hold || md.Direction != sdp.SendRecv} // hold: RFC 3264 §8.4
+	switch {
+	case md.Addr.IsValid() && !md.Addr.IsUnspecified():
+		r.Addr = netip.AddrPortFrom(md.Addr, md.Port)
+	case st.lease != nil && md.Addr.IsValid():
+		r.Addr, r.RTCP = st.remote[o.side].Addr, st.remote[o.side].RTCP // hold of RFC 2543: the address is kept
+		return r
+	default:
+		return r // a name, or nothing: whoever signalled may send
+	}
+	switch {
+	case md.MuxRTCP && o.answer:
+		r.RTCP = r.Addr
+	case md.RTCPPort != 0:
+		a := md.RTCPAddr
+		if !a.IsValid() {
+			a = md.Addr
+		}
+		r.RTCP = netip.AddrPortFrom(a, md.RTCPPort)
+	}
+	return r
+}
+
+func leaseKind(k sdp.MediaKind, stream bool) (pinhole.Kind, bool) {
+	switch k {
+	case sdp.RTP:
+		return pinhole.RTP, true
+	case sdp.UDPTL, sdp.UDPOther:
+		return pinhole.UDP, true
+	case sdp.MSRP, sdp.TCPOther:
+		return pinhole.TCP, true
+	case sdp.BFCP:
+		if stream {
+			return pinhole.TCP, true
+		}
+		return pinhole.UDP, true
+	}
+	return 0, false
+}
+
+// scrubAddr is the edge's address on the network to which the description goes, for m= lines without a pinhole.
+func (c *Core) scrubAddr(o *offer) netip.Addr {
+	_, a, err := c.nets.Local(o.session.networks[o.side.Other()], pinhole.FamilyOf(o.far))
+	if err != nil {
+		return netip.Addr{}
+	}
+	return a
+}
+
+// scrub rewrites the addresses of a description that opens nothing (capabilities in OPTIONS).
+func (c *Core) scrub(l *local) ([]byte, error) {
+	b, changed, err := sdp.RewriteBody(nil, c.m.ContentType(), c.m.Body(), func(part, dst []byte) ([]byte, error) {
+		if err := c.sdp.Parse(part); err != nil {
+			return nil, err
+		}
+		return c.sdp.AppendRewritten(dst, sdp.Rewrite{ICE: c.cfg.ICE.sdp(), Origin: true, Addr: l.public.Addr()}), nil
+	})
+	if !changed {
+		return nil, err
+	}
+	return b, err
+}
+
+// confirm takes a 2xx: from now on silence counts, and the other early dialogs are over.
+func (c *Core) confirm(s *session, d *dialog) {
+	d.confirmed = true
+	for i := range d.streams {
+		st := &d.streams[i]
+		if st.rejected {
+			st.close()
+		}
+		st.fresh = false
+		for side := pinhole.Near; st.lease != nil && side <= pinhole.Far; side++ {
+			// An unanswered offer (it is in the ACK) has told nothing of one side yet.
+			if r := &st.remote[side]; r.Source.IsValid() {
+				r.Quiet = st.hold[side]
+				_ = st.lease.Declare(side, *r) // it was accepted before
+			}
+		}
+	}
+	for _, other := range s.dialogs {
+		if other != d && !other.confirmed {
+			other.close()
+		}
+	}
+	s.dialogs = slices.DeleteFunc(s.dialogs, func(o *dialog) bool { return o != d && !o.confirmed })
+}
+
+// rollback restores what was before an offer that was refused (RFC 3264 §8, RFC 3261 §14.1).
+func (c *Core) rollback(d *dialog, side pinhole.Side) {
+	d.offered = 0
+	for i := range d.streams {
+		st := &d.streams[i]
+		switch {
+		case st.lease == nil:
+		case st.fresh:
+			st.close()
+		case st.prev[side].Source.IsValid():
+			st.remote[side] = st.prev[side]
+			_ = st.lease.Declare(side, st.prev[side]) // it was accepted before
+		}
+	}
+}
+
+// undo closes what a refused offer has opened so far.
+func (c *Core) undo(o *offer) {
+	for i := range *o.streams {
+		if st := &(*o.streams)[i]; st.fresh {
+			st.close()
+		}
+	}
+}
+
+// fork gives d pinholes of its own on the caller's side, sharing the callee's side with base.
+func (d *dialog) fork(base *dialog) error {
+	d.streams = make([]stream, len(base.streams))
+	for i := range base.streams {
+		b := &base.streams[i]
+		if b.lease == nil {
+			continue
+		}
+		l, err := b.lease.Fork()
+		if err != nil {
+			return err
+		}
+		d.streams[i] = stream{lease: l, kind: b.kind, fresh: true}
+		near := b.remote[pinhole.Near]
+		if err := l.Declare(pinhole.Near, near); err != nil {
+			return err
+		}
+		d.streams[i].remote[pinhole.Near] = near
+	}
+	return nil
+}
+
+func (d *dialog) close() {
+	closeStreams(d.streams, nil)
+	d.streams = nil
+}
+
+func (st *stream) close() {
+	if st.lease != nil {
+		st.lease.Close()
+	}
+	*st = stream{}
+}
+
+func closeStreams(streams []stream, r *Record) {
+	for i := range streams {
+		if st := &streams[i]; st.lease != nil {
+			sum := st.lease.Close()
+			if r != nil {
+				r.Streams = append(r.Streams, StreamRecord{Kind: st.kind.String(), Summary: sum})
+			}
+			st.lease = nil
+		}
+	}
+}
+
+// mediaStatus is the answer to a request whose media cannot be relayed: honest, never one-way.
+func (c *Core) mediaStatus(err error) (int, string) {
+	var bad *sdp.Error
+	switch {
+	case errors.Is(err, pinhole.ErrTarget):
+		return 488, "Media Address Not Allowed"
+	case errors.As(err, &bad):
+		return 400, "Bad Session Description"
+	}
+	return 503, "No Media Relay Available"
+}
+
+func equalFold(b []byte, lower string) bool {
+	if len(b) != len(lower) {
+		return false
+	}
+	for i := range b {
+		if b[i]|0x20 != lower[i]|0x20 {
+			return false
+		}
+	}
+	return true
+}
+
+// hasMedia tells whether the session has any pinhole.
+func (s *session) hasMedia() bool {
+	for _, d := range s.dialogs {
+		if slices.ContainsFunc(d.streams, func(st stream) bool { return st.lease != nil }) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,280 @@
+package sipalg
+
+import (
+	"bytes"
+	"errors"
+	"net/netip"
+
+	"go.uber.org/zap"
+
+	"edged.dev/edged/pkg/pinhole"
+	"edged.dev/edged/pkg/sipalg/flow"
+	"edged.dev/edged/pkg/sipalg/sipmsg"
+)
+
+// malformed answers or drops what could not be parsed (RFC 4475 §3.1.2 has the cases).
+func (c *Core) malformed(f flow.Flow, err error) {
+	var e *sipmsg.Error
+	if !errors.As(err, &e) {
+		e = &sipmsg.Error{Reason: "malformed"}
+	}
+	c.drop("malformed_" + e.Reason)
+	if !c.charge(f) || e.Status == 0 || !c.m.IsRequest() || c.m.Method() == "ACK" || !c.m.Answerable() {
+		return
+	}
+	if via, ok := c.m.TopVia(); ok {
+		c.log.Debug("malformed request refused", zap.Stringer("peer", f.Remote), zap.String("reason", e.Reason))
+		c.reply(f, via, e.Status, e.Text)
+	}
+}
+
+// request takes a well-formed request (RFC 3261 §16.3).
+func (c *Core) request(f flow.Flow) {
+	m := &c.m
+	via, ok := m.TopVia()
+	if !ok {
+		c.drop("no_via")
+		return
+	}
+	key := c.serverKey(m, via, f)
+	t := c.findServer(key)
+	switch m.Method() {
+	case "ACK":
+		if t != nil && t.status >= 300 {
+			c.acked(t)
+			return
+		}
+		c.ack(f, via)
+		return
+	case "CANCEL":
+		c.cancelRequest(f, via, t)
+		return
+	}
+	if t != nil {
+		c.retransmitted(t)
+		return
+	}
+	inDialog := len(m.To().Tag()) > 0
+	if !inDialog && !c.charge(f) {
+		c.drop("rate_limited")
+		return
+	}
+	if c.scanner(f) {
+		return
+	}
+	if status, reason, extra := c.admissible(via); status != 0 {
+		c.drop("refused_" + reasonLabel(status))
+		c.reply(f, via, status, reason, extra...)
+		return
+	}
+	c.dispatch(f, via, key, inDialog)
+}
+
+// dispatch finds the next hop and forwards, or refuses.
+func (c *Core) dispatch(f flow.Flow, via sipmsg.Via, key uint64, inDialog bool) {
+	m := &c.m
+	if m.Method() == "OPTIONS" && c.optionsToEdge(f, via) {
+		return
+	}
+	if c.draining && !inDialog && m.Method() == "INVITE" {
+		c.reply(f, via, 503, "Draining", "Retry-After: 30")
+		return
+	}
+	if m.Method() == "REGISTER" && c.earlyRefresh(f, via) {
+		return
+	}
+	var h hop
+	var s *session
+	var side pinhole.Side
+	if inDialog {
+		h, s, side = c.routeInDialog(f)
+	} else {
+		h = c.route(f)
+	}
+	if h.status != 0 {
+		if h.status == 404 || h.status == 403 {
+			c.suspect(f)
+		}
+		c.drop("refused_" + reasonLabel(h.status))
+		c.reply(f, via, h.status, h.reason)
+		return
+	}
+	t := &tx{
+		key: key, method: m.Method(), invite: m.Method() == "INVITE", up: f, back: backFlow(f, via),
+		session: s, fromSide: byte(side), hop: h,
+	}
+	if s != nil {
+		t.dialog = s.dialogOf(m)
+		s.note(m, side, f)
+	}
+	c.addTx(t)
+	if t.invite {
+		c.out.sendCopy(t.back, sipmsg.AppendResponse(c.buf[:0], c.withReceived(f, via), 100, "Trying", nil))
+	}
+	c.launch(t)
+}
+
+// admissible makes the checks of RFC 3261 §16.3 that end in a refusal.
+func (c *Core) admissible(via sipmsg.Via) (status int, reason string, extra []string) {
+	m := &c.m
+	if n, ok := m.MaxForwards(); ok && n == 0 && !(m.Method() == "OPTIONS" && c.toEdge()) {
+		return 483, "Too Many Hops", nil
+	}
+	var unsupported []byte
+	for i := range m.Len() {
+		if h := m.Header(i); h.ID == sipmsg.ProxyRequire {
+			for tag := range bytes.SplitSeq(h.Value, []byte{','}) {
+				// Microsoft's own tags mean nothing to a proxy that changes no signed field.
+				if tag = bytes.TrimSpace(tag); len(tag) > 0 && !bytes.HasPrefix(bytes.ToLower(tag), []byte("ms-")) {
+					unsupported = append(append(unsupported, tag...), ',')
+				}
+			}
+		}
+	}
+	if len(unsupported) > 0 {
+		return 420, "Bad Extension", []string{"Unsupported: " + string(bytes.TrimSuffix(unsupported, []byte{','}))}
+	}
+	scheme, _, _ := bytes.Cut(m.RequestURI(), []byte{':'})
+	if s := string(bytes.ToLower(scheme)); s != "sip" && s != "sips" && s != "tel" {
+		return 416, "Unsupported URI Scheme", nil
+	}
+	if c.looped() {
+		return 482, "Loop Detected", nil
+	}
+	return 0, "", nil
+}
+
+// reply answers a request statelessly. Its To tag is a function of the transaction, so that
+// retransmissions get the same answer.
+func (c *Core) reply(f flow.Flow, via sipmsg.Via, status int, reason string, extra ...string) {
+	var tag [16]byte
+	appendHex(tag[:0], c.serverKey(&c.m, via, f))
+	c.buf = sipmsg.AppendResponse(c.buf[:0], c.withReceived(f, via), status, reason, tag[:], extra...)
+	c.out.sendCopy(backFlow(f, via), c.buf)
+	c.count.failed[reasonLabel(status)]++
+}
+
+// withReceived returns the request with received and rport in its top Via (RFC 3261 §18.2.1, RFC 3581 §4).
+func (c *Core) withReceived(f flow.Flow, via sipmsg.Via) *sipmsg.Message {
+	c.ed.Reset(&c.m)
+	c.ed.ReplaceElement(via.Element, c.appendVia(c.body[:0], via, f))
+	c.buf2 = c.ed.AppendTo(c.buf2[:0])
+	if c.m2.Parse(c.buf2) != nil && !c.m2.Answerable() {
+		return &c.m
+	}
+	return &c.m2
+}
+
+// appendVia writes a received Via's value with received and rport filled in.
+func (c *Core) appendVia(dst []byte, via sipmsg.Via, f flow.Flow) []byte {
+	start := len(dst)
+	first := true
+	for p := range bytes.SplitSeq(via.Element.Value, []byte{';'}) {
+		if first {
+			dst, first = append(dst, bytes.TrimSpace(p)...), false
+			continue
+		}
+		name, _, _ := bytes.Cut(p, []byte{'='})
+		name = bytes.TrimSpace(name)
+		switch {
+		case bytes.EqualFold(name, []byte("received")):
+			continue
+		case bytes.EqualFold(name, []byte("rport")):
+			dst = append(dst, ";rport="...)
+			dst = appendUint(dst, uint64(f.Remote.Port()))
+			continue
+		}
+		dst = append(append(dst, ';'), bytes.TrimSpace(p)...)
+	}
+	if a, ok := parseAddr(via.Host); !ok || a != f.Remote.Addr().Unmap() || via.HasRPort {
+		dst = append(dst, ";received="...)
+		dst = f.Remote.Addr().Unmap().WithZone("").AppendTo(dst)
+	} else if start == len(dst) {
+		return via.Element.Value
+	}
+	return dst
+}
+
+// backFlow is where responses go (RFC 3261 §18.2.2, RFC 3581): the source, unless the sender without
+// rport is its own neighbour, who may listen on another port than it sends from.
+func backFlow(f flow.Flow, via sipmsg.Via) flow.Flow {
+	if f.Proto.Stream() || via.HasRPort {
+		return f
+	}
+	if a, ok := parseAddr(via.Host); ok && a == f.Remote.Addr().Unmap() {
+		port := via.Port
+		if port == 0 {
+			port = 5060
+		}
+		f.Remote = netip.AddrPortFrom(f.Remote.Addr(), port)
+	}
+	return f
+}
+
+// toEdge tells whether the Request-URI names the edge itself: own host, no user.
+func (c *Core) toEdge() bool {
+	u, err := sipmsg.ParseURI(c.m.RequestURI())
+	return err == nil && len(u.User) == 0 && c.ownURI(u) != nil
+}
+
+// optionsToEdge answers a ping of the edge itself.
+func (c *Core) optionsToEdge(f flow.Flow, via sipmsg.Via) bool {
+	if !c.toEdge() {
+		return false
+	}
+	status, reason := 200, "OK"
+	if c.draining {
+		status, reason = 503, "Draining"
+	}
+	c.buf = sipmsg.AppendResponse(c.buf[:0], c.withReceived(f, via), status, reason, []byte("edge"), "Accept: application/sdp", "Supported: outbound")
+	c.out.sendCopy(backFlow(f, via), c.buf)
+	return true
+}
+
+// cancelRequest answers a CANCEL and passes it on (RFC 3261 §16.10).
+func (c *Core) cancelRequest(f flow.Flow, via sipmsg.Via, t *tx) {
+	if t == nil {
+		c.reply(f, via, 481, "Call/Transaction Does Not Exist")
+		return
+	}
+	c.buf = sipmsg.AppendResponse(c.buf[:0], c.withReceived(f, via), 200, "OK", []byte("edge"))
+	c.out.sendCopy(backFlow(f, via), c.buf)
+	if t.state >= txCompleted {
+		return
+	}
+	t.cancelled = true
+	if t.state == txTrying && !t.sent && t.raw != nil {
+		// Nothing has been sent: its name is still being resolved.
+		c.finalLocal(t, 487, "Request Terminated")
+		return
+	}
+	c.cancel(t)
+}
+
+// looped tells whether this very request has been here before (RFC 5393 §4.2): one of our own
+// branches carries the same hash. A spiral has another Request-URI or Route, so another hash.
+func (c *Core) looped() bool {
+	var h uint32
+	for el := range c.m.Elements(sipmsg.HeaderVia) {
+		i := bytes.Index(el.Value, []byte(branchMagic))
+		if i < 0 || len(el.Value) < i+len(branchMagic)+8 {
+			continue
+		}
+		via, err := sipmsg.ParseVia(el.Value)
+		if err != nil || !c.ownHost(via.Host) || !bytes.HasPrefix(via.Branch, []byte(branchMagic)) {
+			continue
+		}
+		if h == 0 {
+			h = c.loopHash()
+		}
+		var hex [8]byte
+		if bytes.Equal(via.Branch[len(branchMagic):][:8], appendHex32(hex[:0], h)) {
+			return true
+		}
+	}
+	return false
+}
+
+func reasonLabel(status int) string {
+	return string(appendUint(nil, uint64(status)))
+}

@@ -1,0 +1,346 @@
+package sipalg
+
+import (
+	"bytes"
+	"hash/maphash"
+	"net/netip"
+	"strings"
+	"time"
+
+	"edged.dev/edged/pkg/pinhole"
+	"edged.dev/edged/pkg/sipalg/flow"
+	"edged.dev/edged/pkg/sipalg/sipmsg"
+)
+
+// hop is where a request goes next, or why it goes nowhere.
+type hop struct {
+	status int // refused with this status
+	reason string
+
+	network string
+	flow    flow.Flow     // the way, if there is one already
+	targets []flow.Target // else the addresses to try
+	need    server        // else the name to resolve
+	open    bool          // the transport was left open: large requests may change to TCP
+	ruri    []byte        // replaces the Request-URI; nil = as it is
+	pops    int           // own Route values to remove
+	routes  []string      // Route values to add: those that were hidden
+}
+
+func refuse(status int, reason string) hop { return hop{status: status, reason: reason} }
+
+// domain is a compiled [Domain].
+type domain struct {
+	network string
+	host    string // resolved itself, if there is no server
+	servers []*upstream
+}
+
+// upstream is one configured server.
+type upstream struct {
+	server
+	network string
+	targets []flow.Target // its addresses, as far as they are known
+	down    time.Time     // not used until then, unless there is no other
+	probe   timer
+	query   uint64
+}
+
+// route decides where a request outside of any dialog goes (RFC 3261 §16.4, §16.5).
+func (c *Core) route(f flow.Flow) hop {
+	pops, next := c.ownRoutes()
+	if next != nil && c.nets[f.Network].Trusted {
+		// A preloaded Route beyond the edge.
+		h := c.toURI(c.networkOf(*next, f.Network), *next)
+		h.pops = pops
+		return h
+	}
+	h := c.routeURI(f)
+	h.pops = pops
+	return h
+}
+
+func (c *Core) routeURI(f flow.Flow) hop {
+	u, err := sipmsg.ParseURI(c.m.RequestURI())
+	if err != nil {
+		return refuse(400, "Bad Request-URI")
+	}
+	if a := c.aliasOf(u); a != nil {
+		return c.toAlias(a)
+	}
+	trusted := c.nets[f.Network].Trusted
+	host := strings.ToLower(string(u.Host))
+	own := c.ownHost(u.Host)
+	if d := c.domains[host]; d != nil && (d.network != f.Network || trusted) {
+		return c.toDomain(d, u, false)
+	}
+	if c.m.Method() != "REGISTER" && !(own && trusted && c.domains["*"] != nil) {
+		if b := c.registered(u, own); b != nil {
+			return c.toAlias(b.alias)
+		}
+	}
+	if d := c.domains["*"]; d != nil && (d.network != f.Network || trusted) && (own || trusted) {
+		return c.toDomain(d, u, own)
+	}
+	switch {
+	case own:
+		return refuse(404, "Not Found")
+	case !trusted:
+		return refuse(403, "Relaying Denied")
+	}
+	return c.toURI(c.networkOf(u, f.Network), u)
+}
+
+// networkOf names the network on which a URI's host is, seen from another one.
+func (c *Core) networkOf(u sipmsg.URI, from string) string {
+	host := u.Host
+	if v, ok := u.Param("maddr"); ok {
+		host = v
+	}
+	if a, ok := parseAddr(host); ok {
+		if n := c.nets.Of(a); n != "" {
+			return n
+		}
+		if c.routeTo != nil {
+			if n := c.routeTo(a); n != "" {
+				return n
+			}
+		}
+	}
+	// A name: the untrusted network is where names are resolved.
+	best := ""
+	for name, n := range c.nets {
+		if name != from && (best == "" || !n.Trusted && c.nets[best].Trusted || n.Trusted == c.nets[best].Trusted && name < best) {
+			best = name
+		}
+	}
+	return best
+}
+
+// ownRoutes tells whether the first Route value names the edge, and returns the next one.
+func (c *Core) ownRoutes() (pops int, next *sipmsg.URI) {
+	for el := range c.m.Elements(sipmsg.Route) {
+		na, err := sipmsg.ParseNameAddr(el.Value)
+		if err != nil {
+			break
+		}
+		u, err := sipmsg.ParseURI(na.URI)
+		if err != nil {
+			break
+		}
+		if pops == 0 && c.ownURI(u) != nil {
+			pops++
+			continue
+		}
+		return pops, &u
+	}
+	return pops, nil
+}
+
+// routeInDialog decides where a request within a dialog goes: by the Route that the edge recorded,
+// by the alias in the Request-URI, or by the session.
+func (c *Core) routeInDialog(f flow.Flow) (hop, *session, pinhole.Side) {
+	s, network := c.recorded(f)
+	pops, next := c.ownRoutes()
+	var side pinhole.Side
+	if s == nil {
+		s = c.sessionOf(&c.m, f)
+	}
+	if s != nil {
+		side = s.sideOf(&c.m)
+		network = s.networks[side.Other()]
+	}
+	u, err := sipmsg.ParseURI(c.m.RequestURI())
+	if err != nil {
+		return refuse(400, "Bad Request-URI"), nil, 0
+	}
+	a := c.aliasOf(u)
+	var h hop
+	switch {
+	case next != nil && network != "":
+		h = c.toURI(network, *next)
+	case s != nil && len(s.routes[side.Other()]) > 0 && c.hides(network, f.Network):
+		// The sender has never seen these proxies: put their Route values back.
+		h = c.toRoute(network, s.routes[side.Other()][0])
+		h.routes = s.routes[side.Other()]
+	case a != nil:
+		h = c.toAlias(a)
+	case network != "" && !c.ownHost(u.Host):
+		h = c.toURI(network, u)
+	case s == nil:
+		h = c.route(f)
+		if h.status == 404 || h.status == 403 && c.m.Method() != "REGISTER" {
+			h = refuse(481, "Call/Transaction Does Not Exist")
+		}
+		return h, nil, 0
+	default:
+		h = refuse(481, "Call/Transaction Does Not Exist")
+	}
+	if a != nil && h.ruri == nil {
+		h.ruri = a.uri
+	}
+	h.pops = pops
+	return h, s, side
+}
+
+// recorded reads the edge's own Record-Route value back: the session, or the network beyond.
+func (c *Core) recorded(f flow.Flow) (s *session, network string) {
+	for el := range c.m.Elements(sipmsg.Route) {
+		s, network = c.recordOf(el.Value)
+		break
+	}
+	if s != nil && (s.callID != string(c.m.CallID()) || s.networks[s.sideOf(&c.m)] != f.Network) {
+		s = nil
+	}
+	return s, network
+}
+
+// recordOf reads one Route or Record-Route value; nothing if it is not ours.
+func (c *Core) recordOf(v []byte) (s *session, network string) {
+	na, err := sipmsg.ParseNameAddr(v)
+	if err != nil {
+		return nil, ""
+	}
+	u, err := sipmsg.ParseURI(na.URI)
+	if err != nil || c.ownURI(u) == nil {
+		return nil, ""
+	}
+	if v, ok := u.Param("e"); ok {
+		if id, ok := parseHex(v); ok {
+			s = c.sessions[id]
+		}
+	}
+	if v, ok := u.Param("n"); ok {
+		for name := range c.nets {
+			if string(appendHex32(nil, networkHash(name))) == string(v) {
+				network = name
+			}
+		}
+	}
+	return s, network
+}
+
+// toAlias goes back down the flow that the Contact came from (RFC 5626 §5.3).
+func (c *Core) toAlias(a *alias) hop {
+	h := hop{network: a.network, ruri: a.uri}
+	if a.flow.Remote.IsValid() {
+		h.flow = a.flow
+		return h
+	}
+	u, err := sipmsg.ParseURI(a.uri)
+	if err != nil {
+		return refuse(480, "Temporarily Unavailable")
+	}
+	if a.nat && a.binding != nil {
+		return refuse(480, "Flow Failed")
+	}
+	to := c.toURI(a.network, u)
+	to.ruri = a.uri
+	return to
+}
+
+// toRoute goes to a Route value.
+func (c *Core) toRoute(network, route string) hop {
+	na, err := sipmsg.ParseNameAddr([]byte(route))
+	if err == nil {
+		if u, err := sipmsg.ParseURI(na.URI); err == nil {
+			return c.toURI(network, u)
+		}
+	}
+	return refuse(400, "Bad Route")
+}
+
+// toURI goes to a URI's host on a network (RFC 3263; maddr of RFC 3261 §19.1.1).
+func (c *Core) toURI(network string, u sipmsg.URI) hop {
+	if network == "" {
+		return refuse(404, "Not Found")
+	}
+	if len(u.Host) == 0 {
+		return refuse(404, "No Route For This URI")
+	}
+	host := u.Host
+	if v, ok := u.Param("maddr"); ok && len(v) > 0 {
+		host = bytes.Trim(v, "[]")
+	}
+	p := uriProto(u)
+	h := hop{network: network, open: p == 0}
+	if a, ok := parseAddr(host); ok {
+		h.targets = numericTargets(network, p, addrPort(a, uriPort(u, p)))
+		return h
+	}
+	h.need = server{Proto: p, Host: string(host), Port: u.Port}
+	return h
+}
+
+func numericTargets(network string, p flow.Proto, a netip.AddrPort) []flow.Target {
+	if p == 0 {
+		p = flow.UDP
+	}
+	return []flow.Target{{Network: network, Proto: p, Addr: a}}
+}
+
+// toDomain goes to a domain's servers, the ones that answer first.
+func (c *Core) toDomain(d *domain, u sipmsg.URI, own bool) hop {
+	h := hop{network: d.network}
+	if len(d.servers) == 0 {
+		h.need, h.open = server{Proto: uriProto(u), Host: d.host, Port: u.Port}, true
+		return h
+	}
+	for _, alive := range []bool{true, false} {
+		for _, s := range d.servers {
+			if s.down.After(c.now) != alive {
+				h.targets = append(h.targets, s.targets...)
+				h.open = h.open || s.Proto == 0
+			}
+		}
+	}
+	if len(h.targets) == 0 {
+		h.need = d.servers[0].server
+	}
+	if own {
+		// The client took the edge for its server: the server must find itself in the Request-URI.
+		h.ruri = c.ownToServer(u, d.servers[0])
+	}
+	return h
+}
+
+func (c *Core) ownToServer(u sipmsg.URI, s *upstream) []byte {
+	b := append([]byte(nil), u.Scheme...)
+	b = append(b, ':')
+	if len(u.User) > 0 {
+		b = append(append(b, u.User...), '@')
+	}
+	if strings.Contains(s.Host, ":") {
+		b = append(append(append(b, '['), s.Host...), ']')
+	} else {
+		b = append(b, s.Host...)
+	}
+	if s.Port != 0 {
+		b = appendUint(append(b, ':'), uint64(s.Port))
+	}
+	if len(u.Params) > 0 {
+		if u.Params[0] != ';' {
+			b = append(b, ';')
+		}
+		b = append(b, u.Params...)
+	}
+	return b
+}
+
+// loopHash covers what decides the way of a request (RFC 5393 §4.2.2).
+func (c *Core) loopHash() uint32 {
+	var h maphash.Hash
+	h.SetSeed(c.seed)
+	h.Write(c.m.RequestURI())
+	for el := range c.m.Elements(sipmsg.Route) {
+		h.Write(el.Value)
+	}
+	h.Write(c.m.CallID())
+	h.Write(c.m.From().Tag())
+	h.Write(c.m.To().Tag())
+	n, method := c.m.CSeq()
+	h.WriteByte(byte(n))
+	h.WriteByte(byte(n >> 8))
+	h.WriteString(method)
+	return uint32(h.Sum64())
+}

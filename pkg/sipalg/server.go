@@ -1,0 +1,315 @@
+// Package sipalg is the SIP application-level gateway: a record-routing,
+// transaction-stateful proxy (RFC 3261 §16-17, RFC 6026) between networks that cannot
+// reach each other, which puts the edge's own addresses in the place of those in Via,
+// Contact and session descriptions. It is no B2BUA: Call-ID, CSeq, From, To, tags,
+// Expires and status are never changed, because others sign them.
+//
+//	transport ──► Server.Receive ──► Core.Receive ──► Output ──► transport
+//	                                  │ asks pinhole.Opener for leases
+//
+// [Core] is the inner half: no socket, goroutine or clock. This file and the packages
+// transport and resolve are the only ones with I/O.
+package sipalg
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"edged.dev/edged/pkg/pinhole"
+	"edged.dev/edged/pkg/sipalg/flow"
+	"edged.dev/edged/pkg/sipalg/transport"
+)
+
+// Deps are what the server needs from others.
+type Deps struct {
+	Networks pinhole.Networks
+	Opener   pinhole.Opener
+	Limits   Limits
+	// TLS may be nil where no TLS or WSS is used.
+	TLS transport.TLSSource
+	// Resolve finds the addresses of a name on a network, best first (RFC 3263; proto and port are 0
+	// where the URI leaves them open); nil where only addresses occur.
+	Resolve func(ctx context.Context, network string, proto flow.Proto, host string, port uint16) ([]flow.Target, error)
+	// RouteTo names the network by which an address is reached, "" if none; nil: only subnets count.
+	RouteTo func(netip.Addr) string
+	// StateDir keeps the registrations over a restart; empty: they are lost.
+	StateDir string
+	// Record is called at the end of each call, on any goroutine; it may be nil.
+	Record func(Record)
+}
+
+// Server drives a [Core] with sockets, goroutines and a clock. All methods may be called concurrently.
+type Server struct {
+	deps      Deps
+	log       *zap.Logger
+	transport *transport.Transport
+	journal   *journal
+	outputs   sync.Pool
+	wake      chan struct{} // of size 1: the next timer is earlier than before
+	lookups   chan struct{} // of maxLookups: names being resolved
+	ctx       context.Context
+	stop      context.CancelFunc
+	work      sync.WaitGroup
+
+	mu     sync.Mutex // guards what follows
+	core   *Core
+	wakeAt time.Time
+	idle   []uint64
+}
+
+// maxLookups bounds the names that are resolved at once; each waits at most for the resolver's timeouts.
+const maxLookups = 64
+
+// New checks the configuration and returns a server without listeners. Registrations in
+// deps.StateDir are read back.
+func New(cfg Config, deps Deps, log *zap.Logger) (*Server, error) {
+	if err := cfg.Validate(deps.Networks); err != nil {
+		return nil, err
+	}
+	s := &Server{deps: deps, log: log, wake: make(chan struct{}, 1), lookups: make(chan struct{}, maxLookups)}
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	s.outputs.New = func() any { return new(Output) }
+	s.core = NewCore(cfg, deps.Limits, deps.Networks, deps.Opener, deps.RouteTo, log)
+	s.core.idle = s.mediaIdle
+	s.transport = transport.New(transportConfig(cfg, deps.Limits), deps.Networks, deps.TLS, s, log)
+	if deps.StateDir != "" {
+		j, err := openJournal(deps.StateDir, s.core, log)
+		if err != nil {
+			return nil, err
+		}
+		s.journal = j
+		s.core.journal = j.append
+	}
+	return s, nil
+}
+
+func transportConfig(cfg Config, l Limits) transport.Config {
+	return transport.Config{PerSource: cmp.Or(l.Connections, 1<<20), Dscp: cfg.DSCP}
+}
+
+// ServePacket serves SIP over UDP on pc, which is bound on the named network, until ctx ends.
+func (s *Server) ServePacket(ctx context.Context, network string, pc net.PacketConn) error {
+	s.addListener(network, flow.UDP, pc.LocalAddr())
+	return s.transport.ServePacket(ctx, network, pc)
+}
+
+// ServeListener serves SIP over TCP, TLS, WS or WSS on ln, a TCP listener bound on the named network,
+// until ctx ends.
+func (s *Server) ServeListener(ctx context.Context, network string, proto flow.Proto, ln net.Listener) error {
+	s.addListener(network, proto, ln.Addr())
+	return s.transport.Serve(ctx, network, proto, ln)
+}
+
+func (s *Server) addListener(network string, proto flow.Proto, a net.Addr) {
+	ap, err := netip.ParseAddrPort(a.String())
+	if err != nil {
+		return // not an internet socket
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.core.AddListener(network, proto, netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()))
+}
+
+// Run runs the timers until ctx ends. Call it beside the Serve methods, once.
+func (s *Server) Run(ctx context.Context) error {
+	s.do(func(c *Core, out *Output) { c.Begin(time.Now(), out) })
+	tick := time.NewTimer(time.Hour)
+	defer tick.Stop()
+	for {
+		s.do(func(c *Core, out *Output) {
+			now := time.Now()
+			for _, id := range s.idle {
+				c.MediaIdle(now, id, out)
+			}
+			s.idle = s.idle[:0]
+			c.Tick(now, out)
+		})
+		s.journal.compact(s)
+		s.mu.Lock()
+		s.wakeAt = cmpTime(s.core.Next(), time.Now().Add(time.Minute))
+		wait := time.Until(s.wakeAt)
+		s.mu.Unlock()
+		tick.Reset(max(wait, 0))
+		select {
+		case <-ctx.Done():
+			s.stop()
+			s.work.Wait()
+			return s.journal.close()
+		case <-tick.C:
+		case <-s.wake:
+		}
+	}
+}
+
+func cmpTime(a, b time.Time) time.Time {
+	if a.IsZero() || b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// do runs f with the lock held and then does what it wants done.
+func (s *Server) do(f func(c *Core, out *Output)) {
+	out := s.outputs.Get().(*Output)
+	out.reset()
+	s.mu.Lock()
+	f(s.core, out)
+	next := s.core.Next()
+	early := !next.IsZero() && next.Before(s.wakeAt)
+	if early {
+		s.wakeAt = next
+	}
+	s.mu.Unlock()
+	if early {
+		s.poke()
+	}
+	s.perform(out)
+	s.outputs.Put(out)
+}
+
+func (s *Server) poke() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Receive implements [transport.Handler].
+func (s *Server) Receive(f flow.Flow, raw []byte) {
+	s.do(func(c *Core, out *Output) { c.Receive(time.Now(), f, raw, out) })
+}
+
+// Closed implements [transport.Handler].
+func (s *Server) Closed(f flow.Flow) {
+	s.do(func(c *Core, out *Output) { c.Closed(time.Now(), f, out) })
+}
+
+// mediaIdle leaves word of a silent pinhole: the relay calls it, perhaps while the core calls the relay.
+func (s *Server) mediaIdle(id uint64) {
+	s.work.Go(func() {
+		s.mu.Lock()
+		s.idle = append(s.idle, id)
+		s.mu.Unlock()
+		s.poke()
+	})
+}
+
+// perform does what the core wants done, without the lock.
+func (s *Server) perform(out *Output) {
+	for i := range out.items {
+		it := &out.items[i]
+		switch {
+		case it.record != nil:
+			if s.deps.Record != nil {
+				s.deps.Record(*it.record)
+			}
+		case it.resolve != nil:
+			s.lookup(*it.resolve)
+		case it.target != nil:
+			id := it.tx
+			s.transport.SendTo(*it.target, out.bytes(i), func(f flow.Flow, err error) { s.sent(id, f, err) })
+		default:
+			if err := s.transport.Send(it.flow, out.bytes(i)); err != nil {
+				s.log.Debug("not sent", zap.Stringer("peer", it.flow.Remote), zap.Error(err))
+				s.sent(it.tx, it.flow, err)
+			}
+		}
+	}
+}
+
+func (s *Server) sent(id uint64, f flow.Flow, err error) {
+	if id != 0 {
+		s.do(func(c *Core, out *Output) { c.Sent(time.Now(), id, f, err, out) })
+	}
+}
+
+// lookup resolves a name on a goroutine of its own and brings the answer to the core.
+func (s *Server) lookup(q query) {
+	s.work.Go(func() {
+		var targets []flow.Target
+		select {
+		case s.lookups <- struct{}{}:
+			targets = s.resolve(q)
+			<-s.lookups
+		case <-s.ctx.Done():
+		}
+		s.do(func(c *Core, out *Output) { c.Resolved(time.Now(), q.id, targets, out) })
+	})
+}
+
+func (s *Server) resolve(q query) (targets []flow.Target) {
+	if s.deps.Resolve == nil {
+		return nil
+	}
+	targets, err := s.deps.Resolve(s.ctx, q.network, q.server.Proto, q.server.Host, q.server.Port)
+	if err != nil && !errors.Is(err, context.Canceled) {
+		s.log.Warn("name not resolved", zap.String("name", q.server.Host), zap.Error(err))
+	}
+	return targets
+}
+
+// Reload takes the live keys of the section: domains, access, scanners, ban, ice and the intervals.
+// Listen must be unchanged.
+func (s *Server) Reload(cfg Config, limits Limits) error {
+	if err := cfg.Validate(s.deps.Networks); err != nil {
+		return err
+	}
+	s.transport.SetLimits(transportConfig(cfg, limits))
+	s.do(func(c *Core, out *Output) {
+		c.Configure(cfg, limits)
+		c.Begin(time.Now(), out)
+	})
+	return nil
+}
+
+// Drain makes the server refuse new calls with 503; those that are up go on.
+func (s *Server) Drain() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.core.draining = true
+}
+
+// Hangup ends a call from the middle, by the ID of [CallInfo]; false if there is none such that is up.
+func (s *Server) Hangup(id string) bool {
+	n, ok := parseHex([]byte(id))
+	found := false
+	s.do(func(c *Core, out *Output) {
+		c.begin(time.Now(), out)
+		if call := c.sessions[n]; ok && call != nil {
+			found = c.hangup(call, "hung up by the operator")
+		}
+	})
+	return found
+}
+
+// Calls lists the live calls, oldest first.
+func (s *Server) Calls() []CallInfo {
+	s.mu.Lock()
+	list := s.core.Calls()
+	s.mu.Unlock()
+	slices.SortFunc(list, func(a, b CallInfo) int { return cmp.Or(a.Started.Compare(b.Started), cmp.Compare(a.ID, b.ID)) })
+	return list
+}
+
+// Registrations lists the registered Contacts by address-of-record.
+func (s *Server) Registrations() []RegistrationInfo {
+	s.mu.Lock()
+	list := s.core.Registrations()
+	s.mu.Unlock()
+	slices.SortFunc(list, func(a, b RegistrationInfo) int {
+		return cmp.Or(cmp.Compare(a.AOR, b.AOR), cmp.Compare(a.Contact, b.Contact))
+	})
+	return list
+}
+
+// Collector returns the metrics of SIP and of its transports.
+func (s *Server) Collector() prometheus.Collector { return collector{s} }

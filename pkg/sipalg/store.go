@@ -1,0 +1,132 @@
+package sipalg
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"io"
+	"net/netip"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+
+	"edged.dev/edged/pkg/sipalg/flow"
+)
+
+// stored is one line of the registration journal: a binding, or that it is gone. The first line of a
+// journal holds the secret that makes the tokens, so that a client keeps its token over a restart.
+type stored struct {
+	Secret  []byte     `json:"secret,omitempty"`
+	AOR     string     `json:"aor,omitempty"`
+	Gone    bool       `json:"gone,omitempty"`
+	Token   string     `json:"token,omitempty"`
+	Key     []byte     `json:"key,omitempty"`
+	URI     string     `json:"uri,omitempty"`
+	Network string     `json:"network,omitempty"`
+	Proto   string     `json:"proto,omitempty"`
+	Local   string     `json:"local,omitempty"`
+	Remote  string     `json:"remote,omitempty"`
+	Server  string     `json:"server_network,omitempty"`
+	CallID  string     `json:"call_id,omitempty"`
+	CSeq    uint32     `json:"cseq,omitempty"`
+	At      *time.Time `json:"at,omitempty"`
+	Expires *time.Time `json:"expires,omitempty"`
+}
+
+// store writes a binding's change to the journal.
+func (c *Core) store(b *binding, gone bool) {
+	c.journal(c.line(b, gone))
+}
+
+func (c *Core) line(b *binding, gone bool) []byte {
+	s := stored{AOR: b.aor, Token: string(b.alias.token[:]), Gone: gone}
+	if !gone {
+		f := b.alias.flow
+		s.Key, s.URI, s.Network, s.Proto = []byte(b.alias.key), string(b.alias.uri), b.alias.network, f.Proto.String()
+		if f.Remote.IsValid() {
+			s.Local, s.Remote = f.Local.String(), f.Remote.String()
+		}
+		s.Server, s.CallID, s.CSeq, s.At, s.Expires = b.network, b.callID, b.cseq, &b.at, &b.expires
+	}
+	line, err := json.Marshal(s)
+	if err != nil { // only strings, numbers and times
+		return nil
+	}
+	return append(line, '\n')
+}
+
+// Snapshot writes the whole journal anew.
+func (c *Core) Snapshot(w io.Writer) error {
+	head, err := json.Marshal(stored{Secret: c.secret})
+	if err != nil {
+		return err
+	}
+	if _, err := w.Write(append(head, '\n')); err != nil {
+		return err
+	}
+	for _, b := range c.bindings {
+		if _, err := w.Write(c.line(b, false)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Restore reads a journal. A torn last line, as a crash leaves it, is ignored.
+func (c *Core) Restore(now time.Time, r io.Reader, out *Output) error {
+	c.begin(now, out)
+	lines := map[string]stored{}
+	sc := bufio.NewScanner(r)
+	sc.Buffer(make([]byte, 0, 4096), 1<<20)
+	for sc.Scan() {
+		var s stored
+		if err := json.Unmarshal(sc.Bytes(), &s); err != nil {
+			c.log.Warn("registration journal: a line is not readable", zap.Error(err))
+			continue
+		}
+		switch {
+		case len(s.Secret) == len(c.secret):
+			c.secret = bytes.Clone(s.Secret)
+		case s.Gone:
+			delete(lines, s.AOR+" "+s.Token)
+		default:
+			lines[s.AOR+" "+s.Token] = s
+		}
+	}
+	for _, s := range lines {
+		c.restore(s)
+	}
+	return sc.Err()
+}
+
+func (c *Core) restore(s stored) {
+	if s.Expires == nil || s.At == nil || !s.Expires.After(c.now) || len(s.Token) != tokenLen || len(c.nets[s.Network].Addresses) == 0 {
+		return
+	}
+	a := c.aliases[string(s.Key)]
+	if a == nil {
+		a = &alias{token: token([]byte(s.Token)), key: string(s.Key), uri: []byte(s.URI), network: s.Network}
+		c.addAlias(a)
+	}
+	f := flow.Flow{Network: s.Network, Proto: flow.ParseProto(s.Proto)}
+	if !f.Proto.Stream() && f.Proto != 0 { // a connection did not survive
+		f.Local, _ = netip.ParseAddrPort(s.Local)
+		f.Remote, _ = netip.ParseAddrPort(s.Remote)
+		c.bindAlias(a, f)
+	}
+	user, host, _ := strings.Cut(s.AOR, "@")
+	b := &binding{
+		aor: s.AOR, user: user, host: host, alias: a, network: s.Server, callID: s.CallID, cseq: s.CSeq,
+		at: *s.At, expires: *s.Expires, granted: s.Expires.Sub(*s.At), restored: true,
+	}
+	b.timer.fire = func(c *Core) { c.unbind(b, "expired") }
+	b.keepalive.fire = func(c *Core) { c.ping(b) }
+	a.binding = b
+	c.bindings[bindingKey(b.aor, a)] = b
+	c.users[user] = append(c.users[user], b)
+	c.start(&b.timer, b.expires.Sub(c.now))
+	if c.cfg.Keepalive > 0 && a.nat && a.flow.Remote.IsValid() {
+		c.start(&b.keepalive, c.cfg.Keepalive)
+	}
+}
