@@ -179,9 +179,11 @@ func (w *writer) conn(k *mark, a netip.Addr) {
 }
 
 func (w *writer) editConn(k *mark) {
-	to := w.session
-	if i := int(k.media); i >= 0 {
-		to = netip.Addr{}
+	var to netip.Addr
+	switch i := int(k.media); {
+	case i < 0 && w.fallback.IsValid():
+		to = w.session
+	case i >= 0:
 		if _, ok := w.placed(i); ok {
 			to = w.want(i)
 		} else if leaks(k.addr) {
@@ -218,7 +220,11 @@ func (w *writer) putConn(k *mark) {
 // newLine copies up to offset i, a line's start, and ends the line before if nothing does.
 func (w *writer) newLine(i int) {
 	w.upTo(i)
-	if n := len(w.dst); n > 0 && w.dst[n-1] != '\n' {
+	switch n := len(w.dst); {
+	case n == 0 || w.dst[n-1] == '\n':
+	case w.dst[n-1] == '\r': // a line end cut in two by the end of the description
+		w.dst = append(w.dst, '\n')
+	default:
 		w.endLine()
 	}
 }
