@@ -4,38 +4,46 @@ import (
 	"bytes"
 )
 
-// attribute takes the line a=NAME or a=NAME:VALUE.
+// attribute takes the line a=NAME or a=NAME:VALUE. Names are compared in any case: who reads the
+// result may be more tolerant than RFC 8866 §9 is.
 func (s *Session) attribute(start, end, next int) {
+	if !interesting(s.raw[start+2 : end]) {
+		return
+	}
 	colon := end
 	if i := bytes.IndexByte(s.raw[start:end], ':'); i >= 0 {
 		colon = start + i
 	}
-	value := min(colon+1, end)
-	if !s.named(s.raw[start+2:colon], start, value, end, next) {
-		s.named(lowered(s.raw[start+2:colon]), start, value, end, next)
-	}
-}
-
-// lowered returns name in lower case if it is not, nil if it is: names are written as
-// registered, and only an unknown one is worth a second look.
-func lowered(name []byte) []byte {
-	if len(name) > 32 {
-		return nil
-	}
+	value, name := min(colon+1, end), s.raw[start+2:colon]
 	for _, c := range name {
 		if c >= 'A' && c <= 'Z' {
-			return bytes.ToLower(name)
+			name = bytes.ToLower(name)
+			break
 		}
 	}
-	return nil
+	s.named(name, start, value, end, next)
 }
 
-// named acts on an attribute by its name, and tells whether the name is known.
-func (s *Session) named(name []byte, start, value, end, next int) bool {
+// interesting tells by three letters whether an attribute may be one of those below: most lines of a
+// description are rtpmap, fmtp, rtcp-fb and the like.
+func interesting(name []byte) bool {
+	if len(name) < 3 {
+		return false
+	}
+	switch uint32(name[0]|0x20)<<16 | uint32(name[1]|0x20)<<8 | uint32(name[2]|0x20) {
+	case 's'<<16 | 'e'<<8 | 'n', 's'<<16 | 'e'<<8 | 't', 'r'<<16 | 'e'<<8 | 'c', 'r'<<16 | 'e'<<8 | 'm',
+		'r'<<16 | 't'<<8 | 'c', 'i'<<16 | 'n'<<8 | 'a', 'i'<<16 | 'c'<<8 | 'e', 'b'<<16 | 'u'<<8 | 'n',
+		'm'<<16 | 'i'<<8 | 'd', 'g'<<16 | 'r'<<8 | 'o', 'p'<<16 | 'a'<<8 | 't', 'c'<<16 | 'a'<<8 | 'n',
+		'a'<<16 | 'l'<<8 | 't', 'e'<<16 | 'n'<<8 | 'd', 'x'<<16 | '-'<<8 | 'c':
+		return true
+	}
+	return false
+}
+
+// named acts on an attribute by its name, in lower case.
+func (s *Session) named(name []byte, start, value, end, next int) {
 	m, v := s.level(), s.raw[value:end]
 	switch string(name) {
-	case "rtpmap", "fmtp", "ptime", "maxptime", "rtcp-fb", "ssrc", "extmap", "crypto", "fingerprint", "T38FaxVersion",
-		"T38MaxBitRate", "T38FaxRateManagement", "T38FaxMaxBuffer", "T38FaxMaxDatagram", "T38FaxUdpEC":
 	case "sendrecv":
 		m.Direction = SendRecv
 	case "sendonly":
@@ -76,21 +84,13 @@ func (s *Session) named(name []byte, start, value, end, next int) bool {
 	case "ice-options":
 		s.mark(markICEOptions, start, value, end, next)
 	default:
-		return s.prefixed(name, start, value, end, next)
+		switch {
+		case prefixFold(name, "x-candidate"):
+			s.mark(markCandidate, start, value, end, next)
+		case prefixFold(name, "ice-"):
+			s.mark(markICE, start, value, end, next)
+		}
 	}
-	return true
-}
-
-func (s *Session) prefixed(name []byte, start, value, end, next int) bool {
-	switch {
-	case prefixFold(name, "x-candidate"):
-		s.mark(markCandidate, start, value, end, next)
-	case prefixFold(name, "ice-"):
-		s.mark(markICE, start, value, end, next)
-	default:
-		return false
-	}
-	return true
 }
 
 func (s *Session) mark(k markKind, start, from, to, next int) {
