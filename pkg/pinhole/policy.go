@@ -71,7 +71,7 @@ func (p Policy) Check(network string, r Remote) (reachable bool, err error) {
 // hidden tells whether the declared address cannot be reached from where the source was seen.
 func hidden(r Remote) bool {
 	a, src := r.Addr.Addr().Unmap(), r.Source.Unmap()
-	return src.IsValid() && a != src && Private(a) && !Private(src) && !src.IsLoopback()
+	return src.IsValid() && a != src && Private(a) && !Private(src)
 }
 
 func (p Policy) allowed(network string, a netip.Addr) bool {

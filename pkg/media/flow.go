@@ -1,0 +1,101 @@
+package media
+
+import (
+	"context"
+	"net/netip"
+	"time"
+)
+
+// Flow says what happens to the packets that arrive at a socket from one source. It never changes:
+// a new state is a new Flow with the same Counters.
+type Flow struct {
+	// From is the confirmed source, not valid as long as none was confirmed.
+	From Sockaddr
+	// To is where the packets go, from the socket Out. Not valid: they are counted and dropped.
+	To  Sockaddr
+	Out *Socket
+	// Counters counts what arrives from this source.
+	Counters *Counters
+
+	leg *leg
+	// peer is where this flow's own peer is sent to.
+	peer Sockaddr
+	// Before a source is confirmed: the address that was declared, and the hosts that may be heard.
+	declared netip.AddrPort
+	hosts    [2]netip.Addr
+	// barred is the source before the last re-arming, until the given time: its late packets must not
+	// confirm it again.
+	barred netip.AddrPort
+	until  time.Time
+}
+
+// Path moves packets between sockets. Its methods may be called concurrently, also by the path's own
+// goroutines within [Pick], and do not block.
+type Path interface {
+	// Set says which flows arrive at the socket; it replaces what was said before. The first Set of a
+	// socket starts its reading. An error leaves the socket as it was.
+	Set(s *Socket, flows []*Flow) error
+	// Delete ends the reading and takes the socket over: the path closes it as soon as none of its
+	// goroutines uses it, also as the Out of another socket's old flow. A socket that was never Set
+	// may be deleted.
+	Delete(s *Socket)
+	// Serve moves packets until ctx ends, and returns nil then.
+	Serve(ctx context.Context) error
+}
+
+// Pick returns the flow of a packet that came from src at time now. A source that is confirmed by it is
+// published by Path.Set before Pick returns. It returns nil, and has counted the drop, if nobody
+// there may be heard. flows is what was last Set; it is never empty.
+func Pick(flows []*Flow, src *Sockaddr, now time.Time) *Flow {
+	for _, f := range flows {
+		if f.From.Equal(src) {
+			return f
+		}
+	}
+	return admit(flows, src.AddrPort(), now)
+}
+
+// admit confirms src for the flow that it fits best.
+func admit(flows []*Flow, src netip.AddrPort, now time.Time) *Flow {
+	var best *Flow
+	bestRank := 0
+	for _, f := range flows {
+		if r := f.rank(src, now); r > bestRank {
+			best, bestRank = f, r
+		}
+	}
+	if best != nil {
+		if f := best.leg.latch(src, now); f != nil {
+			return f
+		}
+	}
+	flows[0].Counters.Drop(UnknownSource, 1)
+	return nil
+}
+
+// rank tells how well an unconfirmed flow fits src, 0 if it must not be heard. Several forks may
+// share a host (a NAT, a server); NATs like to keep the port, so an equal port goes first.
+func (f *Flow) rank(src netip.AddrPort, now time.Time) int {
+	if f.From.Valid() || !src.IsValid() || !f.declared.IsValid() {
+		return 0
+	}
+	if src == f.barred && src != f.declared && now.Before(f.until) {
+		return 0
+	}
+	switch host := src.Addr(); {
+	case src == f.declared:
+		return 5
+	case host == f.hosts[0] && host == f.declared.Addr():
+		return 4
+	case (host == f.hosts[0] || host == f.hosts[1]) && src.Port() == f.declared.Port():
+		return 3
+	case host == f.hosts[0] || host == f.hosts[1]:
+		return 2
+	}
+	return 0
+}
+
+// Owns tells whether an ICMP error about a packet to dst concerns this flow's peer.
+func (f *Flow) Owns(dst *Sockaddr) bool {
+	return f.peer.Valid() && f.peer.Equal(dst)
+}

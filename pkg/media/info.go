@@ -1,0 +1,135 @@
+package media
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"edged.dev/edged/pkg/pinhole"
+)
+
+// Info describes an open pinhole to people, as /api/v1/pinholes shows it.
+type Info struct {
+	ID    uint64 `json:"id"`
+	Owner string `json:"owner"`
+	Label string `json:"label"`
+	Kind  string `json:"kind"`
+	// Path says what moves its packets: "user", or "splice" for TCP.
+	Path   string    `json:"path"`
+	Opened time.Time `json:"opened"`
+	// AgeSeconds is the time since it was opened, IdleSeconds that since the last packet of either side.
+	AgeSeconds  float64 `json:"age_seconds"`
+	IdleSeconds float64 `json:"idle_seconds"`
+	// Ends are the near and the far end.
+	Ends [2]EndInfo `json:"ends"`
+}
+
+// EndInfo describes one end of a pinhole. Addresses that are not known are left out.
+type EndInfo struct {
+	Network string `json:"network"`
+	// Local is what the edge writes into messages, Declared what the peer wrote, Latched where the
+	// peer really sends from.
+	Local       netip.AddrPort `json:"local"`
+	Declared    netip.AddrPort `json:"declared,omitzero"`
+	Latched     netip.AddrPort `json:"latched,omitzero"`
+	LatchedRTCP netip.AddrPort `json:"latched_rtcp,omitzero"`
+	Quiet       bool           `json:"quiet,omitempty"`
+	// Stats counts what came from the peer.
+	Stats StatsInfo `json:"stats"`
+}
+
+// StatsInfo is pinhole.StreamStats with units in its names.
+type StatsInfo struct {
+	Packets       uint64            `json:"packets"`
+	Bytes         uint64            `json:"bytes"`
+	Dropped       map[string]uint64 `json:"dropped,omitempty"`
+	Unreachable   uint64            `json:"unreachable,omitempty"`
+	Lost          int64             `json:"lost"`
+	JitterSeconds float64           `json:"jitter_seconds"`
+	RTTSeconds    float64           `json:"rtt_seconds,omitempty"`
+	MOS           float64           `json:"mos,omitempty"`
+}
+
+// Pinholes describes all open pinholes in the order of their opening.
+func (r *Relay) Pinholes() []Info {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := time.Now()
+	infos := make([]Info, 0, len(r.leases))
+	for l := range r.leases {
+		infos = append(infos, l.infoLocked(now))
+	}
+	slices.SortFunc(infos, func(a, b Info) int {
+		if a.ID < b.ID {
+			return -1
+		}
+		return 1
+	})
+	return infos
+}
+
+func (l *lease) infoLocked(now time.Time) Info {
+	i := Info{
+		ID: l.id, Owner: l.req.Owner, Label: l.req.Label, Kind: l.req.Kind.String(), Path: "user",
+		Opened: l.opened, AgeSeconds: now.Sub(l.opened).Seconds(),
+	}
+	if p, ok := l.relay.path.(fmt.Stringer); ok {
+		i.Path = p.String()
+	}
+	if l.req.Kind == pinhole.TCP {
+		i.Path = "splice"
+	}
+	last := l.opened
+	for s := range l.legs {
+		i.Ends[s] = l.endInfoLocked(pinhole.Side(s))
+		for _, g := range l.legs[s] {
+			if g != nil && g.last.Load() > 0 {
+				last = later(last, l.relay.epoch.Add(time.Duration(g.last.Load())))
+			}
+		}
+	}
+	if l.tcp != nil {
+		last = later(last, l.relay.epoch.Add(time.Duration(l.tcp.last.Load())))
+	}
+	i.IdleSeconds = max(0, now.Sub(last).Seconds())
+	return i
+}
+
+func (l *lease) endInfoLocked(s pinhole.Side) EndInfo {
+	st := l.statsLocked(s)
+	e := EndInfo{
+		Network: l.req.Networks[s], Local: l.ends[s].local.Addr, Declared: l.remote[s].Addr, Quiet: l.remote[s].Quiet,
+		Stats: StatsInfo{
+			Packets: st.Packets, Bytes: st.Bytes, Lost: st.Lost, MOS: st.MOS,
+			JitterSeconds: st.Jitter.Seconds(), RTTSeconds: st.RTT.Seconds(),
+		},
+	}
+	drop := func(reason string, n uint64) {
+		if n == 0 {
+			return
+		}
+		if e.Stats.Dropped == nil {
+			e.Stats.Dropped = make(map[string]uint64)
+		}
+		e.Stats.Dropped[reason] += n
+	}
+	for c, g := range l.legs[s] {
+		if g == nil {
+			continue
+		}
+		for i := range g.dropped {
+			drop(Reason(i).String(), g.dropped[i].Load())
+		}
+		e.Stats.Unreachable += g.unreachable.Load()
+		if c == rtp {
+			e.Latched = g.latched
+		} else {
+			e.LatchedRTCP = g.latched
+		}
+	}
+	if l.tcp != nil {
+		drop("connection", st.Dropped)
+	}
+	return e
+}

@@ -1,0 +1,299 @@
+package media
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"edged.dev/edged/pkg/pinhole"
+)
+
+// TCP pinholes. Both ends listen. A connection from an allowed host at one side is joined with a
+// dial to the other side's declared address, or, if that peer only dials (port 0 or 9), with the next
+// connection that arrives over there.
+const (
+	// maxJoins bounds the connections of one lease, joined and waiting.
+	maxJoins = 8
+	// waitTime is how long a connection waits for its other half.
+	waitTime    = 30 * time.Second
+	dialTimeout = 10 * time.Second
+	// copyPoll is how often a silent copy looks up to account for what it moved.
+	copyPoll  = time.Second
+	copyChunk = 1 << 20
+)
+
+// listener accepts the connections of an end.
+type listener struct {
+	ln    *net.TCPListener
+	relay *Relay
+	end   *end
+	done  chan struct{} // closed by close
+}
+
+// joins are the connections of a lease, guarded by the relay's mutex but for the counters.
+type joins struct {
+	lease   *lease
+	ctx     context.Context //nolint:containedctx // ends the dials of the lease, which outlive any call
+	cancel  context.CancelFunc
+	waiting [2][]waiter
+	joined  []*join
+	// dialing counts connections whose other half is being dialled.
+	dialing int
+	bytes   [2]atomic.Uint64
+	refused [2]atomic.Uint64
+	last    atomic.Int64
+}
+
+type waiter struct {
+	conn  *net.TCPConn
+	until time.Time
+}
+
+// join is a pair of connections, indexed by side.
+type join struct {
+	conn [2]*net.TCPConn
+	last atomic.Int64
+}
+
+func newJoins(l *lease) *joins {
+	ctx, cancel := context.WithCancel(context.Background())
+	return &joins{lease: l, ctx: ctx, cancel: cancel}
+}
+
+// listen binds the TCP port of an end and starts to accept.
+func (r *Relay) listen(e *end, port uint16) error {
+	ln, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(e.bound, port)))
+	if err != nil {
+		return resourceError(err)
+	}
+	e.tcp = &listener{ln: ln, relay: r, end: e, done: make(chan struct{})}
+	r.work.Go(e.tcp.accept)
+	return nil
+}
+
+func (n *listener) close() {
+	close(n.done)
+	n.ln.Close()
+}
+
+func (n *listener) accept() {
+	for {
+		conn, err := n.ln.AcceptTCP()
+		switch {
+		case err == nil:
+			n.relay.arrived(n.end, conn)
+		case errors.Is(err, net.ErrClosed):
+			return
+		default:
+			// Out of descriptors: try again when some may have been closed.
+			n.relay.log.Warn("media connection not accepted", zap.Error(err))
+			select {
+			case <-n.done:
+				return
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
+	}
+}
+
+// arrived finds the lease that an accepted connection belongs to.
+func (r *Relay) arrived(e *end, conn *net.TCPConn) {
+	from, _ := netip.ParseAddrPort(conn.RemoteAddr().String())
+	host := from.Addr().Unmap()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, l := range slices.Backward(e.members) {
+		s := l.sideLocked(e)
+		if rem := l.remote[s]; rem.Addr.IsValid() && (host == rem.Addr.Addr() || r.cfg.Latch && host == rem.Source) {
+			l.tcp.arrivedLocked(s, conn)
+			return
+		}
+	}
+	if len(e.members) > 0 {
+		l := e.members[0]
+		l.tcp.refused[l.sideLocked(e)].Add(1)
+	}
+	reset(conn)
+}
+
+func (l *lease) sideLocked(e *end) pinhole.Side {
+	if l.ends[pinhole.Near] == e {
+		return pinhole.Near
+	}
+	return pinhole.Far
+}
+
+// reset closes a connection so that its peer sees an error and not an orderly end.
+func reset(conn *net.TCPConn) {
+	conn.SetLinger(0)
+	conn.Close()
+}
+
+func (j *joins) arrivedLocked(s pinhole.Side, conn *net.TCPConn) {
+	if j.lease.closed || len(j.joined)+j.dialing+len(j.waiting[0])+len(j.waiting[1]) >= maxJoins {
+		j.refused[s].Add(1)
+		reset(conn)
+		return
+	}
+	o := s.Other()
+	if target, ok := j.targetLocked(o); ok {
+		j.dialLocked(s, conn, target)
+	} else if len(j.waiting[o]) > 0 {
+		w := j.waiting[o][0]
+		j.waiting[o] = j.waiting[o][1:]
+		j.joinLocked(s, conn, w.conn)
+	} else {
+		j.waiting[s] = append(j.waiting[s], waiter{conn, time.Now().Add(waitTime)})
+	}
+}
+
+// targetLocked returns where the peer at s listens. Port 9 (discard) says that it only dials (RFC 4145 §4.1).
+func (j *joins) targetLocked(s pinhole.Side) (netip.AddrPort, bool) {
+	a := j.lease.remote[s].Addr
+	return a, j.lease.reachable[s] && a.IsValid() && a.Port() != 0 && a.Port() != 9
+}
+
+// declared dials for the connections that were waiting for an address.
+func (j *joins) declared() {
+	for _, s := range []pinhole.Side{pinhole.Near, pinhole.Far} {
+		target, ok := j.targetLocked(s.Other())
+		if !ok {
+			continue
+		}
+		for _, w := range j.waiting[s] {
+			j.dialLocked(s, w.conn, target)
+		}
+		j.waiting[s] = nil
+	}
+}
+
+func (j *joins) dialLocked(s pinhole.Side, conn *net.TCPConn, target netip.AddrPort) {
+	j.dialing++
+	bound := j.lease.ends[s.Other()].bound
+	j.lease.relay.work.Go(func() { j.dial(s, conn, bound, target) })
+}
+
+func (j *joins) dial(s pinhole.Side, conn *net.TCPConn, bound netip.Addr, target netip.AddrPort) {
+	d := net.Dialer{Timeout: dialTimeout, LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(bound, 0))}
+	to := net.JoinHostPort(target.Addr().String(), strconv.Itoa(int(target.Port())))
+	out, err := d.DialContext(j.ctx, "tcp", to)
+	r := j.lease.relay
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	j.dialing--
+	switch {
+	case err != nil:
+		j.refused[s].Add(1)
+		r.log.Info("media connection not joined", zap.String("label", j.lease.req.Label),
+			zap.Stringer("target", target), zap.Error(err))
+		reset(conn)
+	case j.lease.closed:
+		reset(conn)
+		out.Close()
+	default:
+		j.joinLocked(s, conn, out.(*net.TCPConn))
+	}
+}
+
+func (j *joins) joinLocked(s pinhole.Side, conn, other *net.TCPConn) {
+	p := &join{}
+	p.conn[s], p.conn[s.Other()] = conn, other
+	j.joined = append(j.joined, p)
+	j.progress(p, s, 0)
+	j.lease.relay.work.Go(func() { j.run(p) })
+}
+
+// run copies both ways until both have ended.
+func (j *joins) run(p *join) {
+	var both sync.WaitGroup
+	both.Go(func() { j.copy(p, pinhole.Near) })
+	j.copy(p, pinhole.Far)
+	both.Wait()
+	p.conn[0].Close()
+	p.conn[1].Close()
+	r := j.lease.relay
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	j.joined = slices.DeleteFunc(j.joined, func(q *join) bool { return q == p })
+}
+
+// copy moves what comes from side s, by splice(2) where the kernel can, until it ends; then it
+// half-closes the other side. After an error both sides are reset.
+func (j *joins) copy(p *join, s pinhole.Side) {
+	src, dst := p.conn[s], p.conn[s.Other()]
+	for {
+		src.SetReadDeadline(time.Now().Add(copyPoll))
+		n, err := io.CopyN(dst, src, copyChunk)
+		if n > 0 {
+			j.progress(p, s, n)
+		}
+		switch {
+		case err == nil || errors.Is(err, os.ErrDeadlineExceeded):
+		case errors.Is(err, io.EOF):
+			dst.CloseWrite()
+			return
+		default:
+			reset(src)
+			reset(dst)
+			return
+		}
+	}
+}
+
+func (j *joins) progress(p *join, s pinhole.Side, n int64) {
+	now := int64(time.Since(j.lease.relay.epoch))
+	j.bytes[s].Add(uint64(n))
+	j.last.Store(now)
+	p.last.Store(now)
+}
+
+// activeLocked returns the time of the last progress, and ends what waited or stood still for too long.
+func (j *joins) activeLocked(now time.Time) time.Time {
+	at := int64(now.Sub(j.lease.relay.epoch))
+	for _, p := range j.joined {
+		if at-p.last.Load() >= int64(j.lease.req.Idle) {
+			reset(p.conn[0])
+			reset(p.conn[1])
+		}
+	}
+	for s := range j.waiting {
+		j.waiting[s] = slices.DeleteFunc(j.waiting[s], func(w waiter) bool {
+			if now.Before(w.until) {
+				return false
+			}
+			reset(w.conn)
+			j.refused[s].Add(1)
+			return true
+		})
+	}
+	return j.lease.relay.epoch.Add(time.Duration(j.last.Load()))
+}
+
+// close ends all connections; their goroutines end by themselves.
+func (j *joins) close() {
+	j.cancel()
+	for s := range j.waiting {
+		for _, w := range j.waiting[s] {
+			reset(w.conn)
+		}
+		j.waiting[s] = nil
+	}
+	for _, p := range j.joined {
+		p.conn[0].Close()
+		p.conn[1].Close()
+	}
+}
+
+func (j *joins) received(s pinhole.Side) (bytes, dropped uint64) {
+	return j.bytes[s].Load(), j.refused[s].Load()
+}

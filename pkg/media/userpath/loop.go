@@ -1,0 +1,291 @@
+package userpath
+
+import (
+	"encoding/binary"
+	"errors"
+	"os"
+	"runtime"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"edged.dev/edged/pkg/media"
+)
+
+const (
+	// batch is how many packets one socket may give per round; the rest waits its turn.
+	batch = 32
+	// events is how many sockets a round may serve.
+	events = 256
+	// slot holds any UDP datagram.
+	slot = 1 << 16
+	// maxErrors bounds the ICMP errors that are read from a socket per round.
+	maxErrors = 16
+)
+
+// loop moves the packets of its share of the sockets.
+type loop struct {
+	path  *Path
+	epoll int
+	wake  int // eventfd
+	done  atomic.Bool
+	// round is odd while the loop looks at sockets, see grave.
+	round atomic.Uint64
+
+	events  [events]unix.EpollEvent
+	buffers []byte
+	names   [batch]media.Sockaddr
+	in, out [batch]mmsghdr
+	inVec   [batch]unix.Iovec
+	outVec  [batch]unix.Iovec
+	// sending are the flows of the packets in out.
+	sending [batch]*media.Flow
+	control [256]byte
+	now     time.Time
+}
+
+func newLoop(p *Path) (*loop, error) {
+	l := &loop{path: p, epoll: -1, wake: -1, buffers: make([]byte, batch*slot)}
+	var err error
+	if l.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return nil, os.NewSyscallError("epoll_create1", err)
+	}
+	if l.wake, err = unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC); err != nil {
+		l.close()
+		return nil, os.NewSyscallError("eventfd", err)
+	}
+	ev := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(l.wake)}
+	if err := unix.EpollCtl(l.epoll, unix.EPOLL_CTL_ADD, l.wake, &ev); err != nil {
+		l.close()
+		return nil, os.NewSyscallError("epoll_ctl", err)
+	}
+	for i := range batch {
+		l.inVec[i].Base = &l.buffers[i*slot]
+		l.inVec[i].SetLen(slot)
+		l.in[i].hdr.Name = &l.names[i].Raw[0]
+		l.in[i].hdr.Iov = &l.inVec[i]
+		l.in[i].hdr.SetIovlen(1)
+		l.out[i].hdr.Iov = &l.outVec[i]
+		l.out[i].hdr.SetIovlen(1)
+	}
+	return l, nil
+}
+
+func (l *loop) close() {
+	for _, fd := range []int{l.epoll, l.wake} {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+	}
+	l.epoll, l.wake = -1, -1
+}
+
+func (l *loop) stop() {
+	l.done.Store(true)
+	// The counter can not overflow: the loop ends at the first event.
+	_, _ = unix.Write(l.wake, binary.NativeEndian.AppendUint64(nil, 1))
+}
+
+func (l *loop) serve(ended chan<- error) { ended <- l.run() }
+
+// run serves rounds until stop.
+func (l *loop) run() error {
+	for !l.done.Load() {
+		n, err := l.wait()
+		if err != nil {
+			return os.NewSyscallError("epoll_wait", err)
+		}
+		l.round.Add(1)
+		l.now = time.Now()
+		for i := range n {
+			l.serveSocket(l.events[i])
+		}
+		l.round.Add(1)
+		if l.path.buried.Load() > 0 {
+			l.path.reap()
+		}
+	}
+	return nil
+}
+
+// wait returns the number of ready sockets. Only when there is none does it block, with the
+// scheduler's knowledge; else it lets other goroutines run now and then.
+func (l *loop) wait() (int, error) {
+	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(l.epoll),
+		uintptr(unsafe.Pointer(&l.events[0])), events, 0, 0, 0)
+	if errno == 0 && n > 0 {
+		runtime.Gosched()
+		return int(n), nil
+	}
+	for {
+		n, err := unix.EpollWait(l.epoll, l.events[:], -1)
+		if !errors.Is(err, unix.EINTR) {
+			return n, err
+		}
+	}
+}
+
+func (l *loop) serveSocket(ev unix.EpollEvent) {
+	e := l.path.table.get(int(ev.Fd))
+	if e == nil {
+		return // the eventfd, or a socket deleted since
+	}
+	if ev.Events&unix.EPOLLERR != 0 {
+		l.readErrors(e)
+	}
+	if ev.Events&unix.EPOLLIN != 0 {
+		l.relay(e)
+	}
+}
+
+// relay moves up to a batch of packets from one socket. An error of recvmmsg is one that an ICMP
+// message left; it is read by readErrors in the next round, and the packets too.
+func (l *loop) relay(e *entry) {
+	for i := range l.in {
+		l.in[i].hdr.Namelen = uint32(len(l.names[i].Raw))
+	}
+	n, errno := recvmmsg(e.socket.FD, l.in[:])
+	if errno != 0 {
+		return
+	}
+	flows := *e.flows.Load()
+	queued := 0
+	for i := range n {
+		l.names[i].Len = l.in[i].hdr.Namelen
+		f := flows[0]
+		if !f.From.Equal(&l.names[i]) {
+			if f = media.Pick(flows, &l.names[i], l.now); f == nil {
+				continue
+			}
+			flows = *e.flows.Load()
+		}
+		size := int(l.in[i].len)
+		f.Counters.Receive(l.now, l.buffers[i*slot:i*slot+size])
+		if !f.To.Valid() {
+			f.Counters.Drop(media.NoPeer, 1)
+			continue
+		}
+		if queued > 0 && l.sending[0].Out != f.Out {
+			l.flush(queued)
+			queued = 0
+		}
+		l.queue(queued, f, i, size)
+		queued++
+	}
+	l.flush(queued)
+}
+
+// queue makes packet i the next to leave.
+func (l *loop) queue(at int, f *media.Flow, i, size int) {
+	l.sending[at] = f
+	l.outVec[at].Base = l.inVec[i].Base
+	l.outVec[at].SetLen(size)
+	l.out[at].hdr.Name = &f.To.Raw[0]
+	l.out[at].hdr.Namelen = f.To.Len
+}
+
+// flush sends the first n queued packets, which leave by one socket.
+func (l *loop) flush(n int) {
+	if n == 0 {
+		return
+	}
+	fd := l.sending[0].Out.FD
+	retried := false
+	for at := 0; at < n; {
+		sent, errno := sendmmsg(fd, l.out[at:n])
+		if errno == 0 {
+			at += sent
+			retried = false
+			continue
+		}
+		if (pendingError(errno) || errno == unix.EINTR) && !retried {
+			// The error of an earlier packet (ICMP): reading it has cleared it.
+			retried = true
+			continue
+		}
+		l.sending[at].Counters.Drop(reason(errno), 1)
+		at++
+		retried = false
+		if errno == unix.EAGAIN {
+			for ; at < n; at++ {
+				l.sending[at].Counters.Drop(media.Congested, 1)
+			}
+		}
+	}
+	clear(l.sending[:n])
+}
+
+func pendingError(errno unix.Errno) bool {
+	return errno == unix.ECONNREFUSED || errno == unix.EHOSTUNREACH || errno == unix.ENETUNREACH ||
+		errno == unix.EMSGSIZE || errno == unix.EPROTO || errno == unix.EACCES
+}
+
+func reason(errno unix.Errno) media.Reason {
+	switch errno {
+	case unix.EAGAIN, unix.ENOBUFS, unix.ENOMEM:
+		return media.Congested
+	case unix.EMSGSIZE:
+		return media.TooBig
+	}
+	return media.SendError
+}
+
+// readErrors reads ICMP errors from the socket's error queue.
+func (l *loop) readErrors(e *entry) {
+	var name media.Sockaddr
+	for range maxErrors {
+		hdr := &l.in[0].hdr
+		hdr.Name, hdr.Namelen = &name.Raw[0], uint32(len(name.Raw))
+		hdr.Control = &l.control[0]
+		hdr.SetControllen(len(l.control))
+		_, _, errno := unix.RawSyscall(unix.SYS_RECVMSG, uintptr(e.socket.FD),
+			uintptr(unsafe.Pointer(hdr)), unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
+		control := l.control[:min(int(hdr.Controllen), len(l.control))]
+		name.Len = hdr.Namelen
+		hdr.Name, hdr.Control = &l.names[0].Raw[0], nil
+		hdr.SetControllen(0)
+		hdr.Flags = 0
+		if errno != 0 {
+			// Also clears an error that has no message in the queue, which would wake us for ever.
+			_, _ = unix.GetsockoptInt(e.socket.FD, unix.SOL_SOCKET, unix.SO_ERROR)
+			return
+		}
+		if unreachable(control) {
+			l.refused(e, &name)
+		}
+	}
+}
+
+// refused counts the error at the flow whose peer could not be reached.
+func (l *loop) refused(e *entry, peer *media.Sockaddr) {
+	for _, f := range *e.flows.Load() {
+		if f.Owns(peer) {
+			f.Counters.Unreachable(l.now)
+			return
+		}
+	}
+}
+
+// unreachable tells whether control messages hold a struct sock_extended_err {errno u32, origin,
+// type, code, pad u8, ...} with an ICMP error that says that the peer can not be reached.
+func unreachable(control []byte) bool {
+	for len(control) >= unix.SizeofCmsghdr {
+		h := (*unix.Cmsghdr)(unsafe.Pointer(&control[0]))
+		size := int(h.Len)
+		if size < unix.SizeofCmsghdr || size > len(control) {
+			return false
+		}
+		data := control[unix.CmsgLen(0):max(size, unix.CmsgLen(0))]
+		isErr := h.Level == unix.IPPROTO_IP && h.Type == unix.IP_RECVERR ||
+			h.Level == unix.IPPROTO_IPV6 && h.Type == unix.IPV6_RECVERR
+		if isErr && len(data) >= 8 {
+			errno, origin := unix.Errno(binary.NativeEndian.Uint32(data)), data[4]
+			return (origin == unix.SO_EE_ORIGIN_ICMP || origin == unix.SO_EE_ORIGIN_ICMP6) &&
+				(errno == unix.ECONNREFUSED || errno == unix.EHOSTUNREACH || errno == unix.ENETUNREACH)
+		}
+		control = control[min(unix.CmsgSpace(size-unix.CmsgLen(0)), len(control)):]
+	}
+	return false
+}
