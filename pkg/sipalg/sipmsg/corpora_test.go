@@ -6,14 +6,19 @@ import (
 	"testing"
 )
 
+// corpora returns where the corpora are, or would be.
+func corpora(t testing.TB) string {
+	t.Helper()
+	if dir := os.Getenv("EDGED_CORPORA"); dir != "" {
+		return dir
+	}
+	return filepath.Join(repository(t), "..", "shared", "corpora")
+}
+
 // corpus returns the folder name of the corpora, or skips the test.
 func corpus(t testing.TB, name string) string {
 	t.Helper()
-	dir := os.Getenv("EDGED_CORPORA")
-	if dir == "" {
-		dir = filepath.Join(repository(t), "..", "shared", "corpora")
-	}
-	dir = filepath.Join(dir, name)
+	dir := filepath.Join(corpora(t), name)
 	if _, err := os.Stat(dir); err != nil {
 		t.Skipf("SKIP: no corpus %s (set EDGED_CORPORA): %v", name, err)
 	}

@@ -9,7 +9,10 @@ import (
 
 // seeds adds the messages in testdata and, where there are corpora, theirs.
 func seeds(f *testing.F) {
-	for _, pattern := range []string{"testdata/*.sip", "../../../../shared/corpora/sip-torture/rfc*.dat", "../../../../shared/corpora/ms-sip/*.sip"} {
+	dir := corpora(f)
+	for _, pattern := range []string{
+		"testdata/*.sip", filepath.Join(dir, "sip-torture", "rfc*.dat"), filepath.Join(dir, "ms-sip", "*.sip"),
+	} {
 		names, err := filepath.Glob(pattern)
 		if err != nil {
 			f.Fatal(err)
