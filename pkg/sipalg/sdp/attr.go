@@ -64,37 +64,38 @@ func (s *Session) named(name []byte, start, value, end, next int) {
 		if prefixFold(v, "bundle ") && len(s.groups) < maxGroups {
 			s.groups = append(s.groups, v[len("bundle "):])
 		}
-	case "rtcp":
-		s.rtcp(start, value, end, next)
-	case "path":
-		s.path(start, value, end, next)
-	case "candidate":
-		m.ICE = true
-		m.Candidates++
-		s.mark(markCandidate, start, value, end, next)
-	case "remote-candidates", "altc":
-		s.mark(markCandidate, start, value, end, next)
-	case "remote-candidate":
-		s.mark(markRemote, start, value, end, next)
-	case "end-of-candidates":
-		s.mark(markICE, start, value, end, next)
-	case "ice-ufrag":
-		m.ICE = true
-		s.mark(markICE, start, value, end, next)
-	case "ice-options":
-		s.mark(markICEOptions, start, value, end, next)
 	default:
-		switch {
-		case prefixFold(name, "x-candidate"):
-			s.mark(markCandidate, start, value, end, next)
-		case prefixFold(name, "ice-"):
-			s.mark(markICE, start, value, end, next)
-		}
+		s.addressed(name, start, value, end, next)
 	}
 }
 
-func (s *Session) mark(k markKind, start, from, to, next int) {
-	s.marks = append(s.marks, mark{kind: k, media: s.current(), start: start, from: from, to: to, next: next})
+// addressed marks the attributes that name addresses, and those of ICE.
+func (s *Session) addressed(name []byte, start, value, end, next int) {
+	m, k := s.level(), markICE
+	switch {
+	case string(name) == "rtcp":
+		s.rtcp(start, value, end, next)
+		return
+	case string(name) == "path":
+		s.path(start, value, end, next)
+		return
+	case string(name) == "candidate":
+		m.ICE = true
+		m.Candidates++
+		k = markCandidate
+	case string(name) == "remote-candidate":
+		k = markRemote
+	case string(name) == "remote-candidates" || string(name) == "altc" || prefixFold(name, "x-candidate"):
+		k = markCandidate
+	case string(name) == "ice-options":
+		k = markICEOptions
+	case string(name) == "ice-ufrag":
+		m.ICE = true
+	case string(name) == "end-of-candidates" || prefixFold(name, "ice-"):
+	default:
+		return
+	}
+	s.marks = append(s.marks, mark{kind: k, media: s.current(), start: start, from: value, to: end, next: next})
 }
 
 // rtcp reads "a=rtcp:53020" or "a=rtcp:53020 IN IP6 2001:db8::1" (RFC 3605 §2.1).

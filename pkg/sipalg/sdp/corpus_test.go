@@ -103,17 +103,11 @@ func TestCorpora(t *testing.T) {
 		}
 		for _, ice := range []ICE{Strip, Relay} {
 			r := Rewrite{ICE: ice, Origin: true, Addr: edge}
-			for i := range s.NumMedia() {
-				a := edge
-				if n%3 == 2 && i == 1 {
-					a = edge6
-				}
-				var p Placement
-				if s.Media(i).Kind != NotMedia {
-					p.Addr = netip.AddrPortFrom(a, uint16(50000+2*i))
-				}
-				r.Media = append(r.Media, p)
+			second := edge
+			if n%3 == 2 {
+				second = edge6
 			}
+			r.Media = placements(&s, edge, second)
 			out := s.AppendRewritten(nil, r)
 			if err := again.Parse(out); err != nil {
 				t.Fatalf("reparse: %v\n%s", err, out)
@@ -130,6 +124,22 @@ func TestCorpora(t *testing.T) {
 	}
 }
 
+// placements gives each m-line that is media a port, the second one at an address of its own.
+func placements(s *Session, first, second netip.Addr) (list []Placement) {
+	for i := range s.NumMedia() {
+		a := first
+		if i == 1 {
+			a = second
+		}
+		var p Placement
+		if s.Media(i).Kind != NotMedia {
+			p.Addr = netip.AddrPortFrom(a, uint16(50000+2*i))
+		}
+		list = append(list, p)
+	}
+	return list
+}
+
 // checkLines compares line by line: what is not byRule must be the same and in order.
 func checkLines(t *testing.T, raw, out []byte, s *Session, count map[string]int, own ...netip.Addr) {
 	t.Helper()
@@ -144,6 +154,7 @@ func checkLines(t *testing.T, raw, out []byte, s *Session, count map[string]int,
 	if a, b := rest(raw), rest(out); strings.TrimRight(strings.Join(a, "\n"), "\n") != strings.TrimRight(strings.Join(b, "\n"), "\n") {
 		t.Errorf("other lines changed:\n%s\nbecame\n%s", raw, out)
 	}
+	countLines(t, raw, out, count)
 	if crs := bytes.Count(raw, []byte("\r\n")); crs == 0 && bytes.Contains(out, []byte("\r")) {
 		t.Errorf("a CR came in:\n%q", out)
 	}
@@ -157,6 +168,27 @@ func checkLines(t *testing.T, raw, out []byte, s *Session, count map[string]int,
 			default:
 				t.Errorf("address %v left in %q of\n%s", a, line, out)
 			}
+		}
+	}
+}
+
+// countLines fills the table, and checks that no line is lost but by rule.
+func countLines(t *testing.T, raw, out []byte, count map[string]int) {
+	t.Helper()
+	after := map[string]int{}
+	for line := range strings.SplitSeq(string(out), "\n") {
+		after[strings.TrimRight(line, "\r")]++
+	}
+	for line := range strings.SplitSeq(string(raw), "\n") {
+		line = strings.TrimRight(line, "\r")
+		switch rule := byRule.FindString(line); {
+		case after[line] > 0:
+			after[line]--
+			count["lines kept"]++
+		case rule != "":
+			count["lines replaced or dropped: "+rule]++
+		default:
+			t.Errorf("lost %q", line)
 		}
 	}
 }

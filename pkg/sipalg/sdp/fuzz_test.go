@@ -40,13 +40,7 @@ func FuzzSDP(f *testing.F) {
 		}
 		for _, ice := range []ICE{Strip, Relay, Pass} {
 			r := Rewrite{ICE: ice, Origin: true, Addr: netip.MustParseAddr("203.0.113.250")}
-			for i := range s.NumMedia() {
-				a := r.Addr
-				if i%2 == 1 {
-					a = netip.MustParseAddr("2001:db8::5")
-				}
-				r.Media = append(r.Media, Placement{Addr: netip.AddrPortFrom(a, uint16(50000+2*i))})
-			}
+			r.Media = placements(&s, r.Addr, netip.MustParseAddr("2001:db8::5"))
 			out := s.AppendRewritten(nil, r)
 			// Adding lines to an m-line may step over a bound.
 			if len(out) > MaxBytes || len(s.marks) > maxMarks/2 {
