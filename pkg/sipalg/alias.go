@@ -5,6 +5,7 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base32"
+	"net/netip"
 	"time"
 
 	"edged.dev/edged/pkg/sipalg/flow"
@@ -19,8 +20,8 @@ type alias struct {
 	key     string
 	uri     []byte // the Contact's URI as it was written
 	network string
-	flow    flow.Flow // the path to whoever wrote it; zero for a redirect's Contact
-	nat     bool      // the URI's host is not where the message came from
+	flow    flow.Flow // the path to whoever wrote it; zero if the URI itself says the way
+	nat     bool      // the URI's host is not the address that the message came from
 	refs    int       // sessions that use it
 	until   time.Time // kept at least so long
 	binding *binding  // its registration, nil if none
@@ -39,14 +40,22 @@ type token [tokenLen]byte
 var tokenText = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
 
 // aliasFor returns the alias of the Contact uri sent by f, made if needed. It returns nil when there
-// are too many.
-func (c *Core) aliasFor(f flow.Flow, uri []byte, direct bool) *alias {
-	k := append(c.keyBuf[:0], f.Network...)
-	a16 := f.Remote.Addr().As16()
-	if direct {
-		a16 = [16]byte{}
+// are too many. adjacent says that f's peer is the user agent itself, not a proxy that speaks for it.
+func (c *Core) aliasFor(f flow.Flow, uri []byte, adjacent bool) *alias {
+	a := c.aliasBy(f.Network, f.Remote.Addr().As16(), uri)
+	// A registered Contact's flow changes only when the registrar accepts it: nobody else at the same
+	// address may pull the calls to himself.
+	if a != nil && (a.binding == nil || !a.flow.Remote.IsValid()) {
+		c.bindAlias(a, f, adjacent)
 	}
-	k = append(append(append(k, 0), a16[:]...), uri...)
+	return a
+}
+
+// aliasBy returns the alias of a URI that a host of a network wrote; the zero host for one that leads
+// to whom the URI names (a redirection), whoever wrote it.
+func (c *Core) aliasBy(network string, host [16]byte, uri []byte) *alias {
+	k := append(append(c.keyBuf[:0], network...), 0)
+	k = append(append(k, host[:]...), uri...)
 	c.keyBuf = k
 	a := c.aliases[string(k)]
 	if a == nil {
@@ -54,21 +63,21 @@ func (c *Core) aliasFor(f flow.Flow, uri []byte, direct bool) *alias {
 			c.drop("alias_table_full")
 			return nil
 		}
-		a = &alias{key: string(k), uri: bytes.Clone(uri), network: f.Network}
+		a = &alias{key: string(k), uri: bytes.Clone(uri), network: network}
 		mac := hmac.New(sha256.New, c.secret)
 		mac.Write(k)
 		tokenText.Encode(a.token[:], mac.Sum(nil)[:8])
 		c.addAlias(a)
 	}
-	// A registered Contact's flow changes only when the registrar accepts it: nobody else at the same
-	// address may pull the calls to himself.
-	if !direct && (a.binding == nil || !a.flow.Remote.IsValid()) {
-		c.bindAlias(a, f)
-	}
-	if u := c.now.Add(aliasLife); u.After(a.until) {
+	a.keep(c.now.Add(aliasLife))
+	return a
+}
+
+// keep remembers the alias at least until u.
+func (a *alias) keep(u time.Time) {
+	if u.After(a.until) {
 		a.until = u
 	}
-	return a
 }
 
 func (c *Core) addAlias(a *alias) {
@@ -76,20 +85,30 @@ func (c *Core) addAlias(a *alias) {
 	c.tokens[a.token] = a
 }
 
-// bindAlias makes f the way to the alias.
-func (c *Core) bindAlias(a *alias, f flow.Flow) {
+// bindAlias makes f the way to the alias, unless its peer is a proxy that speaks for a host of a
+// public network: then the URI's own address is the way (RFC 3261 §12.2.1.1). A host of a trusted
+// network can name nobody but itself: whatever its Contact says, requests go back to it.
+func (c *Core) bindAlias(a *alias, f flow.Flow, adjacent bool) {
+	u, err := sipmsg.ParseURI(a.uri)
+	ip, isAddr := netip.Addr{}, false
+	if err == nil {
+		ip, isAddr = parseAddr(u.Host)
+	}
+	src := f.Remote.Addr().Unmap()
+	a.nat = !isAddr || ip != src
+	if isAddr && a.nat && c.nets[f.Network].Trusted && !c.servers[src] {
+		c.drop("contact_of_another_host")
+	}
+	unreachable := isAddr && ip.IsPrivate() && !src.IsPrivate()
+	if a.nat && !adjacent && !unreachable && (!c.nets[f.Network].Trusted || c.servers[src]) {
+		a.flow = flow.Flow{}
+		return
+	}
 	a.flow = f
 	c.noteConn(f, a)
-	u, err := sipmsg.ParseURI(a.uri)
-	a.nat = true
-	if err == nil {
-		if ip, ok := parseAddr(u.Host); ok {
-			a.nat = ip.Unmap() != f.Remote.Addr().Unmap()
-			if !f.Proto.Stream() && !a.nat && u.Port != 0 {
-				// No NAT between: the Contact says on which port the peer listens.
-				a.flow.Remote = addrPort(f.Remote.Addr(), u.Port)
-			}
-		}
+	if !f.Proto.Stream() && !a.nat && u.Port != 0 {
+		// No NAT between: the Contact says on which port the peer listens.
+		a.flow.Remote = addrPort(f.Remote.Addr(), u.Port)
 	}
 }
 
@@ -105,9 +124,7 @@ func (c *Core) releaseAlias(a *alias) {
 		return
 	}
 	a.refs--
-	if u := c.now.Add(aliasLife); u.After(a.until) {
-		a.until = u
-	}
+	a.keep(c.now.Add(aliasLife))
 }
 
 // sweepAliases forgets what nobody uses.

@@ -3,6 +3,7 @@ package sipalg
 import (
 	"bytes"
 	"hash/crc32"
+	"time"
 
 	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/sipalg/flow"
@@ -145,7 +146,7 @@ func (c *Core) build(t *tx, l *local, dest flow.Flow) (status int, reason string
 	vias := c.editVias(t, l, dest.Proto)
 	c.editRoutes(t, l)
 	c.editMaxForwards()
-	if err := c.editContacts(t.up, l, t.method == "REGISTER"); err != nil {
+	if err := c.editContacts(t, t.up, l, pinhole.Side(t.fromSide), t.method == "REGISTER" || c.oneVia()); err != nil {
 		return 503, "Too Many Contacts"
 	}
 	if body != nil {
@@ -263,8 +264,8 @@ func (c *Core) editMaxForwards() {
 }
 
 // editContacts puts the edge in the place of each Contact, so that the far end answers to the edge,
-// whatever it thinks of Record-Route.
-func (c *Core) editContacts(f flow.Flow, l *local, register bool) error {
+// whatever it thinks of Record-Route. The session of an INVITE remembers it for its side.
+func (c *Core) editContacts(t *tx, f flow.Flow, l *local, side pinhole.Side, adjacent bool) error {
 	for el := range c.m.Elements(sipmsg.Contact) {
 		if len(el.Value) == 1 && el.Value[0] == '*' {
 			continue
@@ -277,14 +278,42 @@ func (c *Core) editContacts(f flow.Flow, l *local, register bool) error {
 		if err != nil || !sipScheme(u) || len(u.Host) == 0 {
 			continue
 		}
-		a := c.aliasFor(f, na.URI, false)
+		a := c.aliasFor(f, na.URI, adjacent)
 		if a == nil {
 			return pinhole.ErrLimit
 		}
+		c.keepContact(t, a, side)
 		c.body = appendAlias(c.body[:0], u, a, l)
 		c.ed.ReplaceSpan(na.URI, c.body)
 	}
 	return nil
+}
+
+// keepContact remembers a Contact as long as the dialog that it belongs to may need it.
+func (c *Core) keepContact(t *tx, a *alias, side pinhole.Side) {
+	switch t.method {
+	case "INVITE", "UPDATE":
+		if s := t.session; s != nil && s.contacts[side] != a && c.sessions[s.id] == s {
+			a.hold()
+			c.releaseAlias(s.contacts[side])
+			s.contacts[side] = a
+		}
+	case "SUBSCRIBE", "NOTIFY", "REFER":
+		life := time.Hour
+		if n, ok := c.m.Expires(); ok {
+			life = min(time.Duration(n)*time.Second, maxLife)
+		}
+		a.keep(c.now.Add(life + aliasLife))
+	}
+}
+
+// oneVia tells whether the request comes straight from a user agent.
+func (c *Core) oneVia() bool {
+	n := 0
+	for range c.m.Elements(sipmsg.HeaderVia) {
+		n++
+	}
+	return n == 1
 }
 
 func sipScheme(u sipmsg.URI) bool {

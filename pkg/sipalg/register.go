@@ -121,7 +121,7 @@ func (c *Core) bind(t *tx, a *alias, nb binding, exp time.Duration) {
 	b.callID = string(c.m.CallID())
 	b.network, b.at, b.granted, b.expires, b.restored = t.down.Network, c.now, exp, c.now.Add(exp), false
 	a.binding = b
-	c.bindAlias(a, t.up)
+	c.bindAlias(a, t.up, true)
 	c.start(&b.timer, exp)
 	if c.cfg.Keepalive > 0 && !t.up.Proto.Stream() && a.nat {
 		c.start(&b.keepalive, c.cfg.Keepalive)
@@ -221,7 +221,7 @@ func (c *Core) earlyRefresh(f flow.Flow, via sipmsg.Via) bool {
 	if n, ok := c.m.Expires(); ok && n == 0 {
 		return false
 	}
-	a := c.aliasFor(f, na.URI, false)
+	a := c.aliasFor(f, na.URI, true)
 	n, _ := c.m.CSeq()
 	if a == nil || a.binding == nil {
 		return false

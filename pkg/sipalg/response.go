@@ -63,6 +63,10 @@ func (c *Core) clientResponse(t *tx, f flow.Flow) {
 	case t.invite && status >= 300:
 		c.sendAck(t, &c.m)
 	}
+	if s := t.session; s != nil && c.sessions[s.id] != s && status < 300 && t.invite && t.dialog == nil {
+		c.drop("response_after_end") // a 2xx repeated after the BYE must not open pinholes again
+		return
+	}
 	if t.key == 0 {
 		c.finished(t, status)
 		if t.done != nil {
@@ -142,7 +146,7 @@ func (c *Core) responseContacts(t *tx, f flow.Flow, up *local) error {
 			if err != nil || !sipScheme(u) || len(u.Host) == 0 {
 				continue
 			}
-			a := c.aliasFor(f, na.URI, true)
+			a := c.aliasBy(f.Network, [16]byte{}, na.URI)
 			if a == nil {
 				return pinhole.ErrLimit
 			}
@@ -151,7 +155,7 @@ func (c *Core) responseContacts(t *tx, f flow.Flow, up *local) error {
 		}
 		return nil
 	}
-	return c.editContacts(f, up, false)
+	return c.editContacts(t, f, up, pinhole.Side(t.fromSide).Other(), t.hop.flow.Remote.IsValid())
 }
 
 // editRecordRoute turns our Record-Route value to the caller's network, hides the proxies of a trusted

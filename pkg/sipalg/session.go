@@ -84,24 +84,6 @@ func (s *session) note(m *sipmsg.Message, side pinhole.Side, f flow.Flow) {
 	}
 }
 
-// holdContact makes the Contact in the message at hand the session's for a side.
-func (c *Core) holdContact(s *session, side pinhole.Side, f flow.Flow) {
-	for el := range c.m.Elements(sipmsg.Contact) {
-		na, err := sipmsg.ParseNameAddr(el.Value)
-		if err != nil {
-			return
-		}
-		a := c.aliasFor(f, na.URI, false)
-		if a == nil || a == s.contacts[side] {
-			return
-		}
-		a.hold()
-		c.releaseAlias(s.contacts[side])
-		s.contacts[side] = a
-		return
-	}
-}
-
 // sessionOf finds the session of an in-dialog request by Call-ID and tags, for peers that lose our
 // Record-Route.
 func (c *Core) sessionOf(m *sipmsg.Message, f flow.Flow) *session {
@@ -184,7 +166,6 @@ func (c *Core) observe(t *tx, f flow.Flow, status int) {
 		c.rollback(t.dialog, pinhole.Side(t.fromSide))
 	case status/100 == 2:
 		if t.invite || t.method == "UPDATE" {
-			c.holdContact(s, far, f)
 			c.watch(s)
 		}
 	}
@@ -200,7 +181,6 @@ func (c *Core) observeInvite(t *tx, s *session, f flow.Flow, status int) {
 	if len(c.m.To().Tag()) == 0 {
 		return
 	}
-	c.holdContact(s, pinhole.Far, f)
 	var above []string
 	for el := range c.m.Elements(sipmsg.RecordRoute) {
 		if c.isRecord(el.Value, t) {

@@ -113,7 +113,7 @@ func (c *Core) restore(s stored) {
 	if !f.Proto.Stream() && f.Proto != 0 { // a connection did not survive
 		f.Local, _ = netip.ParseAddrPort(s.Local)
 		f.Remote, _ = netip.ParseAddrPort(s.Remote)
-		c.bindAlias(a, f)
+		c.bindAlias(a, f, true)
 	}
 	user, host, _ := strings.Cut(s.AOR, "@")
 	b := &binding{
