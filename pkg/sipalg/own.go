@@ -75,18 +75,31 @@ func (r ownRequest) appendTo(b []byte, l *local, p flow.Proto, id uint64) []byte
 	return b
 }
 
-// ping keeps a client's NAT binding open (RFC 3261 OPTIONS; a reply proves that it is still there).
+// minKeepalive is the shortest interval that the pings of a client adapt to.
+const minKeepalive = 10 * time.Second
+
+// ping keeps a client's NAT binding open; its answer proves that the binding lives. Where none comes the
+// interval is halved: the NAT forgets sooner than we thought.
 func (c *Core) ping(b *binding) {
-	l := c.localFor(b.alias.flow.Network, b.alias.flow.Proto, b.alias.flow.Remote.Addr())
-	if l == nil {
-		return
+	h := c.toAlias(b.alias)
+	l := c.localFor(b.alias.network, h.flow.Proto, h.flow.Remote.Addr())
+	if l == nil || !h.flow.Remote.IsValid() {
+		return // the next registration starts the pings again
 	}
-	c.start(&b.keepalive, c.cfg.Keepalive)
+	if b.interval == 0 {
+		b.interval = c.cfg.Keepalive
+	}
+	c.start(&b.keepalive, b.interval)
 	self := "<sip:edge@" + l.hostport + ">"
 	c.sendOwn(ownRequest{
 		method: "OPTIONS", ruri: string(b.alias.uri), from: self + ";tag=" + string(appendHex(nil, c.newID())),
 		to: "<" + string(b.alias.uri) + ">", callID: string(appendHex(nil, c.newID())) + "@edge", cseq: 1,
-	}, c.toAlias(b.alias), func(*Core, int) {})
+	}, h, func(c *Core, status int) {
+		if status == 408 && b.interval > minKeepalive {
+			b.interval = max(b.interval/2, minKeepalive)
+			c.log.Info("client does not answer pings", zap.String("aor", b.aor), zap.Duration("interval", b.interval))
+		}
+	})
 }
 
 // probeServer asks a configured server whether it is there (OPTIONS), so that calls need not wait to find out.

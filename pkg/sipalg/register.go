@@ -28,6 +28,7 @@ type binding struct {
 	expires   time.Time
 	timer     timer // expiry
 	keepalive timer
+	interval  time.Duration // of the pings, as learnt; 0 = as configured
 	restored  bool // read back after a restart, the flow may be gone
 }
 
