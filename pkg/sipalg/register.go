@@ -29,7 +29,7 @@ type binding struct {
 	timer     timer // expiry
 	keepalive timer
 	interval  time.Duration // of the pings, as learnt; 0 = as configured
-	restored  bool // read back after a restart, the flow may be gone
+	restored  bool          // read back after a restart, the flow may be gone
 }
 
 const maxBindings = 1 << 18
