@@ -10,7 +10,9 @@ import (
 	"slices"
 	"strings"
 
+	"edged.dev/edged/pkg/media"
 	"edged.dev/edged/pkg/pinhole"
+	"edged.dev/edged/pkg/sipalg"
 )
 
 // config is the whole file: the sum of the packages' sections. What this file
@@ -20,7 +22,10 @@ type config struct {
 	Admin    adminConfig              `yaml:"admin" jsonschema_description:"the operator's listener: API, metrics, health, profiles"`
 	State    stateConfig              `yaml:"state" jsonschema_description:"what outlives a restart"`
 	Networks map[string]networkConfig `yaml:"networks" jsonschema_description:"the named sides of the edge; the names are used everywhere else"`
+	Pinholes media.PinholeConfig      `yaml:"pinholes" jsonschema_description:"ports that are opened for media"`
+	Media    media.Config             `yaml:"media" jsonschema_description:"how media is relayed"`
 	TLS      tlsConfig                `yaml:"tls" jsonschema_description:"certificates of the edge and of its peers"`
+	SIP      sipalg.Config            `yaml:"sip" jsonschema_description:"SIP: listeners and routes; without listeners the service is off"`
 	Limits   limitsConfig             `yaml:"limits" jsonschema_description:"what one source may ask for"`
 	CDR      cdrConfig                `yaml:"cdr" jsonschema_description:"call records"`
 
@@ -96,10 +101,13 @@ func (s secret) String() string { return "***" }
 
 func defaultConfig() config {
 	return config{
-		Log:    logConfig{Level: "info", Format: "auto"},
-		Admin:  adminConfig{Listen: "127.0.0.1:9060"},
-		State:  stateConfig{Dir: "/var/lib/edged"},
-		Limits: limitsConfig{PerSource: perSourceConfig{MessagesPerSecond: 100, Connections: 64}},
+		Log:      logConfig{Level: "info", Format: "auto"},
+		Admin:    adminConfig{Listen: "127.0.0.1:9060"},
+		State:    stateConfig{Dir: "/var/lib/edged"},
+		Pinholes: media.DefaultPinholeConfig(),
+		Media:    media.DefaultConfig(),
+		SIP:      sipalg.DefaultConfig(),
+		Limits:   limitsConfig{PerSource: perSourceConfig{MessagesPerSecond: 100, Connections: 64}},
 	}
 }
 
@@ -134,7 +142,9 @@ func parseConfig(file string, data []byte) (*config, error) {
 	cfg := defaultConfig()
 	cfg.dir = filepath.Dir(file)
 	lines, faults := decodeYAML(data, &cfg)
-	faults = addValidation(faults, lines, cfg.validate())
+	if lines != nil {
+		faults = addValidation(faults, lines, cfg.validate())
+	}
 	if len(faults) > 0 {
 		slices.SortStableFunc(faults, func(a, b fault) int {
 			return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Key, b.Key))
@@ -147,12 +157,12 @@ func parseConfig(file string, data []byte) (*config, error) {
 // addValidation gives the packages' faults their lines, and leaves out those of
 // values that could not even be read.
 func addValidation(faults []fault, lines map[string]int, found []keyText) []fault {
-	unread := map[string]bool{}
-	for _, f := range faults {
-		unread[f.Key] = true
-	}
+	unread := faults
 	for _, f := range found {
-		if !unread[f.Key] {
+		known := slices.ContainsFunc(unread, func(u fault) bool {
+			return f.Key == u.Key || u.Key != "" && strings.HasPrefix(f.Key, u.Key+".")
+		})
+		if !known {
 			faults = append(faults, fault{lineOfKey(lines, f.Key), f.Key, f.Text})
 		}
 	}
@@ -173,13 +183,8 @@ func lineOfKey(lines map[string]int, key string) int {
 // keyText is a fault before its line is known.
 type keyText struct{ Key, Text string }
 
-// keyed is how packages mark their faults; Error() is "key: text" and FaultKey() the key.
-type keyed interface {
-	error
-	FaultKey() string
-}
-
-// sectionFaults takes apart what a section's Validate returned and puts the section's name before each key.
+// sectionFaults takes apart what a section's Validate returned: errors, joined, each
+// "key: what is wrong" with the key as it stands in the section.
 func sectionFaults(section string, err error) []keyText {
 	if err == nil {
 		return nil
@@ -191,11 +196,19 @@ func sectionFaults(section string, err error) []keyText {
 		}
 		return out
 	}
-	var k keyed
-	if !errors.As(err, &k) {
+	key, text, ok := strings.Cut(err.Error(), ": ")
+	var keyed interface{ FaultKey() string }
+	if errors.As(err, &keyed) { // a key may hold ": " itself
+		key = keyed.FaultKey()
+		text, ok = strings.CutPrefix(err.Error(), key+": ")
+	}
+	if !ok {
 		return []keyText{{section, err.Error()}}
 	}
-	return []keyText{{join(section, k.FaultKey()), strings.TrimPrefix(k.Error(), k.FaultKey()+": ")}}
+	if key == section || strings.HasPrefix(key, section+".") {
+		return []keyText{{key, text}} // the section named itself
+	}
+	return []keyText{{join(section, key), text}}
 }
 
 // networks returns the networks in the words of the seam.

@@ -34,12 +34,12 @@ type decoder struct {
 }
 
 // decodeYAML reads data into the struct that v points to; what the file does not name keeps its value.
-// It returns the line of every key, and all faults.
+// It returns the line of every key, and all faults; no lines if data is not YAML at all.
 func decodeYAML(data []byte, v any) (map[string]int, []fault) {
 	d := &decoder{lines: map[string]int{}, anchors: map[string]ast.Node{}}
 	file, err := parser.ParseBytes(data, 0, parser.AllowDuplicateMapKey())
 	if err != nil {
-		return d.lines, []fault{syntaxFault(err)}
+		return nil, []fault{syntaxFault(err)}
 	}
 	var body ast.Node
 	for _, doc := range file.Docs {

@@ -93,6 +93,8 @@ func withLiveKeys(running, next *config) *config {
 	c.Log.Level = next.Log.Level
 	c.TLS = next.TLS
 	c.Limits = next.Limits
+	c.SIP = next.SIP
+	c.SIP.Listen, c.SIP.DSCP, c.SIP.ClientCertificates = running.SIP.Listen, running.SIP.DSCP, running.SIP.ClientCertificates
 	return &c
 }
 

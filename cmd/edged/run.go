@@ -71,7 +71,7 @@ func runDaemon(ctx context.Context, o runOptions) error {
 	if err != nil {
 		return fmt.Errorf("tls: %w", err)
 	}
-	store := newTLSStore(certs)
+	store := newTLSStore(certs, o.config.SIP.ClientCertificates)
 	reg.MustRegister(newCertificateMetrics(store))
 	services, err := buildServices(ctx, &serviceDeps{cfg: o.config, log: o.log, reg: reg, tls: store, events: events})
 	if err != nil {

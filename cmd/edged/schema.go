@@ -7,6 +7,8 @@ import (
 
 	"github.com/invopop/jsonschema"
 	"github.com/spf13/cobra"
+
+	"edged.dev/edged/pkg/media"
 )
 
 func newSchemaCmd() *cobra.Command {
@@ -27,6 +29,7 @@ func configSchema() *jsonschema.Schema {
 	r := &jsonschema.Reflector{
 		FieldNameTag: "yaml", RequiredFromJSONSchemaTags: true,
 		ExpandedStruct: true, Anonymous: true, DoNotReference: true, Mapper: textSchema,
+		LookupComment: describe,
 	}
 	s := r.Reflect(&config{})
 	s.Title = "edged.yaml"
@@ -44,4 +47,21 @@ func textSchema(t reflect.Type) *jsonschema.Schema {
 		return &jsonschema.Schema{Type: "string"}
 	}
 	return nil
+}
+
+// describe supplies the descriptions of sections whose package knows nothing of schemas.
+func describe(t reflect.Type, field string) string {
+	if t == reflect.TypeFor[media.Config]() || t == reflect.TypeFor[media.PinholeConfig]() {
+		return map[string]string{
+			"UDP":          "UDP ports for media, at every address of the edge; RTP takes two on each side",
+			"TCP":          "TCP ports for media, at every address of the edge",
+			"PerOwner":     "pinholes that one host may have at once, 1-65536",
+			"Idle":         "without any packet for so long a pinhole is given up, 1s-24h",
+			"Quarantine":   "a released port rests so long, 0-10m",
+			"AllowTargets": "per network the hosts that anybody there may name as a media address",
+			"DSCP":         "DSCP of the packets sent, 0-63",
+			"Latch":        "learn the port, and behind a NAT the address, that a peer really sends from",
+		}[field]
+	}
+	return ""
 }

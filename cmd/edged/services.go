@@ -6,6 +6,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
+
+	"edged.dev/edged/pkg/pinhole"
 )
 
 // service is one running part of the daemon. Only name and serve are always set.
@@ -27,13 +29,15 @@ type service struct {
 	views map[string]func() any
 }
 
-// serviceDeps is what services are built from. Rows may add to it for the rows below them.
+// serviceDeps is what services are built from. A row of the table may add what the rows below it need.
 type serviceDeps struct {
 	cfg    *config
 	log    *zap.Logger
 	reg    prometheus.Registerer
 	tls    *tlsStore
 	events *eventBroker
+	// opener is set by the relay.
+	opener pinhole.Opener
 }
 
 // buildServices is the table of services, in the order in which they start. A
@@ -43,7 +47,10 @@ func buildServices(ctx context.Context, d *serviceDeps) ([]*service, error) {
 		name  string
 		on    bool
 		build func(context.Context, *serviceDeps) (*service, error)
-	}{}
+	}{
+		{"media", true, buildMedia},
+		{"sip", len(d.cfg.SIP.Listen) > 0, buildSIP},
+	}
 	var out []*service
 	for _, row := range table {
 		if !row.on {

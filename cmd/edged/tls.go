@@ -7,7 +7,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
+
+	"edged.dev/edged/pkg/sipalg/flow"
+	"edged.dev/edged/pkg/sipalg/transport"
 )
 
 // sectionFault is a fault of one of this package's own sections.
@@ -24,8 +28,11 @@ type certificates struct {
 	own []tls.Certificate
 	// peers are the authorities of client certificates; nil if none are configured.
 	peers *x509.CertPool
-	// roots are the authorities of servers that the edge dials: the system's and peers.
+	// roots are the authorities of servers that the edge dials, the system's and peers; nil: the system's.
 	roots *x509.CertPool
+
+	// One configuration for each purpose, made once so that sessions can be resumed.
+	server, mutual, client *tls.Config
 }
 
 // loadCertificates reads the files of the section. All faults come at once, joined.
@@ -50,7 +57,18 @@ func loadCertificates(c tlsConfig, dir string) (*certificates, error) {
 			errs = append(errs, sectionFault{"client_ca", err.Error()})
 		}
 	}
+	out.configure()
 	return out, errors.Join(errs...)
+}
+
+func (c *certificates) configure() {
+	c.server = &tls.Config{MinVersion: tls.VersionTLS12, Certificates: c.own}
+	c.mutual = c.server.Clone()
+	c.mutual.ClientAuth, c.mutual.ClientCAs = tls.RequireAndVerifyClientCert, c.peers
+	if c.peers == nil {
+		c.mutual.ClientCAs = x509.NewCertPool() // trusts nobody; nil would mean the system's authorities
+	}
+	c.client = &tls.Config{MinVersion: tls.VersionTLS12, Certificates: c.own, RootCAs: c.roots}
 }
 
 func (c *certificates) loadPeers(file string) error {
@@ -79,32 +97,28 @@ func within(dir, path string) string {
 
 // tlsStore hands out TLS configurations whose certificates can be replaced while
 // connections live: each handshake asks the store anew.
-type tlsStore struct{ current atomic.Pointer[certificates] }
+type tlsStore struct {
+	current atomic.Pointer[certificates]
+	// demand are the networks on whose listeners clients must show a certificate.
+	demand []string
+}
 
-func newTLSStore(c *certificates) *tlsStore {
-	s := &tlsStore{}
+func newTLSStore(c *certificates, demand []string) *tlsStore {
+	s := &tlsStore{demand: demand}
 	s.current.Store(c)
 	return s
 }
 
-// server returns the configuration of a listener; demandClient asks for a certificate signed by tls.client_ca.
-func (s *tlsStore) server(demandClient bool) *tls.Config {
-	return &tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
-		now := s.current.Load()
-		cfg := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: now.own}
-		if demandClient {
-			cfg.ClientAuth, cfg.ClientCAs = tls.RequireAndVerifyClientCert, now.peers
-			if now.peers == nil {
-				cfg.ClientCAs = x509.NewCertPool() // trusts nobody; nil would mean the system's authorities
-			}
-		}
-		return cfg, nil
-	}}
+var _ transport.TLSSource = (*tlsStore)(nil)
+
+// Server returns the configuration of a network's TLS and WSS listeners.
+func (s *tlsStore) Server(network string, _ flow.Proto) *tls.Config {
+	if slices.Contains(s.demand, network) {
+		return s.current.Load().mutual
+	}
+	return s.current.Load().server
 }
 
-// client returns the configuration for connections that the edge opens now. It
-// presents the edge's certificate where the server asks for one.
-func (s *tlsStore) client() *tls.Config {
-	now := s.current.Load()
-	return &tls.Config{MinVersion: tls.VersionTLS12, Certificates: now.own, RootCAs: now.roots}
-}
+// Client returns the configuration for connections that the edge opens. It presents
+// the edge's certificate where the server asks for one.
+func (s *tlsStore) Client(string) *tls.Config { return s.current.Load().client }

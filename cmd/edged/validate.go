@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"edged.dev/edged/pkg/pinhole"
+	"edged.dev/edged/pkg/sipalg/flow"
 )
 
 // faultList collects faults with full keys.
@@ -27,7 +28,9 @@ func (c *config) validate() []keyText {
 	c.Log.validate(&l)
 	c.Admin.validate(&l)
 	c.validateNetworks(&l)
+	c.validateMedia(&l)
 	c.Limits.validate(&l)
+	c.validateSIP(&l)
 	_, err := loadCertificates(c.TLS, c.dir)
 	l = append(l, sectionFaults("tls", err)...)
 	return l
@@ -122,6 +125,47 @@ func (n networkConfig) validateAdvertise(l *faultList, key string) {
 	same := func(a netip.Addr) bool { return pinhole.FamilyOf(a) == pinhole.FamilyOf(n.Advertise) }
 	if !slices.ContainsFunc(n.Addresses, same) {
 		l.add(key, "%s: the network has no address of this family", n.Advertise)
+	}
+}
+
+// validateMedia adds what the relay cannot judge alone: the networks that its keys name.
+func (c *config) validateMedia(l *faultList) {
+	*l = append(*l, sectionFaults("pinholes", c.Pinholes.Validate())...)
+	*l = append(*l, sectionFaults("media", c.Media.Validate())...)
+	for name := range c.Pinholes.AllowTargets {
+		if _, ok := c.Networks[name]; !ok {
+			l.add("pinholes.allow_targets."+name, "network %q is not defined under networks", name)
+		}
+	}
+}
+
+// validateSIP adds what concerns other sections too: certificates, and ports that are taken twice.
+func (c *config) validateSIP(l *faultList) {
+	*l = append(*l, sectionFaults("sip", c.SIP.Validate(c.networks()))...)
+	if len(c.SIP.Listen) == 0 {
+		l.add("sip.listen", "no service is on: name at least one listener, e.g. udp://inside:5060")
+	}
+	if len(c.SIP.ClientCertificates) > 0 && c.TLS.ClientCA == "" {
+		l.add("sip.client_certificates", "needs tls.client_ca, the authorities of the clients")
+	}
+	taken := map[string]int{}
+	for i, ln := range c.SIP.Listen {
+		key := fmt.Sprintf("sip.listen[%d]", i)
+		ports, name, udp := c.Pinholes.TCP, "pinholes.tcp", ln.Proto == flow.UDP
+		if udp {
+			ports, name = c.Pinholes.UDP, "pinholes.udp"
+		}
+		if ln.Port >= ports.First && ln.Port <= ports.Last {
+			l.add(key, "port %d lies in %s (%s), which is for media", ln.Port, name, ports)
+		}
+		if ln.Proto.Secure() && len(c.TLS.Certificates) == 0 {
+			l.add(key, "%s needs a certificate under tls.certificates", ln.Proto)
+		}
+		socket := fmt.Sprint(ln.Network, ln.Port, udp)
+		if j, used := taken[socket]; used && c.SIP.Listen[j] != ln {
+			l.add(key, "%s listens on the TCP port of sip.listen[%d] (%s)", ln, j, c.SIP.Listen[j])
+		}
+		taken[socket] = i
 	}
 }
 

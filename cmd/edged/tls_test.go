@@ -1,0 +1,137 @@
+package main
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"edged.dev/edged/pkg/sipalg/flow"
+)
+
+// writeTestCertificate writes NAME.pem and NAME.key, a certificate for host that signs itself.
+func writeTestCertificate(t *testing.T, dir, name, host string, until time.Time) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmpl := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: host}, DNSNames: []string{host},
+		NotBefore: until.Add(-48 * time.Hour), NotAfter: until, IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for file, block := range map[string]*pem.Block{
+		name + ".pem": {Type: "CERTIFICATE", Bytes: der},
+		name + ".key": {Type: "PRIVATE KEY", Bytes: keyDER},
+	} {
+		if err := os.WriteFile(filepath.Join(dir, file), pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// handshake connects a client to a listener's configuration and returns the certificate that it was shown.
+func handshake(server, client *tls.Config) (*x509.Certificate, error) {
+	a, b := net.Pipe()
+	defer a.Close()
+	defer b.Close()
+	serverErr := make(chan error, 1)
+	go func() {
+		s := tls.Server(b, server)
+		err := s.Handshake()
+		if err != nil {
+			b.Close()
+		}
+		serverErr <- err
+	}()
+	c := tls.Client(a, client)
+	if err := c.Handshake(); err != nil {
+		return nil, err
+	}
+	go c.Read(make([]byte, 1)) // takes what TLS 1.3 sends after the handshake, and an alert
+	if err := <-serverErr; err != nil {
+		return nil, err
+	}
+	return c.ConnectionState().PeerCertificates[0], nil
+}
+
+func TestCertificatesAreReplacedWhileListening(t *testing.T) {
+	dir := t.TempDir()
+	section := tlsConfig{Certificates: []certConfig{{"a.pem", "a.key"}, {"b.pem", "b.key"}}, ClientCA: "a.pem"}
+	load := func(until time.Time) *certificates {
+		writeTestCertificate(t, dir, "a", "a.example.org", until)
+		writeTestCertificate(t, dir, "b", "b.example.org", until)
+		certs, err := loadCertificates(section, dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return certs
+	}
+	first, second := time.Now().Add(time.Hour).Truncate(time.Second), time.Now().Add(2*time.Hour).Truncate(time.Second)
+	store := newTLSStore(load(first), nil)
+	for _, until := range []time.Time{first, second} {
+		store.current.Store(load(until))
+		for _, host := range []string{"a.example.org", "b.example.org"} {
+			client := &tls.Config{ServerName: host, RootCAs: store.current.Load().roots, InsecureSkipVerify: host == "b.example.org"}
+			cert, err := handshake(store.Server("outside", flow.TLS), client)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if cert.DNSNames[0] != host || !cert.NotAfter.Equal(until) {
+				t.Errorf("%s until %v: was shown %s until %v", host, until, cert.DNSNames[0], cert.NotAfter)
+			}
+		}
+	}
+}
+
+func TestClientCertificateIsDemanded(t *testing.T) {
+	dir := t.TempDir()
+	writeTestCertificate(t, dir, "edge", "edge.example.org", time.Now().Add(time.Hour))
+	writeTestCertificate(t, dir, "other", "other.example.org", time.Now().Add(time.Hour))
+	certs, err := loadCertificates(tlsConfig{Certificates: []certConfig{{"edge.pem", "edge.key"}}, ClientCA: "edge.pem"}, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := tls.LoadX509KeyPair(filepath.Join(dir, "other.pem"), filepath.Join(dir, "other.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	store := newTLSStore(certs, []string{"outside"})
+	known := store.Client("outside").Clone()
+	known.ServerName = "edge.example.org"
+	none, stranger := known.Clone(), known.Clone()
+	none.Certificates, stranger.Certificates = nil, []tls.Certificate{other}
+	if _, err := handshake(store.Server("outside", flow.TLS), known); err != nil {
+		t.Errorf("a client with a certificate of client_ca: %v", err)
+	}
+	if _, err := handshake(store.Server("outside", flow.TLS), none); err == nil {
+		t.Error("a client without a certificate was let in")
+	}
+	if _, err := handshake(store.Server("outside", flow.TLS), stranger); err == nil {
+		t.Error("a client with a certificate of nobody was let in")
+	}
+	if _, err := handshake(store.Server("inside", flow.TLS), none); err != nil {
+		t.Errorf("a network that demands no certificate: %v", err)
+	}
+}
