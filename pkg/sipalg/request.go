@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"net/netip"
+	"slices"
 
 	"go.uber.org/zap"
 
@@ -67,7 +68,38 @@ func (c *Core) request(f flow.Flow) {
 		c.reply(f, via, status, reason, extra...)
 		return
 	}
+	if inDialog {
+		c.unstrict()
+		via, _ = c.m.TopVia()
+	}
 	c.dispatch(f, via, key, inDialog)
+}
+
+// unstrict undoes what a strict router did (RFC 3261 §16.4): the edge's own Record-Route value stands in
+// the Request-URI, and the real Request-URI is the last Route value.
+func (c *Core) unstrict() {
+	u, err := sipmsg.ParseURI(c.m.RequestURI())
+	if err != nil || len(u.User) > 0 || c.ownURI(u) == nil {
+		return
+	}
+	if _, ok := u.Param("lr"); !ok {
+		return
+	}
+	var last sipmsg.Element
+	for el := range c.m.Elements(sipmsg.Route) {
+		last = el
+	}
+	na, err := sipmsg.ParseNameAddr(last.Value)
+	if err != nil {
+		return
+	}
+	c.ed.Reset(&c.m)
+	c.ed.ReplaceRequestURI(na.URI)
+	c.ed.DeleteElement(last)
+	c.ed.PrependBefore(sipmsg.Route, slices.Concat([]byte("Route: <"), c.m.RequestURI(), []byte(">")))
+	if raw := c.ed.AppendTo(nil); c.m2.Parse(raw) == nil {
+		_ = c.m.Parse(raw) // it has just been parsed
+	}
 }
 
 // dispatch finds the next hop and forwards, or refuses.
