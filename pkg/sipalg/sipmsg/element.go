@@ -1,6 +1,9 @@
 package sipmsg
 
-import "iter"
+import (
+	"bytes"
+	"iter"
+)
 
 // Element is one of the comma-separated elements of a header field, or the only
 // one. It knows where it stands, so an [Editor] can replace or delete it.
@@ -60,6 +63,9 @@ func (m *Message) fieldElements(i int, yield func(Element) bool) bool {
 // elementEnd returns the index of the comma that ends the element at v[i:], or
 // len(v). What is opened and not closed reaches to the end.
 func elementEnd(v []byte, i int) int {
+	if bytes.IndexByte(v[i:], ',') < 0 {
+		return len(v)
+	}
 	for ; i < len(v); i++ {
 		switch v[i] {
 		case ',':

@@ -10,6 +10,8 @@ const (
 	// host adds - . _ to alphanum; the underscore is no RFC 3261 but is common in private DNS.
 	hostLo = alnumLo | 1<<'-' | 1<<'.'
 	hostHi = alnumHi | 1<<('_'-64)
+	// lws is all below 64.
+	lws uint64 = 1<<' ' | 1<<'\t' | 1<<'\r' | 1<<'\n'
 )
 
 func inSet(c byte, lo, hi uint64) bool {
@@ -25,7 +27,7 @@ func isDigit(c byte) bool { return c-'0' < 10 }
 
 // isLWS tells whether c is part of linear white space. A CR or LF inside a header
 // field's value can only be a fold, because Parse rejects bare ones.
-func isLWS(c byte) bool { return c == ' ' || c == '\t' || c == '\r' || c == '\n' }
+func isLWS(c byte) bool { return c <= ' ' && lws>>c&1 != 0 }
 
 func lower(c byte) byte {
 	if c-'A' < 26 {
