@@ -1,6 +1,7 @@
 package sipalg
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net/netip"
@@ -11,6 +12,7 @@ import (
 	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/sipalg/flow"
 	"edged.dev/edged/pkg/sipalg/sdp"
+	"edged.dev/edged/pkg/sipalg/sipmsg"
 )
 
 // maxStreams bounds the pinholes of one session description.
@@ -41,9 +43,8 @@ type offer struct {
 
 // rewriteRequestBody relays the media of a request's body. It returns nil if the body stays as it is.
 func (c *Core) rewriteRequestBody(t *tx, l *local, dest flow.Flow) ([]byte, error) {
-	m := &c.m
-	if len(m.Body()) == 0 || !hasSDP(m.ContentType()) {
-		return nil, nil
+	if has, err := c.describes(); !has {
+		return nil, err
 	}
 	o := offer{session: t.session, side: pinhole.Side(t.fromSide), flow: t.up, far: dest.Remote.Addr(), first: true}
 	s := t.session
@@ -67,9 +68,10 @@ func (c *Core) rewriteRequestBody(t *tx, l *local, dest flow.Flow) ([]byte, erro
 func (c *Core) rewriteResponseBody(t *tx, f flow.Flow, up *local) ([]byte, error) {
 	m := &c.m
 	s := t.session
+	has, err := c.describes()
 	if s == nil || m.Status() >= 300 {
-		if len(m.Body()) > 0 && hasSDP(m.ContentType()) && m.Status() < 300 {
-			return c.scrub(up)
+		if has {
+			return c.scrub(up) // capabilities (RFC 3261 §11.2, §21.4.26)
 		}
 		return nil, nil
 	}
@@ -80,8 +82,11 @@ func (c *Core) rewriteResponseBody(t *tx, f flow.Flow, up *local) ([]byte, error
 			return nil, err
 		}
 	}
-	if len(m.Body()) == 0 || !hasSDP(m.ContentType()) || d == nil {
-		return nil, nil
+	if !has {
+		return nil, err
+	}
+	if d == nil {
+		return c.scrub(up)
 	}
 	o := offer{
 		session: s, streams: &d.streams, side: pinhole.Side(t.fromSide).Other(), flow: f, far: t.up.Remote.Addr(),
@@ -94,8 +99,19 @@ func (c *Core) rewriteResponseBody(t *tx, f flow.Flow, up *local) ([]byte, error
 	return c.relayBody(o)
 }
 
-func hasSDP(ct []byte) bool {
-	return sdp.IsSDP(ct) || len(ct) > 10 && equalFold(ct[:10], "multipart/")
+// errEncoded refuses a description that cannot be read: addresses in it would be missed.
+var errEncoded = errors.New("the session description is encoded")
+
+// describes tells whether the message at hand carries a session description.
+func (c *Core) describes() (bool, error) {
+	ct := c.m.ContentType()
+	if len(c.m.Body()) == 0 || !sdp.IsSDP(ct) && !sdp.IsMultipart(ct) {
+		return false, nil
+	}
+	if v, ok := c.m.Find(sipmsg.ContentEncoding); ok && !bytes.EqualFold(v, []byte("identity")) {
+		return false, errEncoded
+	}
+	return true, nil
 }
 
 // relayBody rewrites every session description of the body.
@@ -384,32 +400,12 @@ func closeStreams(streams []stream, r *Record) {
 func (c *Core) mediaStatus(err error) (int, string) {
 	var bad *sdp.Error
 	switch {
+	case errors.Is(err, errEncoded):
+		return 415, "Unsupported Content Encoding"
 	case errors.Is(err, pinhole.ErrTarget):
 		return 488, "Media Address Not Allowed"
 	case errors.As(err, &bad):
 		return 400, "Bad Session Description"
 	}
 	return 503, "No Media Relay Available"
-}
-
-func equalFold(b []byte, lower string) bool {
-	if len(b) != len(lower) {
-		return false
-	}
-	for i := range b {
-		if b[i]|0x20 != lower[i]|0x20 {
-			return false
-		}
-	}
-	return true
-}
-
-// hasMedia tells whether the session has any pinhole.
-func (s *session) hasMedia() bool {
-	for _, d := range s.dialogs {
-		if slices.ContainsFunc(d.streams, func(st stream) bool { return st.lease != nil }) {
-			return true
-		}
-	}
-	return false
 }

@@ -85,7 +85,7 @@ func (s *Session) addressed(name []byte, start, value, end, next int) {
 		k = markCandidate
 	case string(name) == "remote-candidate":
 		k = markRemote
-	case string(name) == "remote-candidates" || string(name) == "altc" || prefixFold(name, "x-candidate"):
+	case string(name) == "remote-candidates" || string(name) == "altc" || string(name) == "alt" || prefixFold(name, "x-candidate"):
 		k = markCandidate
 	case string(name) == "ice-options":
 		k = markICEOptions

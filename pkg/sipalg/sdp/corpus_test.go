@@ -71,7 +71,7 @@ func captures(t testing.TB) (list [][]byte) {
 var (
 	anyIP = regexp.MustCompile(`(?:\d{1,3}\.){3}\d{1,3}|[0-9A-Fa-f]{0,4}:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*`)
 	// byRule are the lines that a rewrite may change, drop or add.
-	byRule = regexp.MustCompile(`^(c=|m=|o=|a=(rtcp:|candidate:|remote-candidates?:|x-candidate|ice-|end-of-candidates|altc:|path:))`)
+	byRule = regexp.MustCompile(`^(c=|m=|o=|a=(rtcp:|candidate:|remote-candidates?:|x-candidate|ice-|end-of-candidates|altc?:|alt:|path:))`)
 )
 
 // hostAddrs returns the addresses of hosts named in a line.
