@@ -142,15 +142,19 @@ func (e *Editor) DeleteElement(el Element) {
 		e.conflicts++
 		return
 	}
-	old := slices.Clone(e.edits)
-	gone := func(other Element) bool {
-		return other.start == el.start || slices.ContainsFunc(old, func(p edit) bool {
-			return p.field == el.field && p.off <= other.start && other.start < p.off+p.del
-		})
+	inField := func(p edit) bool { return p.field == el.field }
+	if !slices.ContainsFunc(e.edits, inField) {
+		e.deleteElements(el.field, func(other Element) bool { return other.start == el.start })
+		return
 	}
-	e.edits = slices.DeleteFunc(e.edits, func(p edit) bool { return p.field == el.field })
-	before := e.conflicts
-	e.deleteElements(el.field, gone)
+	// Deletions in one field depend on each other: they are all made anew.
+	old, before := slices.Clone(e.edits), e.conflicts
+	e.edits = slices.DeleteFunc(e.edits, inField)
+	e.deleteElements(el.field, func(other Element) bool {
+		return other.start == el.start || slices.ContainsFunc(old, func(p edit) bool {
+			return inField(p) && p.off <= other.start && other.start < p.off+p.del
+		})
+	})
 	if e.conflicts != before {
 		e.edits, e.conflicts = append(e.edits[:0], old...), before+1
 	}

@@ -152,6 +152,33 @@ func TestDeleteElements(t *testing.T) {
 	}
 }
 
+// TestPopVia is what every forwarded response needs.
+func TestPopVia(t *testing.T) {
+	m := parse(t, base("v: SIP/2.0/UDP b, SIP/2.0/UDP c"))
+	var e Editor
+	var out []byte
+	allocs := testing.AllocsPerRun(100, func() {
+		e.Reset(m)
+		v, _ := m.TopVia()
+		e.DeleteElement(v.Element)
+		out = e.AppendTo(out[:0])
+	})
+	if allocs != 0 {
+		t.Errorf("%v allocations", allocs)
+	}
+	next := parse(t, out)
+	for _, host := range []string{"b", "c"} {
+		v, ok := next.TopVia()
+		if !ok || string(v.Host) != host {
+			t.Fatalf("top Via %q, want host %s", v.Value, host)
+		}
+		if host == "b" {
+			out := edited(t, next.Raw(), func(m *Message, e *Editor) { v, _ := m.TopVia(); e.DeleteElement(v.Element) })
+			next = parse(t, []byte(out))
+		}
+	}
+}
+
 func TestReplaceBody(t *testing.T) {
 	for _, c := range []struct{ in, body, out string }{
 		{"Content-Length: 3\r\n\r\nabc", "abcdefghijkl", "Content-Length: 12\r\n\r\nabcdefghijkl"},

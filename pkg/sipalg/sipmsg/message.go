@@ -15,8 +15,8 @@ const (
 
 // Error says why a message is not passed on.
 type Error struct {
-	// Status is what to answer: 400, 505, 513; 0 means drop without a word, as
-	// for responses, ACK, a message without a usable Via, and garbage.
+	// Status is what to answer, if the message is [Message.Answerable]: 400, 505,
+	// 513; 0 means drop without a word: responses, ACK, BENOTIFY, no Via, garbage.
 	Status int
 	// Reason is a stable token in snake_case, for a counter's label.
 	Reason string
