@@ -27,8 +27,8 @@ type rtpStats struct {
 	pt      uint8
 	badSeq  uint32
 	transit uint32
-	// timed tells whether transit is that of an earlier packet.
-	timed bool
+	// known tells whether pt and the start of the guess are of this run, timed whether transit is.
+	known, timed bool
 	// firstAt, firstTS are where the guess of the clock rate starts.
 	firstAt int64
 	firstTS uint32
@@ -57,7 +57,8 @@ func (s *rtpStats) receive(at int64, b []byte) {
 	if pt == 13 || pt == 101 && len(b) == 16 {
 		return
 	}
-	if !s.timed || pt != s.pt {
+	if !s.known || pt != s.pt {
+		s.known, s.timed = true, false
 		s.pt, s.firstAt, s.firstTS = pt, at, ts
 		s.rate.Store(staticRate(pt))
 	}
@@ -69,7 +70,7 @@ func (s *rtpStats) restart(ssrc uint32, seq uint16) {
 		s.lostOnce.Store(s.lost())
 		s.count.Add(s.received.Load())
 	}
-	s.started, s.timed, s.badSeq = true, false, noSeq
+	s.started, s.known, s.badSeq = true, false, noSeq
 	s.ssrc.Store(ssrc)
 	s.resync(seq)
 }
@@ -96,7 +97,7 @@ func (s *rtpStats) sequence(seq uint16) bool {
 		s.lostOnce.Store(s.lost())
 		s.count.Add(s.received.Load())
 		s.resync(seq)
-		s.timed = false
+		s.known = false
 	}
 	s.badSeq = noSeq
 	return true
@@ -125,10 +126,6 @@ func (s *rtpStats) measure(at int64, ts uint32) {
 // guess finds the clock rate of a dynamic payload type: the usual rate that is nearest to how fast
 // the timestamps have run for a second. The signalling that says it is not read here.
 func (s *rtpStats) guess(at int64, ts uint32) {
-	if !s.timed {
-		s.timed = true
-		return
-	}
 	took := at - s.firstAt
 	if took < guessTime {
 		return
