@@ -2,6 +2,7 @@ package sipalg
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -24,6 +25,9 @@ const maxJournal = 20_000
 
 func openJournal(dir string, c *Core, log *zap.Logger) (*journal, error) {
 	j := &journal{path: filepath.Join(dir, "registrations.jsonl"), log: log}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("state.dir: %w", err)
+	}
 	old, err := os.Open(j.path)
 	switch {
 	case err == nil:
