@@ -32,8 +32,11 @@ type Call struct {
 	local  sip.Addr
 	client *sipgo.DialogClientSession
 	server *sipgo.DialogServerSession
-	ended  atomic.Bool
-	done   chan struct{}
+	// answered is when audio could flow; length is set once the call has ended.
+	answered time.Time
+	length   time.Duration
+	ended    atomic.Bool
+	done     chan struct{}
 }
 
 // Stats returns the audio counters so far.
@@ -47,6 +50,16 @@ func (c *Call) Ended() bool { return c.ended.Load() }
 
 // Done is closed when the call has ended.
 func (c *Call) Done() <-chan struct{} { return c.done }
+
+// Length is the time from the answer to the end, or until now.
+func (c *Call) Length() time.Duration {
+	select {
+	case <-c.done:
+		return c.length
+	default:
+		return time.Since(c.answered)
+	}
+}
 
 // Quiet stops this side's audio and leaves the call open, so that all that is under way can arrive.
 func (c *Call) Quiet() { c.stream.silence() }
@@ -77,6 +90,7 @@ func (c *Call) bye(ctx context.Context) error {
 // end closes the call's sockets once.
 func (c *Call) end() {
 	if !c.ended.Swap(true) {
+		c.length = time.Since(c.answered)
 		c.stream.close()
 		close(c.done)
 	}
@@ -84,7 +98,7 @@ func (c *Call) end() {
 
 // add makes the call known for requests within its dialog.
 func (p *Phone) add(c *Call) error {
-	c.done = make(chan struct{})
+	c.done, c.answered = make(chan struct{}), time.Now()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	open := 0

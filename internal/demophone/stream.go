@@ -26,7 +26,7 @@ type Stream struct {
 	source     netip.Addr
 	send, recv Pattern
 
-	workers sync.WaitGroup
+	workers, talking sync.WaitGroup
 	// quiet is closed by hush and ends sending; a BYE may overtake the first frame.
 	quiet chan struct{}
 	hush  func()
@@ -96,32 +96,35 @@ func (s *Stream) start(source netip.Addr, send, recv Pattern) {
 	s.source, s.send, s.recv = source, send, recv
 	s.heard = tracker{pattern: recv}
 	s.mu.Unlock()
-	s.work(s.receive)
-	s.work(s.receiveReports)
+	s.work(&s.workers, s.receive)
+	s.work(&s.workers, s.receiveReports)
 }
 
 // talk begins to send to remote; it does nothing on a closed stream.
 func (s *Stream) talk(remote netip.AddrPort) {
-	s.work(func() { s.transmit(remote) })
+	s.work(&s.talking, func() { s.transmit(remote) })
 }
 
-func (s *Stream) work(f func()) {
+func (s *Stream) work(group *sync.WaitGroup, f func()) {
 	s.life.Lock()
 	defer s.life.Unlock()
 	if !s.closed {
-		s.workers.Go(f)
+		group.Go(f)
 	}
 }
 
-// silence ends sending; what is under way may still arrive.
-func (s *Stream) silence() { s.hush() }
+// silence ends sending, and returns when the last frame has left; it may still arrive.
+func (s *Stream) silence() {
+	s.hush()
+	s.talking.Wait()
+}
 
 // close ends all and waits for it.
 func (s *Stream) close() {
 	s.life.Lock()
 	s.closed = true
 	s.life.Unlock()
-	s.hush()
+	s.silence()
 	s.conn.Close()
 	s.rtcp.Close()
 	s.workers.Wait()
@@ -142,7 +145,7 @@ func (s *Stream) transmit(remote netip.AddrPort) {
 	begin := time.Now()
 	for i := uint32(0); i < maxFrames; {
 		// A late tick is made up for, so that the pace is true on a busy machine.
-		for ; time.Since(begin) >= time.Duration(i)*frameTime; i++ {
+		for ; time.Since(begin) >= time.Duration(i)*frameTime && !s.hushed(); i++ {
 			s.sendFrame(i, remote)
 			if i%50 == 49 {
 				s.sendReport(i, remote)
@@ -153,6 +156,15 @@ func (s *Stream) transmit(remote netip.AddrPort) {
 			return
 		case <-tick.C:
 		}
+	}
+}
+
+func (s *Stream) hushed() bool {
+	select {
+	case <-s.quiet:
+		return true
+	default:
+		return false
 	}
 }
 

@@ -131,7 +131,7 @@ func (s *Stage) dial(ctx context.Context, from, to string) (leg, error) {
 		err := near.Hangup(limit)
 		return leg{}, errors.Join(errors.New("somebody else answered"), err)
 	}
-	l := leg{from: from, to: to, inward: from == "bob", near: near, far: far, began: time.Now()}
+	l := leg{from: from, to: to, inward: from == "bob", near: near, far: far}
 	s.mu.Lock()
 	s.legs = append(s.legs, l)
 	s.mu.Unlock()

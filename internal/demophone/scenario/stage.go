@@ -34,7 +34,6 @@ type leg struct {
 	inward   bool
 	near     *demophone.Call
 	far      *demophone.Call
-	began    time.Time
 }
 
 // New binds the sockets of the plan. tell is called with a line for each thing that happens.
@@ -98,7 +97,7 @@ type Row struct {
 	From, To string
 	// State is "talking" or "ended".
 	State string
-	// Age is the time since the answer.
+	// Age is the time since the answer, or the length of an ended call.
 	Age time.Duration
 	// There is the audio from the caller as the callee heard it, Back the other direction.
 	There, Back demophone.StreamStats
@@ -113,7 +112,7 @@ func (s *Stage) Rows() []Row {
 	rows := make([]Row, 0, len(s.legs))
 	for _, l := range s.legs {
 		near, far := l.near.Stats(), l.far.Stats()
-		r := Row{From: l.from, To: l.to, State: "talking", Age: time.Since(l.began),
+		r := Row{From: l.from, To: l.to, State: "talking", Age: l.near.Length(),
 			There: far, Back: near, SentThere: near.Sent, SentBack: far.Sent}
 		if l.near.Ended() {
 			r.State = "ended"
