@@ -20,7 +20,13 @@ type Flow struct {
 	leg *leg
 	// peer is where this flow's own peer is sent to.
 	peer Sockaddr
-	// Before a source is confirmed: the address that was declared, and the hosts that may be heard.
+	// wanted says who may confirm the source, nil once it is confirmed or if nobody may.
+	wanted *wanted
+}
+
+// wanted describes the source of a flow before it is confirmed.
+type wanted struct {
+	// declared is the address that signalling named, hosts are the hosts that may be heard.
 	declared netip.AddrPort
 	hosts    [2]netip.Addr
 	// barred is the source before the last re-arming, until the given time: its late packets must not
@@ -76,20 +82,21 @@ func admit(flows []*Flow, src netip.AddrPort, now time.Time) *Flow {
 // rank tells how well an unconfirmed flow fits src, 0 if it must not be heard. Several forks may
 // share a host (a NAT, a server); NATs like to keep the port, so an equal port goes first.
 func (f *Flow) rank(src netip.AddrPort, now time.Time) int {
-	if f.From.Valid() || !src.IsValid() || !f.declared.IsValid() {
+	w := f.wanted
+	if w == nil || !src.IsValid() {
 		return 0
 	}
-	if src == f.barred && src != f.declared && now.Before(f.until) {
+	if src == w.barred && src != w.declared && now.Before(w.until) {
 		return 0
 	}
 	switch host := src.Addr(); {
-	case src == f.declared:
+	case src == w.declared:
 		return 5
-	case host == f.hosts[0] && host == f.declared.Addr():
+	case host == w.hosts[0] && host == w.declared.Addr():
 		return 4
-	case (host == f.hosts[0] || host == f.hosts[1]) && src.Port() == f.declared.Port():
+	case (host == w.hosts[0] || host == w.hosts[1]) && src.Port() == w.declared.Port():
 		return 3
-	case host == f.hosts[0] || host == f.hosts[1]:
+	case host == w.hosts[0] || host == w.hosts[1]:
 		return 2
 	}
 	return 0

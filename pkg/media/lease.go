@@ -222,25 +222,34 @@ func (l *lease) hostLocked(s pinhole.Side, c int) netip.Addr {
 // flowLocked says what is to happen to packets that arrive at the leg.
 func (g *leg) flowLocked() *Flow {
 	l, s, c := g.lease, g.side, g.socket
-	f := &Flow{Counters: &g.Counters, leg: g, barred: g.barred, until: g.until}
+	f := &Flow{Counters: &g.Counters, leg: g}
 	out, to := l.targetLocked(s.Other(), c)
 	f.Out, f.To = out, SockaddrOf(to)
 	_, peer := l.targetLocked(s, c)
 	f.peer = SockaddrOf(peer)
-	f.declared = l.declaredLocked(s, c)
-	switch host := l.hostLocked(s, c); {
+	declared := l.declaredLocked(s, c)
+	switch {
 	case g.latched.IsValid():
 		f.From = SockaddrOf(g.latched)
-	case !f.declared.IsValid():
+	case !declared.IsValid():
 	case !l.relay.cfg.Latch:
-		f.From = SockaddrOf(f.declared)
-	case host.IsValid():
-		f.declared = netip.AddrPortFrom(host, f.declared.Port())
-		f.hosts[0] = host
+		f.From = SockaddrOf(declared)
 	default:
-		f.hosts = [2]netip.Addr{f.declared.Addr(), l.remote[s].Source}
+		f.wanted = g.wantedLocked(declared)
 	}
 	return f
+}
+
+// wantedLocked says who may confirm the source of the leg.
+func (g *leg) wantedLocked(declared netip.AddrPort) *wanted {
+	w := &wanted{declared: declared, barred: g.barred, until: g.until}
+	if host := g.lease.hostLocked(g.side, g.socket); host.IsValid() {
+		w.declared = netip.AddrPortFrom(host, declared.Port())
+		w.hosts[0] = host
+	} else {
+		w.hosts = [2]netip.Addr{declared.Addr(), g.lease.remote[g.side].Source}
+	}
+	return w
 }
 
 // publishLocked gives the path the flows of the lease.

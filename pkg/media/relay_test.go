@@ -448,7 +448,7 @@ func TestOutOfDescriptors(t *testing.T) {
 // TestMemory bounds the heap of an RTP lease: 24 KiB per call in all is the product's promise.
 func TestMemory(t *testing.T) {
 	const n = 200
-	r, _ := newTestRelay(t, func(c *PinholeConfig) { c.PerOwner = n + 1 })
+	r, path := newTestRelay(t, func(c *PinholeConfig) { c.PerOwner = n + 1 })
 	defer mustOpen(t, r, testRequest(pinhole.RTP)).Close()
 	heap := func() uint64 {
 		runtime.GC()
@@ -462,6 +462,8 @@ func TestMemory(t *testing.T) {
 	for i := range open {
 		open[i] = mustOpen(t, r, testRequest(pinhole.RTP))
 		declareBoth(t, open[i])
+		path.packet(open[i].Local(pinhole.Near).Addr, nearPhone, nil)
+		path.packet(open[i].Local(pinhole.Far).Addr, farPhone, nil)
 	}
 	per := (heap() - before) / n
 	t.Logf("%d bytes of heap per RTP lease", per)

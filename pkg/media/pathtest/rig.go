@@ -206,6 +206,18 @@ func read(t *testing.T, c *net.UDPConn, from netip.AddrPort, want []byte) {
 	}
 }
 
+// next reads the next packet, whatever it is.
+func (p *peer) next() []byte {
+	p.t.Helper()
+	buf := make([]byte, 1<<16)
+	p.conn.SetReadDeadline(time.Now().Add(patience))
+	n, _, err := p.conn.ReadFromUDPAddrPort(buf)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return buf[:n]
+}
+
 // quiet fails if a packet lies in the socket.
 func (p *peer) quiet() {
 	p.t.Helper()

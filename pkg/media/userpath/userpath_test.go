@@ -1,10 +1,20 @@
 package userpath
 
 import (
+	"context"
+	"net/netip"
+	"os"
+	"runtime"
+	"sync"
 	"testing"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"edged.dev/edged/pkg/media"
 	"edged.dev/edged/pkg/media/pathtest"
+	"edged.dev/edged/pkg/pinhole"
 )
 
 func newPath(t *testing.T) media.Path {
@@ -17,3 +27,157 @@ func newPath(t *testing.T) media.Path {
 }
 
 func TestPath(t *testing.T) { pathtest.Run(t, newPath) }
+
+// startRelay returns a relay that serves on loopback until the test ends.
+func startRelay(t *testing.T) *media.Relay {
+	t.Helper()
+	p, err := New(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	nets := pinhole.Networks{
+		"inside":  {Addresses: []netip.Addr{netip.MustParseAddr("127.0.5.1")}, Trusted: true},
+		"outside": {Addresses: []netip.Addr{netip.MustParseAddr("127.0.6.1")}},
+	}
+	pin := media.DefaultPinholeConfig()
+	pin.PerOwner, pin.Quarantine = 1000, 0
+	r, err := media.New(pin, media.DefaultConfig(), nets, p, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- r.Serve(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return r
+}
+
+// TestAllocations: a packet through a running path, kernel included, allocates nothing.
+func TestAllocations(t *testing.T) {
+	r := startRelay(t)
+	l, err := r.Open(context.Background(), pinhole.Request{Kind: pinhole.RTP, Networks: [2]string{"inside", "outside"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, b := peerSocket(t, "127.0.5.7"), peerSocket(t, "127.0.6.7")
+	for s, fd := range []int{a, b} {
+		at := socketAddr(t, fd)
+		if err := l.Declare(pinhole.Side(s), pinhole.Remote{Addr: at, Source: at.Addr()}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	to := l.Local(pinhole.Near).Addr
+	if err := unix.Connect(a, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}); err != nil {
+		t.Fatal(err)
+	}
+	packet := make([]byte, 172)
+	packet[0] = 0x80
+	buf := make([]byte, 2048)
+	pass := func() {
+		if _, err := unix.Write(a, packet); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := unix.Read(b, buf); err != nil || n != len(packet) {
+			t.Fatalf("read %d bytes: %v", n, err)
+		}
+	}
+	pass()
+	if n := testing.AllocsPerRun(2000, pass); n != 0 {
+		t.Errorf("%v allocations per packet", n)
+	}
+}
+
+// peerSocket returns a blocking socket, so that the test itself allocates nothing either.
+func peerSocket(t *testing.T, host string) int {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: netip.MustParseAddr(host).As4()}); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 20}); err != nil {
+		t.Fatal(err)
+	}
+	return fd
+}
+
+func socketAddr(t *testing.T, fd int) netip.AddrPort {
+	t.Helper()
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := sa.(*unix.SockaddrInet4)
+	return netip.AddrPortFrom(netip.AddrFrom4(in.Addr), uint16(in.Port))
+}
+
+// TestChurn opens and closes leases while packets fly: no descriptor is left, none is used by the wrong
+// socket, and the race detector has something to see.
+func TestChurn(t *testing.T) {
+	r := startRelay(t)
+	stop := make(chan struct{})
+	var busy sync.WaitGroup
+	before := descriptors(t)
+	flood := peerSocket(t, "127.0.5.7")
+	src := socketAddr(t, flood)
+	targets := make(chan netip.AddrPort, 1024)
+	busy.Go(func() {
+		var last netip.AddrPort
+		for {
+			select {
+			case <-stop:
+				return
+			case last = <-targets:
+			default:
+			}
+			if last.IsValid() {
+				// Refusals of closed ports are expected.
+				_ = unix.Sendto(flood, []byte("x"), unix.MSG_DONTWAIT, &unix.SockaddrInet4{Port: int(last.Port()), Addr: last.Addr().As4()})
+			}
+		}
+	})
+	for range 300 {
+		l, err := r.Open(context.Background(), pinhole.Request{Kind: pinhole.RTP, Networks: [2]string{"inside", "outside"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := l.Declare(pinhole.Near, pinhole.Remote{Addr: src, Source: src.Addr()}); err != nil {
+			t.Fatal(err)
+		}
+		far := netip.AddrPortFrom(netip.MustParseAddr("127.0.6.7"), 9)
+		if err := l.Declare(pinhole.Far, pinhole.Remote{Addr: far, Source: far.Addr()}); err != nil {
+			t.Fatal(err)
+		}
+		targets <- l.Local(pinhole.Near).Addr
+		runtime.Gosched()
+		l.Close()
+	}
+	close(stop)
+	busy.Wait()
+	for end := time.Now().Add(20 * time.Second); ; <-time.After(2 * time.Millisecond) {
+		after := descriptors(t)
+		if after <= before+1 { // the flooding socket
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%d descriptors before, %d after", before, after)
+		}
+	}
+}
+
+func descriptors(t *testing.T) int {
+	t.Helper()
+	list, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Skipf("cannot count descriptors: %v", err)
+	}
+	return len(list)
+}
