@@ -65,6 +65,9 @@ type runOptions struct {
 func runDaemon(ctx context.Context, o runOptions) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	if err := makeStateDir(o.config.State.Dir); err != nil {
+		return err
+	}
 	build := readBuildInfo()
 	reg, events := newRegistry(build), newEventBroker()
 	certs, err := loadCertificates(o.config.TLS, o.config.dir)
@@ -108,6 +111,16 @@ func runDaemon(ctx context.Context, o runOptions) error {
 	}
 	o.log.Info("stopped")
 	return err
+}
+
+func makeStateDir(dir string) error {
+	if dir == "" {
+		return nil
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("state.dir: %w", err)
+	}
+	return nil
 }
 
 // announce says that the daemon takes calls.

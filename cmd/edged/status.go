@@ -9,8 +9,11 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
+
+	"edged.dev/edged/pkg/sipalg"
 )
 
 func newStatusCmd() *cobra.Command {
@@ -101,11 +104,42 @@ func newCallsCmd() *cobra.Command {
 // printCalls prints the document "calls" as a table.
 func printCalls(w io.Writer, body []byte) error {
 	var doc struct {
-		Calls []map[string]any `json:"calls"`
+		Calls []sipalg.CallInfo `json:"calls"`
 	}
 	if err := json.Unmarshal(body, &doc); err != nil {
 		return err
 	}
-	fmt.Fprintf(w, "%d calls\n", len(doc.Calls))
-	return nil
+	if len(doc.Calls) == 0 {
+		fmt.Fprintln(w, "no calls")
+		return nil
+	}
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(tw, "ID\tSTATE\tFOR\tFROM\tTO\tCALLER\tCALLEE\tPINHOLES")
+	for _, c := range doc.Calls {
+		since := c.Started
+		if c.Answered != nil {
+			since = *c.Answered
+		}
+		callee := c.Networks[1]
+		if c.Callee != "" {
+			callee += " " + c.Callee
+		}
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s %s\t%s\t%d\n", c.ID, c.State, time.Since(since).Round(time.Second),
+			short(c.From), short(c.To), c.Networks[0], c.Caller, callee, c.Pinholes)
+	}
+	return tw.Flush()
+}
+
+// short cuts a URI to what fits a table, and drops what would disturb a terminal.
+func short(uri string) string {
+	clean := []rune(strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return -1
+		}
+		return r
+	}, uri))
+	if len(clean) > 40 {
+		return string(clean[:39]) + "…"
+	}
+	return string(clean)
 }
