@@ -66,7 +66,7 @@ func runDemo(ctx context.Context, w io.Writer, o demoOptions) error {
 	defer running.Wait()
 	defer cancel()
 
-	screen := newDemoScreen(w, isTerminal(w))
+	screen := newDemoScreen(w)
 	level := zap.NewAtomicLevelAt(zap.WarnLevel)
 	if o.verbose {
 		level.SetLevel(zap.DebugLevel)
@@ -205,8 +205,8 @@ func (d *demo) introduction() string {
 	p := d.plan
 	return fmt.Sprintf(`edged demo: real calls through an edge, all on this machine
 
-  inside %-18v                                outside %v
-  alice  %-15v ──┐                              ┌── registrar %v
+  inside %-18v                                    outside %v
+  alice  %-15v ──┐                                  ┌── registrar %v
   carol  %-15v ──┴── %11v EDGE %-11v ──┴── bob       %v
 
 Each phone hears only the edge and the hosts of its own network.

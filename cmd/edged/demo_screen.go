@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"sync"
 	"text/tabwriter"
@@ -13,6 +14,7 @@ import (
 
 	"edged.dev/edged/internal/demophone"
 	"edged.dev/edged/internal/demophone/scenario"
+	"golang.org/x/term"
 )
 
 // demoScreen prints lines and, below them on a terminal, a table that is drawn anew in its place.
@@ -20,6 +22,8 @@ import (
 type demoScreen struct {
 	w        io.Writer
 	terminal bool
+	// width returns the columns of the terminal: a table line that wraps would spoil the redrawing.
+	width func() int
 
 	mu sync.Mutex
 	// drawn is the table as it stands on the terminal; below holds its number of lines.
@@ -29,8 +33,19 @@ type demoScreen struct {
 	shape string
 }
 
-func newDemoScreen(w io.Writer, terminal bool) *demoScreen {
-	return &demoScreen{w: w, terminal: terminal}
+func newDemoScreen(w io.Writer) *demoScreen {
+	s := &demoScreen{w: w}
+	if isTerminal(w) {
+		s.terminal = true
+		s.width = func() int {
+			columns, _, err := term.GetSize(int(w.(*os.File).Fd())) // isTerminal says that it is a file
+			if err != nil || columns < 20 {
+				return 80
+			}
+			return columns
+		}
+	}
+	return s
 }
 
 // line prints a text above the table.
@@ -64,7 +79,7 @@ func (s *demoScreen) table(rows []scenario.Row, now edgeCounts) {
 	}
 	var b bytes.Buffer
 	tw := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(tw, "  call\tstate\ttime\taudio there (verified/sent, lost, jitter)\taudio back\n")
+	fmt.Fprintf(tw, "  call\tstate\ttime\tverified there/sent\tverified back/sent\n")
 	shape := ""
 	for _, r := range rows {
 		fmt.Fprintf(tw, "  %s → %s\t%s\t%.1fs\t%s\t%s\n", r.From, r.To, r.State, r.Age.Seconds(),
@@ -86,8 +101,20 @@ func (s *demoScreen) table(rows []scenario.Row, now edgeCounts) {
 	if s.below > 0 {
 		up = fmt.Sprintf("\033[%dA\033[J", s.below)
 	}
-	s.drawn, s.below = b.String(), bytes.Count(b.Bytes(), []byte("\n"))
+	s.drawn, s.below = cut(b.String(), s.width()), bytes.Count(b.Bytes(), []byte("\n"))
 	_, _ = io.WriteString(s.w, up+s.drawn)
+}
+
+// cut shortens the lines of a text to a number of columns.
+func cut(text string, columns int) string {
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		if r := []rune(strings.TrimSuffix(line, "\n")); len(r) > columns {
+			line = string(r[:columns]) + "\n"
+		}
+		b.WriteString(line)
+	}
+	return b.String()
 }
 
 // freeze leaves the table where it is; the next lines come below it.
@@ -98,7 +125,7 @@ func (s *demoScreen) freeze() {
 }
 
 func streamCell(sent int, st demophone.StreamStats) string {
-	return fmt.Sprintf("%d/%d, %d, %v", st.Verified, sent, st.Lost, st.Jitter.Round(10*time.Microsecond))
+	return fmt.Sprintf("%d/%d, lost %d, %v", st.Verified, sent, st.Lost, st.Jitter.Round(10*time.Microsecond))
 }
 
 // edgeCounts is what the daemon's own API says.

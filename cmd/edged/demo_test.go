@@ -54,7 +54,7 @@ func TestDemoVerdictFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	d := demo{plan: plan, stage: &scenario.Stage{}, edge: &apiClient{}, screen: newDemoScreen(&out, false)}
+	d := demo{plan: plan, stage: &scenario.Stage{}, edge: &apiClient{}, screen: newDemoScreen(&out)}
 	if err := d.verdict([]scenario.Check{{Name: "a", OK: true}, {Name: "b", Detail: "why"}}); err == nil {
 		t.Error("a failed check made a good verdict")
 	}
@@ -75,13 +75,13 @@ func TestDemoShowConfigIsAConfiguration(t *testing.T) {
 
 func TestDemoScreenRedrawsTheTable(t *testing.T) {
 	var out bytes.Buffer
-	s := newDemoScreen(&out, true)
+	s := &demoScreen{w: &out, terminal: true, width: func() int { return 16 }}
 	rows := []scenario.Row{{From: "alice", To: "bob", State: "talking"}}
 	s.table(rows, edgeCounts{1, 1})
 	out.Reset()
 	s.line("something happens")
 	// The table's three lines go away, the text comes, the table comes back.
-	if got := out.String(); !strings.HasPrefix(got, "\033[3A\033[Jsomething happens\n") || !strings.Contains(got, "alice → bob") {
+	if got := out.String(); !strings.HasPrefix(got, "\033[3A\033[Jsomething happens\n") || !strings.Contains(got, "  alice → bob  t\n") {
 		t.Errorf("%q", got)
 	}
 	s.freeze()

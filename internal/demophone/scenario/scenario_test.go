@@ -70,7 +70,7 @@ func TestVerdictWithoutALG(t *testing.T) {
 	s := stage(t)
 	s.patience = 3 * time.Second
 	nat(t, s.plan)
-	if c := s.Prove(t.Context()); !c[0].OK || !c[1].OK {
+	if c := s.Prove(t.Context()); len(c) != 1 || !c[0].OK {
 		t.Errorf("without an edge the networks must be apart: %+v", c)
 	}
 	checks := s.Register(t.Context())

@@ -18,14 +18,6 @@ type Check struct {
 	Detail string
 }
 
-// failed returns a check that is good if err is nil.
-func failed(name string, err error) Check {
-	if err != nil {
-		return Check{Name: name, Detail: err.Error()}
-	}
-	return Check{Name: name, OK: true, Detail: "done"}
-}
-
 const (
 	// wantVerified is the share of the frames sent that must be verified at the far end, in percent.
 	wantVerified = 98
