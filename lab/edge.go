@@ -49,6 +49,7 @@ func (r *Rig) Edge(t testing.TB, c EdgeConfig) *Edge {
 		e.isRef, e.proc = true, r.Reference(t)
 		return e
 	}
+	must(t, "state", os.MkdirAll(filepath.Join(r.Dir, "state"), 0o700)) // as systemd's StateDirectory does
 	must(t, "configuration", os.WriteFile(e.file, []byte(c.yaml(r)), 0o600))
 	e.http = &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
 		DisableKeepAlives: true,
@@ -124,7 +125,7 @@ var edgedBinary = sync.OnceValues(func() (string, error) {
 })
 
 func (e *Edge) get(path string) (int, []byte) {
-	resp, err := e.http.Get("http://edged" + path)
+	resp, err := e.http.Get("http://127.0.0.1:9060" + path)
 	if err != nil {
 		return 0, nil
 	}

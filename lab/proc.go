@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -107,11 +108,12 @@ func (p *Proc) Logged(t testing.TB, d time.Duration, text string) {
 	}
 }
 
-// tail returns the last n bytes of a file.
+// tail returns the last n bytes of a log, without the running line that baresip draws during a call.
 func tail(name string, n int) string {
 	b, err := os.ReadFile(name)
 	if err != nil {
 		return err.Error()
 	}
+	b = regexp.MustCompile(`\[\d+:\d+:\d+\] +audio=[^)]*\) *\r?`).ReplaceAll(bytes.ReplaceAll(b, []byte("\r"), nil), nil)
 	return string(b[max(0, len(b)-n):])
 }

@@ -122,8 +122,8 @@ func writeWAV(name string, pcm []int16) error {
 	return os.WriteFile(name, b, 0o644)
 }
 
-// readWAV reads the first channel of a 16-bit file at 8000 Hz. A file still being written, whose
-// lengths are not set yet, is read to its end.
+// readWAV reads the first channel of a 16-bit file at 8000 Hz. Its data is read to the end of the file,
+// whatever the header says: the header of a file still being written is wrong.
 func readWAV(name string) ([]int16, error) {
 	b, err := os.ReadFile(name)
 	if err != nil {
@@ -143,10 +143,7 @@ func readWAV(name string) ([]int16, error) {
 				return nil, fmt.Errorf("%d samples per second, want %d", hz, rate)
 			}
 		case "data":
-			if n == 0 || n > len(body) {
-				n = len(body)
-			}
-			return firstChannel(body[:n], channels), nil
+			return firstChannel(body, channels), nil
 		}
 		at += 8 + n
 	}
