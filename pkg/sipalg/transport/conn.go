@@ -40,6 +40,7 @@ type conn struct {
 
 	mu      sync.Mutex // guards what follows
 	gone    bool
+	last    bool // nothing more may be queued
 	why     reason
 	pend    []byte // waits for the writing goroutine
 	ends    []int  // where the messages in pend end; WebSocket only

@@ -66,7 +66,7 @@ func (t *Transport) SendTo(tg flow.Target, raw []byte, done func(flow.Flow, erro
 func (c *conn) alive() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return !c.gone
+	return !c.gone && !c.last
 }
 
 // dialLocked queues a message for a connection under way, and begins one if there is none.

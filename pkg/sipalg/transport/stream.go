@@ -43,7 +43,8 @@ func (c *conn) readStream() reason {
 		n, err := in.fill()
 		if n > 0 {
 			c.heard = time.Now()
-			if !c.cut(in, &fr) {
+			if err := c.cut(in, &fr); err != nil {
+				c.refuse(in.buf[in.r:in.w], err)
 				return framing
 			}
 		}
@@ -55,12 +56,12 @@ func (c *conn) readStream() reason {
 	}
 }
 
-// cut hands on every whole message in the buffer; false if the stream is no SIP.
-func (c *conn) cut(in *input, fr *sipmsg.Framer) bool {
+// cut hands on every whole message in the buffer. It returns an error if the stream cannot be cut further.
+func (c *conn) cut(in *input, fr *sipmsg.Framer) error {
 	for in.r < in.w {
 		n, kind, err := fr.Next(in.buf[in.r:in.w])
 		if err != nil {
-			return false
+			return err
 		}
 		switch kind {
 		case sipmsg.KindIncomplete:
@@ -68,19 +69,19 @@ func (c *conn) cut(in *input, fr *sipmsg.Framer) bool {
 			if c.first.IsZero() && !blank(in.buf[in.r:in.w]) {
 				c.first = c.heard
 			}
-			return true
+			return nil
 		case sipmsg.KindMessage:
 			c.first = time.Time{}
 			c.message(in.buf[in.r : in.r+n : in.r+n])
 		case sipmsg.KindPing:
 			if c.enqueue([]byte(pong)) != nil {
-				return true
+				return nil
 			}
 		}
 		in.r += n
 	}
 	in.r, in.w = 0, 0
-	return true
+	return nil
 }
 
 // fill reads once, after making room.

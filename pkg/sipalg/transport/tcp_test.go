@@ -87,22 +87,33 @@ func TestTCPEveryCut(t *testing.T) {
 func TestTCPFraming(t *testing.T) {
 	tr, rec := newTransport(Config{MaxMessage: 4096}, nil)
 	own, _ := serveTCP(t, tr, "inside", flow.TCP, "127.0.0.1:0")
-	for i, bad := range []string{
-		"MESSAGE sip:bob@example.org SIP/2.0\r\nContent-Length: -1\r\n\r\n",
-		"MESSAGE sip:bob@example.org SIP/2.0\r\nContent-Length: 99999999999999999999\r\n\r\n",
-		"MESSAGE sip:bob@example.org SIP/2.0\r\nContent-Length: 5000\r\n\r\n",
-		strings.Repeat("x", 5000),
+	head := "MESSAGE sip:bob@example.org SIP/2.0\r\nVia: SIP/2.0/TCP 192.0.2.1;branch=z9hG4bK1\r\nFrom: <sip:a@example.org>;tag=1\r\n" +
+		"To: <sip:bob@example.org>\r\nCall-ID: 1\r\nCSeq: 1 MESSAGE\r\nMax-Forwards: 70\r\n"
+	for i, c := range []struct{ bad, answer string }{
+		{head + "Content-Length: -1\r\n\r\n", "SIP/2.0 400 "},
+		{head + "Content-Length: 99999999999999999999\r\n\r\nbody", "SIP/2.0 400 "},
+		{head + "\r\n", "SIP/2.0 400 "},
+		{head + "Content-Length: 5000\r\n\r\n" + strings.Repeat("x", 3000), "SIP/2.0 513 "},
+		{"MESSAGE sip:bob@example.org SIP/2.0\r\nContent-Length: -1\r\n\r\n", ""},
+		{"SIP/2.0 200 OK\r\nContent-Length: -1\r\n\r\n", ""},
+		{strings.Repeat("x", 5000), ""},
+		{"\x16\x03\x01\x02\x00\x01\x00", ""}, // a TLS client at the wrong port
 	} {
 		nc := dialTCP(t, own)
-		write(t, nc, bad)
-		if rest, err := io.ReadAll(nc); len(rest) > 0 || err != nil && !errors.Is(err, syscall.ECONNRESET) {
-			t.Errorf("%.40q: read %q, %v; want the connection closed", bad, rest, err)
+		write(t, nc, c.bad)
+		got, err := io.ReadAll(nc)
+		if err != nil && !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("%.60q: %v", c.bad, err)
 		}
+		if ok := strings.HasPrefix(string(got), c.answer); !ok || c.answer == "" && len(got) > 0 {
+			t.Errorf("%.60q: answered %.60q, want %q", c.bad, got, c.answer)
+		}
+		nc.Close()
 		if e := rec.next(t); !e.closed {
-			t.Errorf("%.40q: got %+v", bad, e)
+			t.Errorf("%.60q: got %+v", c.bad, e)
 		}
 		if n := drops(tr, framing); n != uint64(i+1) {
-			t.Errorf("%.40q: counted %d", bad, n)
+			t.Errorf("%.60q: counted %d", c.bad, n)
 		}
 	}
 }

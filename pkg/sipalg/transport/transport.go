@@ -1,7 +1,8 @@
 // Package transport carries SIP messages over UDP, TCP, TLS, WS and WSS. It cuts
 // streams into messages, keeps connections and their limits, answers keep-alives,
-// and finds or makes the connection to a target. It is no transaction layer and
-// never looks into a message: nothing is retransmitted, no Via is read.
+// and finds or makes the connection to a target. It is no transaction layer:
+// nothing is retransmitted, no Via is read, and only a request whose end cannot be
+// found is answered here, for after it nothing more can come.
 //
 //	socket ── ServePacket / Serve ──► whole messages ──► Handler.Receive(flow, raw)
 //	                                  connection ends ─► Handler.Closed(flow)

@@ -258,6 +258,9 @@ func (s *packetSock) tune(udp *net.UDPConn, dscp int) {
 		return
 	}
 	ctlErr := raw.Control(func(fd uintptr) {
+		// Beyond the system's maximum, where the edge has the privilege.
+		unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, socketBuffer)
+		unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, socketBuffer)
 		sa, nameErr := unix.Getsockname(int(fd))
 		_, s.v6 = sa.(*unix.SockaddrInet6)
 		err = nameErr

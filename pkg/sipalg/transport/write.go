@@ -24,7 +24,7 @@ func (c *conn) send(raw []byte) error {
 func (c *conn) enqueue(raw []byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.gone {
+	if c.gone || c.last {
 		return ErrGone
 	}
 	if !c.writing && c.try.raw != nil {
