@@ -241,11 +241,13 @@ func (c *Core) remoteOf(o *offer, st *stream, md *sdp.Media) pinhole.Remote {
 	switch {
 	case md.Addr.IsValid() && !md.Addr.IsUnspecified():
 		r.Addr = netip.AddrPortFrom(md.Addr, md.Port)
-	case st.lease != nil && md.Addr.IsValid():
+	case st.lease != nil && md.Addr.IsValid() && !md.Unset:
 		r.Addr, r.RTCP = st.remote[o.side].Addr, st.remote[o.side].RTCP // hold of RFC 2543: the address is kept
 		return r
+	case md.AddrIsName || md.Unset:
+		r.Addr = netip.AddrPortFrom(src, md.Port) // what the sender may name is itself
 	default:
-		return r // a name, or nothing: whoever signalled may send
+		return r
 	}
 	switch {
 	case md.MuxRTCP && o.answer:
