@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"net"
 	"net/netip"
 	"slices"
@@ -64,12 +65,15 @@ func (t *routeTable) ask(a netip.Addr) string {
 		return name
 	}
 	// The kernel chose another address of the interface than the one that is configured.
+	found := ""
 	for _, other := range neighbours(local.Unmap()) {
-		if name := t.owner(other); name != "" {
-			return name
+		name := t.owner(other)
+		if name != "" && found != "" && name != found {
+			return "" // two networks on one interface: only subnets can tell them apart
 		}
+		found = cmp.Or(name, found)
 	}
-	return ""
+	return found
 }
 
 // owner returns the network that has the edge's own address a.

@@ -25,7 +25,7 @@ func buildSIP(ctx context.Context, d *serviceDeps) (*service, error) {
 	}
 	server, err := sipalg.New(d.cfg.SIP, sipalg.Deps{
 		Networks: nets, Opener: d.opener, Limits: sipLimits(d.cfg), TLS: d.tls,
-		RouteTo: newRouteTable(nets).network, StateDir: d.cfg.State.Dir,
+		RouteTo: newRouteTable(nets).network, Resolve: newResolvers(nets, d.cfg.SIP.Listen).targets, StateDir: d.cfg.State.Dir,
 		Record: func(r sipalg.Record) {
 			records.write(r, log)
 			d.events.publish("call_ended", r)
