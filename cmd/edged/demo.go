@@ -267,14 +267,21 @@ Look further
 
 // linger keeps a call between alice and bob until ctx ends.
 func (d *demo) linger(ctx context.Context) (checks []scenario.Check) {
+	var refreshing sync.WaitGroup
+	defer refreshing.Wait()
+	refreshing.Go(func() {
+		if err := d.stage.KeepRegistered(ctx); err != nil {
+			d.screen.line("a registration ended: " + err.Error())
+		}
+	})
 	again := time.NewTicker(time.Second) // so that a call that cannot be made is not tried without a pause
 	defer again.Stop()
-	for {
+	for ctx.Err() == nil {
 		checks = d.stage.Talk(ctx, 10*time.Minute, [2]string{"alice", "bob"})
 		select {
 		case <-ctx.Done():
-			return checks
 		case <-again.C:
 		}
 	}
+	return checks
 }

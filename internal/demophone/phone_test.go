@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -137,4 +138,29 @@ func TestCallsThatAreRefused(t *testing.T) {
 func (p *Phone) register0(ctx context.Context) error {
 	_, err := p.Register(ctx, 0)
 	return err
+}
+
+func TestKeepRegisteredRefreshes(t *testing.T) {
+	const alice, reg = "127.33.0.1", "127.33.0.9"
+	r := startRegistrar(t, tapAt(t, reg, alice))
+	a := startPhone(t, "alice", tapAt(t, alice, reg), r.tap.Addr(), reg)
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := a.KeepRegistered(ctx, 2*time.Second); err != nil {
+			t.Errorf("keep registered: %v", err)
+		}
+	})
+	registers := func() (n int) {
+		kept, _ := r.tap.Messages()
+		for _, m := range kept {
+			if !m.Sent && strings.HasPrefix(string(m.Data), "REGISTER ") {
+				n++
+			}
+		}
+		return n
+	}
+	eventually(t, "the first registration and two refreshes", func() bool { return registers() >= 4 })
+	cancel()
+	wg.Wait()
 }

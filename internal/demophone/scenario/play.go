@@ -13,6 +13,8 @@ import (
 const (
 	// patience bounds a registration, a call's answer and a BYE.
 	patience = 10 * time.Second
+	// registration is the lifetime that phones ask for.
+	registration = time.Hour
 	// silence is how long a call without the edge may go unanswered before it counts as impossible.
 	silence = time.Second
 	// settle bounds the wait for packets that are under way when talking stops.
@@ -57,7 +59,7 @@ func (s *Stage) Register(ctx context.Context) []Check {
 	var checks []Check
 	for _, name := range []string{"bob", "alice", "carol"} {
 		limit, cancel := context.WithTimeout(ctx, s.patience)
-		granted, err := s.phone(name).Register(limit, time.Hour)
+		granted, err := s.phone(name).Register(limit, registration)
 		cancel()
 		contact, known := s.registrar.Contact(name)
 		want := s.plan.EdgeOutside.Addr()
@@ -73,6 +75,23 @@ func (s *Stage) Register(ctx context.Context) []Check {
 		checks = append(checks, c)
 	}
 	return checks
+}
+
+// KeepRegistered refreshes all registrations until ctx ends or one of them fails.
+func (s *Stage) KeepRegistered(ctx context.Context) error {
+	phones := []*demophone.Phone{s.bob, s.alice, s.carol}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	errs := make([]error, len(phones))
+	var wg sync.WaitGroup
+	for i, p := range phones {
+		wg.Go(func() {
+			defer cancel()
+			errs[i] = p.KeepRegistered(ctx, registration)
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
 }
 
 // Talk makes the calls of one act at the same time, lets them talk for the given time, ends them
