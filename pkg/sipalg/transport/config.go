@@ -40,6 +40,9 @@ type Config struct {
 	// a registered phone need not speak more often than it registers. Dead peers are found earlier,
 	// by TCP keep-alives.
 	Idle time.Duration
+	// Ping is how often a WebSocket is pinged: HTTP proxies on the way close what is quiet for a
+	// minute. A peer that has not answered within Write is dropped. Default 25 s.
+	Ping time.Duration
 	// Dscp marks what is sent: 0-63, 0 leaves the system's default. 24 (CS3) is usual for signalling.
 	Dscp int
 	// Origins are patterns (path.Match) of the hosts whose pages may open a WebSocket besides the
@@ -59,6 +62,7 @@ func (c Config) withDefaults() Config {
 	c.Complete = cmp.Or(c.Complete, 15*time.Second)
 	c.Write = cmp.Or(c.Write, 20*time.Second)
 	c.Idle = cmp.Or(c.Idle, 2*time.Hour)
+	c.Ping = cmp.Or(c.Ping, 25*time.Second)
 	return c
 }
 
@@ -82,7 +86,7 @@ func (c Config) Validate() error {
 	for _, f := range []struct {
 		name  string
 		value time.Duration
-	}{{"handshake", c.Handshake}, {"dial", c.Dial}, {"first_byte", c.FirstByte}, {"complete", c.Complete}, {"write", c.Write}, {"idle", c.Idle}} {
+	}{{"handshake", c.Handshake}, {"dial", c.Dial}, {"first_byte", c.FirstByte}, {"complete", c.Complete}, {"write", c.Write}, {"idle", c.Idle}, {"ping", c.Ping}} {
 		if f.value < 0 {
 			fault(f.name, "%v is negative", f.value)
 		}

@@ -23,6 +23,7 @@ const (
 	incomplete           // a message was not complete within Complete
 	idle                 // quiet for Idle
 	framing              // the stream cannot be cut into messages
+	noPong               // a WebSocket ping was not answered
 	slowPeer             // the queue was full
 	writeFailed          // a write failed or took too long
 	sendFailed           // a datagram was refused by the system
@@ -37,7 +38,7 @@ const (
 func (r reason) String() string {
 	return [reasons]string{
 		"none", "connection_limit", "source_limit", "dial_limit", "dial_failed", "handshake", "upgrade", "first_byte_timeout",
-		"incomplete_message", "idle", "framing", "slow_peer", "write_failed", "send_failed", "stun", "keepalive", "oversize",
+		"incomplete_message", "idle", "framing", "no_pong", "slow_peer", "write_failed", "send_failed", "stun", "keepalive", "oversize",
 		"dial_queue_full", "accept_failed",
 	}[r]
 }

@@ -44,8 +44,7 @@ func (c *conn) accept() error {
 func (c *conn) wsOptions() *websocket.AcceptOptions {
 	return &websocket.AcceptOptions{
 		Subprotocols: []string{subprotocol}, OriginPatterns: c.cfg.Origins,
-		OnPingReceived: func(context.Context, []byte) bool { c.sound(); return true },
-		OnPongReceived: func(context.Context, []byte) { c.sound() },
+		OnPingReceived: c.pinged,
 	}
 }
 
@@ -60,16 +59,51 @@ func (c *conn) setWS(ws *websocket.Conn) error {
 	return nil
 }
 
-// sound notes a ping or pong. It is called by the reading goroutine, perhaps between the frames of
-// a message, which it gives no more time.
-func (c *conn) sound() {
+// pinged notes a ping as a sign of life. It is called by the reading goroutine, perhaps between the
+// frames of a message, which it gives no more time. (Pongs are none: they answer our own pings.)
+func (c *conn) pinged(context.Context, []byte) bool {
 	c.heard = time.Now()
 	c.arm()
+	return true
+}
+
+// keepOpen pings the peer now and then until stop is called.
+func (c *conn) keepOpen() (stop func()) {
+	var timer *time.Timer
+	ready := make(chan struct{}) // closed when timer is set
+	timer = time.AfterFunc(c.cfg.Ping, func() {
+		<-ready
+		if c.ping() {
+			timer.Reset(c.cfg.Ping)
+		}
+	})
+	close(ready)
+	return func() { timer.Stop() }
+}
+
+// ping returns false if the connection has ended.
+func (c *conn) ping() bool {
+	c.mu.Lock()
+	if c.gone {
+		c.mu.Unlock()
+		return false
+	}
+	c.writer.Add(1) // so that run waits for it
+	c.mu.Unlock()
+	defer c.writer.Done()
+	ctx, cancel := context.WithTimeout(context.Background(), c.cfg.Write)
+	defer cancel()
+	if err := c.ws.Ping(ctx); err != nil {
+		c.end(noPong)
+		return false
+	}
+	return true
 }
 
 // readFrames reads WebSocket messages, each of which is one SIP message (RFC 7118 §5), until the
 // connection ends.
 func (c *conn) readFrames() reason {
+	defer c.keepOpen()()
 	for {
 		c.first = time.Time{}
 		c.arm()
@@ -129,7 +163,7 @@ func (c *conn) dialWS(ctx context.Context, host string) error {
 	}
 	ws, _, err := websocket.Dial(ctx, "ws://"+host+"/", &websocket.DialOptions{
 		HTTPClient: &http.Client{Transport: one}, Subprotocols: []string{subprotocol},
-		OnPingReceived: c.wsOptions().OnPingReceived, OnPongReceived: c.wsOptions().OnPongReceived,
+		OnPingReceived: c.pinged,
 	})
 	if err != nil {
 		return err

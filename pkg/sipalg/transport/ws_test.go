@@ -222,7 +222,7 @@ func TestWebSocketTimers(t *testing.T) {
 		ws.Write(t.Context(), websocket.MessageText, []byte("hello"))
 		f := rec.message(t, "hello")
 		go ws.Read(t.Context())
-		time.Sleep(50 * time.Minute)
+		time.Sleep(50*time.Minute + time.Second) // not when the edge pings: a pipe has no buffer for both
 		ws.Ping(t.Context())
 		start = time.Now()
 		rec.ended(t, f)
@@ -241,6 +241,36 @@ func TestWebSocketTimers(t *testing.T) {
 		}
 		ws.CloseNow()
 		synctest.Wait()
+	})
+}
+
+// A WebSocket whose peer answers no pings is dropped; the others are kept.
+func TestWebSocketPings(t *testing.T) {
+	inBubble(t, Config{Ping: 25 * time.Second, Write: 20 * time.Second}, flow.WS, func(t *testing.T, tr *Transport, rec *recorder, ln *memory) {
+		pings := 0
+		open := func() *websocket.Conn {
+			one := &http.Transport{DisableKeepAlives: true, DialContext: pipeDialer(ln)}
+			ws, _, err := websocket.Dial(t.Context(), "ws://edge.example.org/", &websocket.DialOptions{
+				HTTPClient: &http.Client{Transport: one}, Subprotocols: []string{"sip"},
+				OnPingReceived: func(context.Context, []byte) bool { pings++; return pings <= 10 },
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			ws.Write(t.Context(), websocket.MessageText, []byte("hello"))
+			rec.message(t, "hello")
+			return ws
+		}
+		ws := open()
+		start := time.Now()
+		go ws.Read(t.Context())
+		if e := rec.next(t); !e.closed {
+			t.Errorf("got %+v, want the end", e)
+		}
+		if d := time.Since(start); d != 11*25*time.Second+20*time.Second || drops(tr, noPong) != 1 {
+			t.Errorf("ended after %v and %d pings, counted %d", d, pings, drops(tr, noPong))
+		}
+		ws.CloseNow()
 	})
 }
 
