@@ -2,7 +2,9 @@ package sipalg
 
 import (
 	"bytes"
-	"hash/crc32"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/binary"
 	"time"
 
 	"edged.dev/edged/pkg/pinhole"
@@ -152,6 +154,9 @@ func (c *Core) build(t *tx, l *local, dest flow.Flow) (status int, reason string
 	if body != nil {
 		e.ReplaceBody(body)
 	}
+	if dest.Proto.Stream() || len(t.targets) > 0 {
+		e.EnsureContentLength() // a datagram may do without, a stream may not
+	}
 	t.buf = make([]byte, 0, len(m.Raw())+len(vias)+512)
 	t.buf = e.AppendTo(t.buf)
 	t.outLen = len(t.buf)
@@ -240,13 +245,19 @@ func (c *Core) appendRecord(b []byte, s *session, l *local, beyond string) []byt
 	if s != nil {
 		b = appendHex(append(b, ";e="...), s.id)
 	} else {
-		b = appendHex32(append(b, ";n="...), networkHash(beyond))
+		b = appendHex(append(b, ";n="...), c.networkToken(beyond))
 	}
 	return append(b, '>')
 }
 
-// networkHash stands for a network's name in what strangers see.
-func networkHash(name string) uint32 { return crc32.ChecksumIEEE([]byte(name)) }
+// networkToken stands for a network in the Record-Route of the dialog at hand. Nobody can make one for
+// another dialog: it would open a trusted network to strangers.
+func (c *Core) networkToken(name string) uint64 {
+	mac := hmac.New(sha256.New, c.secret)
+	mac.Write(c.m.CallID())
+	mac.Write(append([]byte{0}, name...))
+	return binary.BigEndian.Uint64(mac.Sum(nil))
+}
 
 func (c *Core) editMaxForwards() {
 	m, e := &c.m, &c.ed

@@ -115,6 +115,9 @@ func (c *Core) forwardResponse(t *tx, f flow.Flow) {
 	if body != nil {
 		e.ReplaceBody(body)
 	}
+	if t.back.Proto.Stream() {
+		e.EnsureContentLength() // a datagram may do without
+	}
 	if status >= 200 && !(t.invite && status < 300) {
 		t.resp = e.AppendTo(make([]byte, 0, len(m.Raw())+256))
 		c.out.send(t.back, t.resp, 0)
