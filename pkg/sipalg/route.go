@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"hash/maphash"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -157,6 +158,11 @@ func (c *Core) routeInDialog(f flow.Flow) (hop, *session, pinhole.Side) {
 	a := c.aliasOf(u)
 	var h hop
 	switch {
+	case network != "" && a == nil && !c.ownHost(u.Host) && (next == nil || s != nil) && c.guarded(f.Network, network),
+		next != nil && s != nil && c.guarded(f.Network, network) && !s.recordedRoute(side.Other(), *next):
+		// A dialog opens the way to its own two ends, to no other host of a trusted network.
+		c.drop("stranger_in_dialog")
+		h = refuse(403, "Relaying Denied")
 	case next != nil && network != "":
 		h = c.toURI(network, *next)
 	case s != nil && len(s.routes[side.Other()]) > 0 && c.hides(network, f.Network):
@@ -181,6 +187,18 @@ func (c *Core) routeInDialog(f flow.Flow) (hop, *session, pinhole.Side) {
 	}
 	h.pops = pops
 	return h, s, side
+}
+
+// guarded tells whether hosts of one network reach those of the other only where they are registered,
+// configured or part of a dialog.
+func (c *Core) guarded(from, to string) bool { return c.nets[to].Trusted && !c.nets[from].Trusted }
+
+// recordedRoute tells whether a side's own proxies recorded the Route value u.
+func (s *session) recordedRoute(side pinhole.Side, u sipmsg.URI) bool {
+	return slices.ContainsFunc(s.routes[side], func(r string) bool {
+		na, err := sipmsg.ParseNameAddr([]byte(r))
+		return err == nil && bytes.Equal(na.URI, u.Value)
+	})
 }
 
 // recorded reads the edge's own Record-Route value back: the session, or the network beyond.
@@ -212,7 +230,7 @@ func (c *Core) recordOf(v []byte) (s *session, network string) {
 	}
 	if v, ok := u.Param("n"); ok {
 		for name := range c.nets {
-			if string(appendHex32(nil, networkHash(name))) == string(v) {
+			if string(appendHex(nil, c.networkToken(name))) == string(v) {
 				network = name
 			}
 		}
