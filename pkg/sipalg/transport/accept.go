@@ -29,9 +29,9 @@ type server struct {
 // WebSocket upgrade are done here, under the limits. When accepting fails (no descriptors left) it
 // is tried again, ever more slowly; only a listener that somebody else closed is an error.
 func (t *Transport) Serve(ctx context.Context, network string, proto flow.Proto, ln net.Listener) error {
-	if !proto.Stream() || proto.Secure() && t.tls == nil {
+	if proto < flow.TCP || proto > flow.WSS || proto.Secure() && t.tls == nil {
 		ln.Close()
-		return fmt.Errorf("serve %q on %v: %w", proto, ln.Addr(), errors.ErrUnsupported)
+		return fmt.Errorf("serve transport %d on %v: %w", proto, ln.Addr(), errors.ErrUnsupported)
 	}
 	s := &server{t: t, network: network, proto: proto, addrs: t.addresses(network, ln.Addr())}
 	t.listen(network, proto, s.addrs, s)
@@ -153,13 +153,17 @@ func (c *conn) useTLS(tc *tls.Conn) {
 	}
 }
 
-// modern returns conf with at least TLS 1.2, and with a server name unless it is empty.
+// modern returns conf with at least TLS 1.2, and with a server name unless it is empty. It copies
+// only if it must: copies do not share session tickets. (0 means 1.2 to crypto/tls.)
 func modern(conf *tls.Config, name string) *tls.Config {
-	if name == "" && conf.MinVersion >= tls.VersionTLS12 {
+	old := conf.MinVersion != 0 && conf.MinVersion < tls.VersionTLS12
+	if name == "" && !old {
 		return conf
 	}
 	conf = conf.Clone()
-	conf.MinVersion = max(conf.MinVersion, tls.VersionTLS12)
+	if old {
+		conf.MinVersion = tls.VersionTLS12
+	}
 	if name != "" {
 		conf.ServerName = name
 	}

@@ -76,8 +76,8 @@ func (t *Transport) dialLocked(k peerKey, tg flow.Target, w waiting) error {
 	switch {
 	case t.serving == 0:
 		return fmt.Errorf("nothing is served: %w", ErrGone)
-	case !tg.Proto.Stream() || !tg.Addr.IsValid():
-		return fmt.Errorf("dial %q %v: %w", tg.Proto, tg.Addr, ErrNoListener)
+	case tg.Proto < flow.TCP || tg.Proto > flow.WSS || !tg.Addr.IsValid():
+		return fmt.Errorf("dial transport %d, address %v: %w", tg.Proto, tg.Addr, ErrNoListener)
 	case d == nil && (len(t.dials) >= cfg.MaxDials || t.out >= cfg.MaxConns):
 		t.count.drop(dialLimit)
 		return ErrBusy

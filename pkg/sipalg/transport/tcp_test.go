@@ -189,6 +189,13 @@ func TestTCPDialErrors(t *testing.T) {
 	if s := sendTo(t, tr, tg, "x"); !errors.Is(s.err, pinhole.ErrNetwork) {
 		t.Errorf("no address of the family: %v", s.err)
 	}
+	tg.Addr = netip.AddrPort{}
+	if s := sendTo(t, tr, tg, "x"); !errors.Is(s.err, ErrNoListener) {
+		t.Errorf("no address: %v", s.err)
+	}
+	if s := sendTo(t, tr, flow.Target{Network: "inside", Addr: refused}, "x"); !errors.Is(s.err, ErrNoListener) {
+		t.Errorf("no transport: %v", s.err)
+	}
 	if n := drops(tr, dialFailed); n != 3 {
 		t.Errorf("counted %d failed dials, want 3", n)
 	}

@@ -14,7 +14,9 @@ import (
 
 func TestTLS(t *testing.T) {
 	ca := newAuthority(t)
-	src := &certs{server: &tls.Config{Certificates: []tls.Certificate{ca.issue(t, "one.example.org"), ca.issue(t, "two.example.org")}}}
+	src := &certs{server: &tls.Config{
+		MinVersion: tls.VersionTLS10, Certificates: []tls.Certificate{ca.issue(t, "one.example.org"), ca.issue(t, "two.example.org")},
+	}}
 	tr, rec := newTransport(Config{}, src)
 	own, _ := serveTCP(t, tr, "inside", flow.TLS, "127.0.0.1:0")
 	dial := func(conf *tls.Config) (*tls.Conn, error) {
@@ -39,6 +41,9 @@ func TestTLS(t *testing.T) {
 		nc.Close()
 		rec.ended(t, f)
 	}
+	if _, err := dial(&tls.Config{ServerName: "one.example.org", MaxVersion: tls.VersionTLS11}); err == nil {
+		t.Error("TLS 1.1 was accepted because the configuration allows 1.0")
+	}
 	src.mu.Lock() // the next handshake sees a new certificate
 	src.server = &tls.Config{Certificates: []tls.Certificate{ca.issue(t, "three.example.org")}}
 	src.mu.Unlock()
@@ -49,9 +54,9 @@ func TestTLS(t *testing.T) {
 	nc.Close()
 	rec.next(t)
 	if _, err := dial(&tls.Config{ServerName: "three.example.org", MaxVersion: tls.VersionTLS11}); err == nil {
-		t.Error("TLS 1.1 was accepted")
+		t.Error("TLS 1.1 was accepted by default")
 	}
-	waitFor(t, "the count", func() bool { return drops(tr, handshake) == 1 })
+	waitFor(t, "the count", func() bool { return drops(tr, handshake) == 2 })
 	rec.quiet(t)
 }
 
