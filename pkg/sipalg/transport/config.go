@@ -30,7 +30,8 @@ type Config struct {
 	Handshake time.Duration
 	// Dial bounds connecting and the handshakes that follow; default 10 s.
 	Dial time.Duration
-	// FirstByte is how long an accepted connection may live without one whole message; default 30 s.
+	// FirstByte is how long an accepted connection may live without one whole message, unless its
+	// certificate was verified; default 30 s.
 	FirstByte time.Duration
 	// Complete is how long a message may take from its first byte to its last; default 15 s.
 	Complete time.Duration

@@ -108,7 +108,7 @@ func (c *conn) endLocked(why reason) {
 // deadline says until when the peer may be silent now, and what it is dropped for then.
 func (c *conn) deadline() (time.Time, reason) {
 	at, why := c.heard.Add(c.cfg.Idle), idle
-	if !c.valid && !c.dialled {
+	if !c.valid && !c.dialled && c.peer == nil { // a trunk that proved its name may wait for our requests
 		at, why = c.since.Add(c.cfg.FirstByte), firstByte
 	}
 	if !c.first.IsZero() {

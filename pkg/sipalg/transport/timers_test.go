@@ -2,6 +2,7 @@ package transport
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"io"
 	"net"
@@ -158,6 +159,27 @@ func TestTimers(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// Who dialled whom, and whether it proved its name, decides how long silence is borne at first.
+func TestFirstDeadline(t *testing.T) {
+	cfg := Config{FirstByte: 30 * time.Second, Idle: time.Hour}.withDefaults()
+	now := time.Now()
+	for _, c := range []struct {
+		c    *conn
+		want reason
+	}{
+		{&conn{}, firstByte},
+		{&conn{valid: true}, idle},
+		{&conn{dialled: true}, idle},
+		{&conn{peer: &x509.Certificate{}}, idle},
+	} {
+		c.c.cfg, c.c.since, c.c.heard = &cfg, now, now
+		at, why := c.c.deadline()
+		if why != c.want || at.Sub(now) != map[reason]time.Duration{firstByte: 30 * time.Second, idle: time.Hour}[why] {
+			t.Errorf("%v after %v, want %v", why, at.Sub(now), c.want)
+		}
 	}
 }
 
