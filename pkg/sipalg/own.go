@@ -165,10 +165,7 @@ func (c *Core) hangup(s *session, reason string) bool {
 		h := refuse(480, "")
 		if a := s.contacts[side]; a != nil {
 			r.ruri = string(a.uri)
-			h = c.toAlias(a)
-			if len(r.routes) > 0 {
-				h = c.toRoute(s.networks[side], r.routes[0])
-			}
+			h = c.toContact(s, side)
 		}
 		c.sendOwn(r, h, func(c *Core, _ int) {
 			if left--; left == 0 {

@@ -173,6 +173,9 @@ func (c *Core) routeInDialog(f flow.Flow) (hop, *session, pinhole.Side) {
 		h = c.toAlias(a)
 	case network != "" && !c.ownHost(u.Host):
 		h = c.toURI(network, u)
+	case s != nil && s.contacts[side.Other()] != nil:
+		// The sender keeps neither our Record-Route nor our Contact: the session knows the way.
+		h = c.toContact(s, side.Other())
 	case s == nil:
 		h = c.route(f)
 		if h.status == 404 || h.status == 403 && c.m.Method() != "REGISTER" {
@@ -199,6 +202,17 @@ func (s *session) recordedRoute(side pinhole.Side, u sipmsg.URI) bool {
 		na, err := sipmsg.ParseNameAddr([]byte(r))
 		return err == nil && bytes.Equal(na.URI, u.Value)
 	})
+}
+
+// toContact goes to a side's Contact by its route set.
+func (c *Core) toContact(s *session, side pinhole.Side) hop {
+	a := s.contacts[side]
+	h := c.toAlias(a)
+	if len(s.routes[side]) > 0 {
+		h = c.toRoute(s.networks[side], s.routes[side][0])
+		h.ruri, h.routes = a.uri, s.routes[side]
+	}
+	return h
 }
 
 // recorded reads the edge's own Record-Route value back: the session, or the network beyond.
