@@ -44,7 +44,7 @@ type Config struct {
 	// Ping is how often a WebSocket is pinged: HTTP proxies on the way close what is quiet for a
 	// minute. A peer that has not answered within Write is dropped. Default 25 s.
 	Ping time.Duration
-	// Dscp marks what is sent: 0-63, 0 leaves the system's default. 24 (CS3) is usual for signalling.
+	// Dscp marks what sockets send that are opened or served from now on: 0-63, 0 leaves the system's default. 24 (CS3) is usual for signalling.
 	Dscp int
 	// Origins are patterns (path.Match) of the hosts whose pages may open a WebSocket besides the
 	// host that the request names. Clients that are no browsers send no Origin and are let in.
