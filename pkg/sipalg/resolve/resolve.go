@@ -134,17 +134,6 @@ func (r *Resolver) Resolve(ctx context.Context, q Query) ([]Answer, error) {
 	return unique(list), nil
 }
 
-// Targets is Resolve for one who sends from a network: the same answers as targets, to be tried in order.
-// proto is 0 if the URI leaves the choice; sips is [flow.TLS].
-func (r *Resolver) Targets(ctx context.Context, network string, proto flow.Proto, host string, port uint16) ([]flow.Target, error) {
-	answers, err := r.Resolve(ctx, Query{Host: host, Port: port, Proto: proto})
-	var targets []flow.Target
-	for _, a := range answers {
-		targets = append(targets, flow.Target{Network: network, Proto: a.Proto, Addr: a.Addr, ServerName: a.Name})
-	}
-	return targets, err
-}
-
 func (r *Resolver) resolve(ctx context.Context, q Query) ([]Answer, error) {
 	fixed, err := q.transport()
 	if err != nil {

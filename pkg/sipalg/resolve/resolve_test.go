@@ -148,22 +148,6 @@ func TestResolve(t *testing.T) {
 	}
 }
 
-func TestTargets(t *testing.T) {
-	z := newZone(t, records)
-	r := New(config(t, z.addr))
-	got, err := r.Targets(t.Context(), "outside", flow.TLS, "srv.example.org", 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := flow.Target{Network: "outside", Proto: flow.TLS, Addr: netip.MustParseAddrPort("192.0.2.1:5064"), ServerName: "srv.example.org"}
-	if len(got) != 2 || got[0] != want {
-		t.Errorf("got %+v, want first %+v", got, want)
-	}
-	if got, err := r.Targets(t.Context(), "outside", 0, "missing.example.org", 0); !errors.Is(err, ErrNotFound) || got != nil {
-		t.Errorf("no such name: %v, %v", got, err)
-	}
-}
-
 func TestIPv6First(t *testing.T) {
 	z := newZone(t, records)
 	cfg := config(t, z.addr)
