@@ -73,3 +73,35 @@ func TestRules(t *testing.T) {
 		})
 	}
 }
+
+func TestDocs(t *testing.T) {
+	faults, err := CheckDocs(os.DirFS("../.."))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range faults {
+		t.Error(f)
+	}
+}
+
+func TestDocsRules(t *testing.T) {
+	for _, tc := range []struct{ name, text, want string }{
+		{"good", "[a](docs/a.md), `TestA`, `make test`, [web](https://example.org)", ""},
+		{"dead link", "[b](docs/b.md)", "link to docs/b.md"},
+		{"no such test", "`TestB`", "the test TestB"},
+		{"no such target", "`make coffee`", "make coffee"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			faults, err := CheckDocs(fstest.MapFS{
+				"README.md": {Data: []byte(tc.text)}, "docs/a.md": {}, "Makefile": {Data: []byte("test: all\n")},
+				"a_test.go": {Data: []byte("package a\n\nfunc TestA(t *testing.T) {}\n")},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := strings.Join(faults, "\n"); tc.want == "" && got != "" || !strings.Contains(got, tc.want) {
+				t.Errorf("got %q, want %q", got, tc.want)
+			}
+		})
+	}
+}
