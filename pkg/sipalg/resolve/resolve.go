@@ -141,7 +141,7 @@ func (r *Resolver) resolve(ctx context.Context, q Query) ([]Answer, error) {
 	}
 	host := strings.TrimSuffix(strings.TrimPrefix(q.Host, "["), "]")
 	if addr, err := netip.ParseAddr(host); err == nil {
-		p := cmp.Or(fixed, q.fallback())
+		p := cmp.Or(fixed, r.fallback(q))
 		return []Answer{{Proto: p, Addr: netip.AddrPortFrom(addr.Unmap(), cmp.Or(q.Port, defaultPort(p)))}}, nil
 	}
 	if _, ok := dns.IsDomainName(host); !ok || host == "" {
@@ -170,12 +170,16 @@ func (q Query) transport() (flow.Proto, error) {
 	return 0, fmt.Errorf("%w: sips over %v", ErrNotFound, q.Proto)
 }
 
-// fallback is the transport where nothing else says one (RFC 3263 §4.1).
-func (q Query) fallback() flow.Proto {
-	if q.Secure {
+// fallback is the transport where nothing else says one: UDP, or TLS for sips (RFC 3263 §4.1). An
+// edge that cannot send UDP uses what it likes best.
+func (r *Resolver) fallback(q Query) flow.Proto {
+	switch {
+	case q.Secure:
 		return flow.TLS
+	case slices.Contains(r.cfg.Protos, flow.UDP):
+		return flow.UDP
 	}
-	return flow.UDP
+	return r.cfg.Protos[0]
 }
 
 // defaultPort is that of RFC 3261 §19.1.2, and the ports of HTTP for WebSockets.
@@ -193,7 +197,7 @@ func defaultPort(p flow.Proto) uint16 {
 
 // locate resolves a name. Where /etc/hosts knows it, no SRV is asked for.
 func (r *Resolver) locate(ctx context.Context, q Query, fixed flow.Proto, host string) ([]Answer, error) {
-	p := cmp.Or(fixed, q.fallback())
+	p := cmp.Or(fixed, r.fallback(q))
 	if q.Port != 0 || len(r.hosts.get()[key(host)]) > 0 {
 		return r.addresses(ctx, p, host, cmp.Or(q.Port, defaultPort(p)))
 	}

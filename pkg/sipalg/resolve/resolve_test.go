@@ -148,6 +148,25 @@ func TestResolve(t *testing.T) {
 	}
 }
 
+// An edge without UDP on a network is not sent there by default.
+func TestOwnTransports(t *testing.T) {
+	z := newZone(t, records)
+	cfg := config(t, z.addr)
+	cfg.Protos = []flow.Proto{flow.TCP, flow.TLS}
+	r := New(cfg)
+	for host, want := range map[string]string{
+		"192.0.2.7":         "tcp 192.0.2.7:5060 ",
+		"b.example.org":     "tcp 192.0.2.2:5060 b.example.org",
+		"srv.example.org":   "tcp 192.0.2.1:5063 srv.example.org",
+		"naptr.example.org": "tls 192.0.2.1:5061 naptr.example.org",
+	} {
+		list, err := r.Resolve(t.Context(), Query{Host: host})
+		if err != nil || describe(list)[0] != want {
+			t.Errorf("%s: %v, %v; want first %s", host, describe(list), err, want)
+		}
+	}
+}
+
 func TestIPv6First(t *testing.T) {
 	z := newZone(t, records)
 	cfg := config(t, z.addr)
