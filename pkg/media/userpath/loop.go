@@ -65,6 +65,7 @@ func newLoop(p *Path) (*loop, error) {
 		l.inVec[i].Base = &l.buffers[i*slot]
 		l.inVec[i].SetLen(slot)
 		l.in[i].hdr.Name = &l.names[i].Raw[0]
+		l.in[i].hdr.Namelen = uint32(len(l.names[i].Raw))
 		l.in[i].hdr.Iov = &l.inVec[i]
 		l.in[i].hdr.SetIovlen(1)
 		l.out[i].hdr.Iov = &l.outVec[i]
@@ -143,9 +144,6 @@ func (l *loop) serveSocket(ev unix.EpollEvent) {
 // relay moves up to a batch of packets from one socket. An error of recvmmsg is one that an ICMP
 // message left; it is read by readErrors in the next round, and the packets too.
 func (l *loop) relay(e *entry) {
-	for i := range l.in {
-		l.in[i].hdr.Namelen = uint32(len(l.names[i].Raw))
-	}
 	n, errno := recvmmsg(e.socket.FD, l.in[:])
 	if errno != 0 {
 		return
@@ -154,6 +152,7 @@ func (l *loop) relay(e *entry) {
 	queued := 0
 	for i := range n {
 		l.names[i].Len = l.in[i].hdr.Namelen
+		l.in[i].hdr.Namelen = uint32(len(l.names[i].Raw))
 		f := flows[0]
 		if !f.From.Equal(&l.names[i]) {
 			if f = media.Pick(flows, &l.names[i], l.now); f == nil {
@@ -244,7 +243,7 @@ func (l *loop) readErrors(e *entry) {
 			uintptr(unsafe.Pointer(hdr)), unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
 		control := l.control[:min(int(hdr.Controllen), len(l.control))]
 		name.Len = hdr.Namelen
-		hdr.Name, hdr.Control = &l.names[0].Raw[0], nil
+		hdr.Name, hdr.Namelen, hdr.Control = &l.names[0].Raw[0], uint32(len(l.names[0].Raw)), nil
 		hdr.SetControllen(0)
 		hdr.Flags = 0
 		if errno != 0 {
