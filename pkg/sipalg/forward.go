@@ -2,6 +2,7 @@ package sipalg
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/binary"
@@ -27,7 +28,9 @@ func (c *Core) launch(t *tx) {
 		c.sentRequest(t, flow.TCP) // only its end matters: no name, no request
 		return
 	}
+	chosen := flow.Proto(0)
 	if h.open && len(h.targets) > 0 && len(c.m.Raw()) > maxDatagram-200 {
+		chosen = h.targets[0].Proto
 		h.targets = withTCP(h.targets)
 	}
 	t.targets = h.targets
@@ -47,8 +50,12 @@ func (c *Core) launch(t *tx) {
 		c.refuseTx(t, 503, "No Listener On Network "+dest.Network)
 		return
 	}
-	if h.flow.Remote.IsValid() && h.flow.Local.IsValid() {
+	switch {
+	case h.flow.Remote.IsValid() && h.flow.Local.IsValid():
 		l = c.localOf(h.flow)
+	case chosen == flow.UDP:
+		// TCP is for this large request only; Contact and Record-Route do not bind the dialog to it.
+		l = cmp.Or(c.localFor(dest.Network, chosen, dest.Remote.Addr()), l)
 	}
 	if t.invite && t.session == nil && len(c.m.To().Tag()) == 0 {
 		t.session = c.newSession(t, l.network)

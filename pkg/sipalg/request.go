@@ -141,9 +141,15 @@ func (c *Core) dispatch(f flow.Flow, via sipmsg.Via, key uint64, inDialog bool) 
 	}
 	c.addTx(t)
 	if t.invite {
-		c.out.sendCopy(t.back, sipmsg.AppendResponse(c.buf[:0], c.withReceived(f, via), 100, "Trying", nil))
+		c.trying(t)
 	}
 	c.launch(t)
+}
+
+// trying tells the sender of the INVITE at hand that it has arrived (RFC 3261 §16.2).
+func (c *Core) trying(t *tx) {
+	via, _ := c.m.TopVia()
+	c.out.sendCopy(t.back, sipmsg.AppendResponse(c.buf[:0], c.withReceived(t.up, via), 100, "Trying", nil))
 }
 
 // admissible makes the checks of RFC 3261 §16.3 that end in a refusal.

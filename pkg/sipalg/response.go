@@ -164,9 +164,6 @@ func (c *Core) responseContacts(t *tx, f flow.Flow, up *local) error {
 // editRecordRoute turns our Record-Route value to the caller's network, hides the proxies of a trusted
 // network from the caller, and gives the caller back those of its own that were hidden from the callee.
 func (c *Core) editRecordRoute(t *tx, f flow.Flow, up *local) {
-	if c.m.Status() >= 300 {
-		return
-	}
 	hide := c.hides(f.Network, t.up.Network)
 	for el := range c.m.Elements(sipmsg.RecordRoute) {
 		if !c.isRecord(el.Value, t) {

@@ -160,8 +160,9 @@ func (c *Core) observe(t *tx, f flow.Flow, status int) {
 	switch {
 	case t.invite && t.dialog == nil:
 		c.observeInvite(t, s, f, status)
-	case t.method == "BYE" && (status/100 == 2 || status == 481 || status == 408):
-		c.endSession(s, "normal", 200)
+	case t.method == "BYE" && status >= 200 && status != 401 && status != 407:
+		// Whatever the answer, its sender takes the dialog for ended (RFC 3261 §15.1.1).
+		c.endDialog(s, t.dialog)
 	case status >= 300 && t.offered && t.dialog != nil:
 		c.rollback(t.dialog, pinhole.Side(t.fromSide))
 	case status/100 == 2:
@@ -239,7 +240,7 @@ func (c *Core) txFailed(t *tx, status int) {
 			c.endSession(s, "failed", status)
 		}
 	case t.method == "BYE":
-		c.endSession(s, "normal", 200)
+		c.endDialog(s, t.dialog)
 	case t.offered && t.dialog != nil:
 		c.rollback(t.dialog, pinhole.Side(t.fromSide))
 	}
@@ -248,8 +249,20 @@ func (c *Core) txFailed(t *tx, status int) {
 // txEnded takes note that a transaction of the session is over.
 func (c *Core) txEnded(t *tx) {
 	s := t.session
-	if t.invite && t.dialog == nil && s.answered.IsZero() || t.method == "BYE" && t.status < 300 {
+	if t.invite && t.dialog == nil && s.answered.IsZero() {
 		c.endSession(s, "failed", t.status)
+	}
+}
+
+// endDialog ends one dialog of a session, and the session with its last one. Where two branches have
+// answered, the caller ends one of them and talks on with the other.
+func (c *Core) endDialog(s *session, d *dialog) {
+	switch i := slices.Index(s.dialogs, d); {
+	case i >= 0 && len(s.dialogs) > 1:
+		d.close()
+		s.dialogs = slices.Delete(s.dialogs, i, i+1)
+	case i >= 0 || len(s.dialogs) == 0:
+		c.endSession(s, "normal", 200)
 	}
 }
 

@@ -149,8 +149,12 @@ func (c *Core) end(t *tx) {
 
 // retransmitted answers a repeated request with the last response (RFC 3261 §17.2.1, §17.2.2).
 func (c *Core) retransmitted(t *tx) {
-	if t.resp != nil && t.state != txAccepted {
+	switch {
+	case t.state == txAccepted:
+	case t.resp != nil:
 		c.out.send(t.back, t.resp, 0)
+	case t.invite:
+		c.trying(t)
 	}
 }
 
