@@ -48,7 +48,12 @@ func (h *Host) Agent(t testing.TB, name, proto string, addr netip.AddrPort, conf
 		ln, err = net.Listen("tcp", addr.String())
 		return err
 	}))
-	t.Cleanup(func() { a.close(ln) })
+	t.Cleanup(func() {
+		a.close(ln)
+		if t.Failed() {
+			t.Logf("%s at %v, not taken: %s", name, addr, a.inboxText())
+		}
+	})
 	if proto == "udp" {
 		a.wg.Go(a.readPackets)
 	} else {
