@@ -100,8 +100,10 @@ func runDaemon(ctx context.Context, o runOptions) error {
 	}
 	ended := serveAll(ctx, services)
 	go feedWatchdog(ctx, alive, o.log)
-	ph.set("")
-	announce(o, ln)
+	if waitReady(ctx, services, ended) {
+		ph.set("")
+		announce(o, ln)
+	}
 	err = supervise(ctx, o, re, ph, services, ended)
 	cancel()
 	for range cap(ended) {
@@ -121,6 +123,24 @@ func makeStateDir(dir string) error {
 		return fmt.Errorf("state.dir: %w", err)
 	}
 	return nil
+}
+
+// waitReady returns true once all services take calls, false if one has ended before.
+func waitReady(ctx context.Context, services []*service, ended chan error) bool {
+	for _, s := range services {
+		if s.ready == nil {
+			continue
+		}
+		select {
+		case <-s.ready:
+		case <-ctx.Done():
+			return false
+		case err := <-ended:
+			ended <- err // the caller counts all results
+			return false
+		}
+	}
+	return true
 }
 
 // announce says that the daemon takes calls.

@@ -23,8 +23,12 @@ func buildSIP(ctx context.Context, d *serviceDeps) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
+	socks, err := openSockets(ctx, d.cfg.SIP.Listen, nets)
+	if err != nil {
+		return nil, errors.Join(err, records.Close())
+	}
 	server, err := sipalg.New(d.cfg.SIP, sipalg.Deps{
-		Networks: nets, Opener: d.opener, Limits: sipLimits(d.cfg), TLS: d.tls,
+		Networks: nets, Opener: d.opener, Limits: sipLimits(d.cfg), TLS: d.tls, Listeners: len(socks),
 		RouteTo: newRouteTable(nets).network, Resolve: newResolvers(nets, d.cfg.SIP.Listen).targets, StateDir: d.cfg.State.Dir,
 		Record: func(r sipalg.Record) {
 			records.write(r, log)
@@ -32,10 +36,7 @@ func buildSIP(ctx context.Context, d *serviceDeps) (*service, error) {
 		},
 	}, log)
 	if err != nil {
-		return nil, errors.Join(err, records.Close())
-	}
-	socks, err := openSockets(ctx, d.cfg.SIP.Listen, nets)
-	if err != nil {
+		closeSockets(socks)
 		return nil, errors.Join(err, records.Close())
 	}
 	d.reg.MustRegister(server.Collector())
@@ -44,6 +45,7 @@ func buildSIP(ctx context.Context, d *serviceDeps) (*service, error) {
 			err := serveSIP(ctx, server, socks)
 			return errors.Join(err, records.Close())
 		},
+		ready: server.Ready(),
 		alive: func() { server.Calls() },
 		reload: func(c *config) error {
 			if err := records.reopen(); err != nil {
@@ -125,15 +127,19 @@ func openSockets(ctx context.Context, listen []sipalg.Listen, nets pinhole.Netwo
 		for _, a := range nets[l.Network].Addresses {
 			s, err := openSocket(ctx, l, netip.AddrPortFrom(a, l.Port))
 			if err != nil {
-				for _, s := range socks {
-					s.Close()
-				}
+				closeSockets(socks)
 				return nil, fmt.Errorf("sip.listen[%d]: %w", i, err)
 			}
 			socks = append(socks, s)
 		}
 	}
 	return socks, nil
+}
+
+func closeSockets(socks []sipSocket) {
+	for _, s := range socks {
+		s.Close()
+	}
 }
 
 func openSocket(ctx context.Context, l sipalg.Listen, at netip.AddrPort) (sipSocket, error) {

@@ -15,6 +15,8 @@ type service struct {
 	name string
 	// serve blocks until ctx ends and everything of the service has ended.
 	serve func(ctx context.Context) error
+	// ready is closed once the service takes calls; nil: at once.
+	ready <-chan struct{}
 	// alive returns once the service has answered; it hangs if the service does.
 	alive func()
 	// reload takes over the live keys of a configuration that has been checked.

@@ -43,6 +43,9 @@ type Deps struct {
 	RouteTo func(netip.Addr) string
 	// StateDir keeps the registrations over a restart; empty: they are lost.
 	StateDir string
+	// Listeners is how many listeners will be served: messages wait until all are, so that none finds
+	// the way out missing. 0: none waits.
+	Listeners int
 	// Record is called at the end of each call, on any goroutine; it may be nil.
 	Record func(Record)
 }
@@ -56,6 +59,7 @@ type Server struct {
 	outputs   sync.Pool
 	wake      chan struct{} // of size 1: the next timer is earlier than before
 	lookups   chan struct{} // of maxLookups: names being resolved
+	ready     chan struct{} // closed when all listeners are served
 	ctx       context.Context
 	stop      context.CancelFunc
 	work      sync.WaitGroup
@@ -75,12 +79,17 @@ func New(cfg Config, deps Deps, log *zap.Logger) (*Server, error) {
 	if err := cfg.Validate(deps.Networks); err != nil {
 		return nil, err
 	}
-	s := &Server{deps: deps, log: log, wake: make(chan struct{}, 1), lookups: make(chan struct{}, maxLookups)}
+	s := &Server{deps: deps, log: log, wake: make(chan struct{}, 1), ready: make(chan struct{}), lookups: make(chan struct{}, maxLookups)}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.outputs.New = func() any { return new(Output) }
 	s.core = NewCore(cfg, deps.Limits, deps.Networks, deps.Opener, deps.RouteTo, log)
 	s.core.idle = s.mediaIdle
 	s.transport = transport.New(transportConfig(cfg, deps.Limits), deps.Networks, deps.TLS, s, log)
+	s.work.Go(func() {
+		if s.transport.WaitServing(s.ctx, deps.Listeners) == nil {
+			close(s.ready)
+		}
+	})
 	if deps.StateDir != "" {
 		j, err := openJournal(deps.StateDir, s.core, log)
 		if err != nil {
@@ -118,6 +127,9 @@ func (s *Server) addListener(network string, proto flow.Proto, a net.Addr) {
 	defer s.mu.Unlock()
 	s.core.AddListener(network, proto, netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()))
 }
+
+// Ready is closed when all of Deps.Listeners are served.
+func (s *Server) Ready() <-chan struct{} { return s.ready }
 
 // Run runs the timers until ctx ends. Call it beside the Serve methods, once.
 func (s *Server) Run(ctx context.Context) error {
@@ -185,6 +197,11 @@ func (s *Server) poke() {
 
 // Receive implements [transport.Handler].
 func (s *Server) Receive(f flow.Flow, raw []byte) {
+	select {
+	case <-s.ready:
+	case <-s.ctx.Done():
+		return
+	}
 	s.do(func(c *Core, out *Output) { c.Receive(time.Now(), f, raw, out) })
 }
 

@@ -81,6 +81,7 @@ type Transport struct {
 	in, out int                // connections admitted and dialled, those in their handshakes included
 	sources map[netip.Addr]int // accepted connections by source
 	serving int                // Serve and ServePacket calls that run
+	changed chan struct{}      // closed when serving grows
 	dialCtx context.Context    // lives while serving > 0; not a request's, so it may stand here
 	stop    context.CancelFunc
 	dialled sync.WaitGroup // dials and dialled connections
@@ -99,7 +100,7 @@ func New(cfg Config, nets pinhole.Networks, tlsConf TLSSource, h Handler, log *z
 	t := &Transport{
 		nets: nets, tls: tlsConf, h: h, log: log, descs: newDescs(),
 		socks: map[sockKey][]*packetSock{}, conns: map[uint64]*conn{}, peers: map[peerKey]*conn{},
-		dials: map[peerKey]*dialling{}, sources: map[netip.Addr]int{},
+		dials: map[peerKey]*dialling{}, sources: map[netip.Addr]int{}, changed: make(chan struct{}),
 	}
 	t.bufs.New = func() any { return new([firstBuf]byte) }
 	t.SetLimits(cfg)
@@ -148,8 +149,28 @@ func (t *Transport) listen(network string, p flow.Proto, addrs []netip.AddrPort,
 		t.locals = append(t.locals, local{network, p, a, owner})
 	}
 	t.serving++
+	close(t.changed)
+	t.changed = make(chan struct{})
 	if t.serving == 1 {
 		t.dialCtx, t.stop = context.WithCancel(context.Background())
+	}
+}
+
+// WaitServing returns once n Serve and ServePacket calls run, so that a message which needs any of
+// them finds it; or ctx's error.
+func (t *Transport) WaitServing(ctx context.Context, n int) error {
+	for {
+		t.mu.RLock()
+		enough, changed := t.serving >= n, t.changed
+		t.mu.RUnlock()
+		if enough {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 }
 
