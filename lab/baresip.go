@@ -38,7 +38,6 @@ type PhoneConfig struct {
 	Port      int    // of SIP, 5070 if 0
 	CAFile    string // trusted with TLS
 	Manual    bool   // does not answer by itself
-	Echo      bool   // speaks what it hears instead of Hz; Heard is taken from what it speaks
 }
 
 // Phone is a running baresip under control of the test.
@@ -119,11 +118,7 @@ func (p *Phone) config() string {
 		fmt.Fprintf(&b, "sip_cafile %s\n", p.CAFile)
 	}
 	fmt.Fprintf(&b, "call_local_timeout 60\ncall_max_calls 8\naudio_path /usr/share/baresip\n")
-	source := "aufile," + p.dir + "/tone.wav"
-	if p.Echo {
-		source = "aubridge," + p.User
-	}
-	fmt.Fprintf(&b, "audio_source %s\naudio_player aubridge,%s\naudio_alert aubridge,alert\n", source, p.User)
+	fmt.Fprintf(&b, "audio_source aufile,%s/tone.wav\naudio_player aubridge,%s\naudio_alert aubridge,alert\n", p.dir, p.User)
 	fmt.Fprintf(&b, "ausrc_srate %d\nauplay_srate %d\naudio_txmode poll\n", rate, rate)
 	fmt.Fprintf(&b, "rtp_ports 20000-20100\nrtcp_mux no\nrtp_timeout 0\nmodule_path /usr/lib/baresip/modules\n")
 	for _, m := range modules {
@@ -270,10 +265,10 @@ func (p *Phone) Dial(t testing.TB, uri string) {
 func (p *Phone) Hangup(t testing.TB) { t.Helper(); p.Command(t, "hangup", "") }
 
 // Heard says what the phone received, from all recordings of what it decoded since Forget. After a
-// hold baresip 1.0.0 records no more of what it decodes; an Echo phone's encoder tells then.
+// hold baresip 1.0.0 records no more of what it decodes (it flushes its filters); see [heardOnWire].
 func (p *Phone) Heard(t testing.TB) Sound {
 	t.Helper()
-	files, _ := filepath.Glob(filepath.Join(p.dir, "dump", map[bool]string{false: "*-dec.wav", true: "*-enc.wav"}[p.Echo]))
+	files, _ := filepath.Glob(filepath.Join(p.dir, "dump", "*-dec.wav"))
 	slices.Sort(files)
 	var pcm []int16
 	for _, f := range files {

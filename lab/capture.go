@@ -26,9 +26,10 @@ type Capture struct {
 // Capture starts tcpdump on lan or wan of the gateway; it has begun when the call returns.
 func (r *Rig) Capture(dev string, filter ...string) *Capture {
 	r.t.Helper()
-	c := &Capture{file: filepath.Join(r.Dir, dev+".pcap")}
+	r.captures++
+	c := &Capture{file: filepath.Join(r.Dir, fmt.Sprintf("%s-%d.pcap", dev, r.captures))}
 	argv := append([]string{"tcpdump", "-i", dev, "-n", "-U", "-s", "0", "-B", "16384", "-Z", "root", "--immediate-mode", "-w", c.file}, filter...)
-	c.proc = r.GW.Start(r.t, "tcpdump-"+dev, argv...)
+	c.proc = r.GW.Start(r.t, fmt.Sprintf("tcpdump-%s-%d", dev, r.captures), argv...)
 	c.proc.Logged(r.t, 10*time.Second, "listening on")
 	return c
 }
@@ -237,14 +238,24 @@ func in(s side, a netip.Addr) bool {
 	return p4.Contains(a.Unmap()) || p6.Contains(a)
 }
 
-// rtpFlows counts, for each destination to which from sent RTP (version 2, even port), the packets.
-func rtpFlows(ps []Packet, from, to netip.Addr) map[netip.AddrPort]int {
-	flows := map[netip.AddrPort]int{}
+// rtpTo returns the RTP packets (version 2, even port) that the gateway sent to an address.
+func rtpTo(ps []Packet, gw *Host, to netip.Addr) (rtp []Packet) {
 	for _, p := range ps {
-		if !p.TCP && p.Src.Addr() == from && p.Dst.Addr() == to && len(p.Payload) > 12 &&
-			p.Payload[0]>>6 == 2 && p.Dst.Port()%2 == 0 {
-			flows[p.Dst]++
+		if !p.TCP && (gw.owns(inside, p.Src.Addr()) || gw.owns(outside, p.Src.Addr())) && p.Dst.Addr() == to &&
+			len(p.Payload) > 12 && p.Payload[0]>>6 == 2 && p.Dst.Port()%2 == 0 {
+			rtp = append(rtp, p)
 		}
 	}
-	return flows
+	return rtp
+}
+
+// heardOnWire decodes the PCMU of RTP packets in the order of the capture.
+func heardOnWire(rtp []Packet) Sound {
+	var pcm []int16
+	for _, p := range rtp {
+		for _, c := range p.Payload[12:] {
+			pcm = append(pcm, unulaw(c))
+		}
+	}
+	return hear(pcm)
 }

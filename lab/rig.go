@@ -48,12 +48,13 @@ type Host struct {
 
 // Rig is a gateway between an inside and an outside network, with hosts on both.
 type Rig struct {
-	t     testing.TB
-	Dir   string // logs, captures, recordings
-	GW    *Host  // lan and wan are its interfaces
-	hosts []*Host
-	id    string
-	next  [2]int
+	t        testing.TB
+	Dir      string // logs, captures, recordings
+	GW       *Host  // lan and wan are its interfaces
+	hosts    []*Host
+	id       string
+	next     [2]int
+	captures int
 }
 
 // newRig builds the switch and the gateway. Everything is removed when the test ends.
