@@ -1,17 +1,14 @@
-// Command media measures the relay's user-space path against rtpengine's, side by
-// side: the same streams, the same core, one after the other, in several rounds.
+// Command media measures the relay's user-space path against rtpengine's: the same
+// streams, the same core, one after the other, in several rounds. It needs root.
 //
 //	namespace gen              namespace gw                  namespace sink
 //	AF_PACKET, sendmmsg ─ veth ─► relay or rtpengine ─ veth ─► counted, dropped
 //	    CPU 0                     CPU 1 (NAPI thread too)        CPU 0
 //
-// The gateway has one core. For each number of streams and packet size the highest
-// rate with at most 1 % loss is searched; the CPU of that trial is the relay's own
-// threads plus the NAPI thread that receives for it. The rate of the generator
-// alone is printed first: figures near it say nothing about the gateway.
-//
-// It needs root, and writes bench/out/media.json. The relay under test is this same
-// program, started with the argument "relay".
+// For each number of streams and packet size the highest rate with at most 1 % loss is
+// searched. CPU is that of the relay's threads and of the NAPI thread that receives for
+// it. The generator's own limit is printed first: figures near it say nothing of the
+// gateway. The relay under test is this program, started with the argument "relay".
 package main
 
 import (

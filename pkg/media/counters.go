@@ -30,19 +30,19 @@ func (r Reason) String() string {
 // Counters counts what arrives at one socket for one lease. One goroutine at a time writes packets
 // into it (Receive, Unreachable); anybody may read.
 type Counters struct {
-	epoch time.Time
-	kind  streamKind
-
+	// These, which every packet needs, are together to be in one cache line.
+	epoch          time.Time
 	packets, bytes atomic.Uint64
-	dropped        [numReasons]atomic.Uint64
-	unreachable    atomic.Uint64
 	// last is when the last packet came, in ns since epoch, 0 for never.
 	last atomic.Int64
+	rtp  *rtpStats
+	kind streamKind
+
+	rtcp        *rtcpTimes
+	dropped     [numReasons]atomic.Uint64
+	unreachable atomic.Uint64
 	// firstRefused and lastRefused bound the ICMP errors since the last packet, as last.
 	firstRefused, lastRefused atomic.Int64
-
-	rtp  *rtpStats
-	rtcp *rtcpTimes
 }
 
 // streamKind tells how much of a packet the counters read.
@@ -69,6 +69,15 @@ func (c *Counters) Receive(now time.Time, b []byte) {
 	} else if c.kind == rtpStream && len(b) >= 12 {
 		c.rtp.receive(at, b)
 	}
+}
+
+// Warm reads what Receive will read, to bring it into the cache; the value means nothing.
+func (c *Counters) Warm() int {
+	n := int(c.packets.Load())
+	if c.rtp != nil {
+		n += int(c.rtp.received.Load())
+	}
+	return n
 }
 
 // Drop counts n packets that were not relayed.

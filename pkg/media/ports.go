@@ -19,8 +19,9 @@ type pool struct {
 	used []uint64
 	// n counts the taken ones.
 	n int
-	// resting are released ports in the order of their release.
+	// resting are released ports in the order of their release; those before woken are free again.
 	resting []resting
+	woken   int
 }
 
 type resting struct {
@@ -79,8 +80,8 @@ func (p *pool) take(now time.Time, count uint16, bind func(port uint16) error) (
 }
 
 func (p *pool) exhausted() error {
-	return fmt.Errorf("%s ports %s, %d in use, %d resting: %w",
-		p.addr, p.r, p.n, len(p.resting), pinhole.ErrExhausted)
+	return fmt.Errorf("%s ports %s, %d in use, %d releases resting: %w",
+		p.addr, p.r, p.n, len(p.resting)-p.woken, pinhole.ErrExhausted)
 }
 
 // release returns ports, which rest until the given time.
@@ -91,13 +92,15 @@ func (p *pool) release(port, count uint16, until time.Time) {
 
 // wake frees the ports that have rested enough.
 func (p *pool) wake(now time.Time) {
-	i := 0
-	for i < len(p.resting) && !now.Before(p.resting[i].until) {
-		p.mark(p.resting[i].port, p.resting[i].count, false)
-		i++
+	for p.woken < len(p.resting) && !now.Before(p.resting[p.woken].until) {
+		r := p.resting[p.woken]
+		p.mark(r.port, r.count, false)
+		p.woken++
 	}
-	if i > 0 {
-		p.resting = append(p.resting[:0], p.resting[i:]...)
+	// Moved only when half is free, so that it costs little per port.
+	if p.woken > len(p.resting)/2 {
+		p.resting = append(p.resting[:0], p.resting[p.woken:]...)
+		p.woken = 0
 	}
 }
 

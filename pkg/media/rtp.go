@@ -14,21 +14,23 @@ import (
 //
 // One goroutine writes; others read the atomics, which may be a packet apart from one another.
 type rtpStats struct {
-	ssrc      atomic.Uint32
-	received  atomic.Int64 // of this SSRC
-	base, max atomic.Int64 // extended sequence numbers
-	lostOnce  atomic.Int64 // lost by earlier SSRCs
-	count     atomic.Int64 // received by earlier SSRCs
+	// First what every packet needs.
+	received atomic.Int64 // of this SSRC
+	max      atomic.Int64 // extended sequence number
+	ssrc     atomic.Uint32
 	// jitter is in 1/16 of a timestamp unit (RFC 3550 A.8); rate is in Hz, 0 if not known yet.
-	jitter atomic.Uint32
-	rate   atomic.Uint32
-
-	started bool
-	pt      uint8
+	jitter  atomic.Uint32
+	rate    atomic.Uint32
 	badSeq  uint32
 	transit uint32
+	started bool
 	// known tells whether pt and the start of the guess are of this run, timed whether transit is.
 	known, timed bool
+	pt           uint8
+
+	base     atomic.Int64 // extended sequence number of the first packet
+	lostOnce atomic.Int64 // lost by earlier SSRCs
+	count    atomic.Int64 // received by earlier SSRCs
 	// firstAt, firstTS are where the guess of the clock rate starts.
 	firstAt int64
 	firstTS uint32

@@ -165,6 +165,7 @@ type Summary struct {
 
 // StreamStats counts what was received from the peer at one side.
 type StreamStats struct {
+	// Packets (UDP payloads, not for TCP) and Bytes came from the confirmed source, RTCP included.
 	Packets, Bytes uint64
 	// Dropped counts packets that were not relayed (unknown source, peer not known yet).
 	Dropped uint64
@@ -172,7 +173,8 @@ type StreamStats struct {
 	Lost int64
 	// Jitter is the interarrival jitter (RFC 3550 §6.4.1).
 	Jitter time.Duration
-	// RTT is the last round-trip time computed from RTCP reports that passed, 0 if unknown.
+	// RTT is the last round-trip time between the edge and this peer, computed from RTCP reports that
+	// passed; 0 if unknown.
 	RTT time.Duration
 	// MOS is the estimated mean opinion score, 1.0-4.5 (ITU-T G.107 simplified), 0 if unknown.
 	MOS float64

@@ -43,7 +43,13 @@ var _ media.Path = (*Path)(nil)
 type entry struct {
 	socket *media.Socket
 	loop   *loop
-	flows  atomic.Pointer[[]*media.Flow]
+	flows  atomic.Pointer[flowSet]
+}
+
+// flowSet is what was last Set. Most sockets have one flow: it is found without the slice.
+type flowSet struct {
+	first *media.Flow
+	all   []*media.Flow
 }
 
 // New returns a path with n loops; 0 means one per core. Serve must be called to release its descriptors.
@@ -101,12 +107,13 @@ func (p *Path) closeLoops() {
 
 // Set implements media.Path. The relay calls it for one socket at a time.
 func (p *Path) Set(s *media.Socket, flows []*media.Flow) error {
+	set := &flowSet{first: flows[0], all: flows}
 	if e := p.table.get(s.FD); e != nil && e.socket == s {
-		e.flows.Store(&flows)
+		e.flows.Store(set)
 		return nil
 	}
 	e := &entry{socket: s, loop: p.loops[s.Lease%uint64(len(p.loops))]}
-	e.flows.Store(&flows)
+	e.flows.Store(set)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
