@@ -28,17 +28,19 @@ func notifyDraining(log *zap.Logger, limit time.Duration) {
 
 // feedWatchdog feeds systemd's watchdog for as long as every service answers. A
 // service that hangs keeps alive from returning, and systemd restarts the daemon.
-func feedWatchdog(ctx context.Context, alive func(), log *zap.Logger) {
+// It returns nil when ctx ends, also where there is no watchdog.
+func feedWatchdog(ctx context.Context, alive func(), log *zap.Logger) error {
 	every, err := daemon.SdWatchdogEnabled(false)
 	if err != nil || every <= 0 {
-		return
+		<-ctx.Done()
+		return nil
 	}
 	tick := time.NewTicker(every / 3)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return
+			return nil
 		case <-tick.C:
 			alive()
 			notify(log, daemon.SdNotifyWatchdog)

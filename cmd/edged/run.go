@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -68,41 +69,22 @@ func runDaemon(ctx context.Context, o runOptions) error {
 	if err := makeStateDir(o.config.State.Dir); err != nil {
 		return err
 	}
-	build := readBuildInfo()
-	reg, events := newRegistry(build), newEventBroker()
-	certs, err := loadCertificates(o.config.TLS, o.config.dir)
-	if err != nil {
-		return fmt.Errorf("tls: %w", err)
-	}
-	store := newTLSStore(certs, o.config.SIP.ClientCertificates)
-	reg.MustRegister(newCertificateMetrics(store))
-	services, err := buildServices(ctx, &serviceDeps{cfg: o.config, log: o.log, reg: reg, tls: store, events: events})
-	if err != nil {
-		return err
-	}
-	re := &reloader{
-		load: o.load, services: services, tls: store, level: o.level, log: o.log, metrics: newReloadMetrics(reg),
-		events: events, running: o.config, state: reloadState{LoadedAt: time.Now().UTC()},
-	}
-	ln, err := listenAdmin(ctx, o.config.Admin)
+	admin, err := listenAdmin(ctx, o.config.Admin)
 	if err != nil {
 		return fmt.Errorf("admin.listen: %w", err)
 	}
 	ph := &phase{}
-	alive := func() { askAll(services) }
-	if ln != nil {
-		h := adminHandler(adminDeps{
-			Token: o.config.Admin.Token, Registry: reg, Events: events, Ready: ph.notReady, Alive: alive,
-			Views: views(services, statusView(build, ph, re, services)),
-		})
-		services = append(services, &service{name: "admin",
-			serve: func(ctx context.Context) error { return serveAdmin(ctx, ln, h, o.log.Named("admin")) }})
+	services, re, err := assemble(ctx, o, admin, ph)
+	if err != nil {
+		if admin != nil {
+			admin.Close()
+		}
+		return err
 	}
 	ended := serveAll(ctx, services)
-	go feedWatchdog(ctx, alive, o.log)
 	if waitReady(ctx, services, ended) {
 		ph.set("")
-		announce(o, ln)
+		announce(o, admin)
 	}
 	err = supervise(ctx, o, re, ph, services, ended)
 	cancel()
@@ -113,6 +95,39 @@ func runDaemon(ctx context.Context, o runOptions) error {
 	}
 	o.log.Info("stopped")
 	return err
+}
+
+// assemble builds everything that serves: the table's services, the admin listener (nil: none)
+// that shows them, and the watchdog that asks them.
+func assemble(ctx context.Context, o runOptions, admin net.Listener, ph *phase) ([]*service, *reloader, error) {
+	build := readBuildInfo()
+	reg, events := newRegistry(build), newEventBroker()
+	certs, err := loadCertificates(o.config.TLS, o.config.dir)
+	if err != nil {
+		return nil, nil, fmt.Errorf("tls: %w", err)
+	}
+	store := newTLSStore(certs, o.config.SIP.ClientCertificates)
+	reg.MustRegister(newCertificateMetrics(store))
+	services, err := buildServices(ctx, &serviceDeps{cfg: o.config, log: o.log, reg: reg, tls: store, events: events})
+	if err != nil {
+		return nil, nil, err
+	}
+	re := &reloader{
+		load: o.load, services: services, tls: store, level: o.level, log: o.log, metrics: newReloadMetrics(reg),
+		events: events, running: o.config, state: reloadState{LoadedAt: time.Now().UTC()},
+	}
+	alive := func() { askAll(services) }
+	all := append(slices.Clone(services), &service{name: "watchdog",
+		serve: func(ctx context.Context) error { return feedWatchdog(ctx, alive, o.log) }})
+	if admin != nil {
+		h := adminHandler(adminDeps{
+			Token: o.config.Admin.Token, Registry: reg, Events: events, Ready: ph.notReady, Alive: alive,
+			Views: views(services, statusView(build, ph, re, services)),
+		})
+		all = append(all, &service{name: "admin",
+			serve: func(ctx context.Context) error { return serveAdmin(ctx, admin, h, o.log.Named("admin")) }})
+	}
+	return all, re, nil
 }
 
 func makeStateDir(dir string) error {
