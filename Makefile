@@ -57,10 +57,9 @@ bench-sip: need-go ## calls a second against Kamailio and rtpengine; needs root
 bench-media: need-go ## packets a second against rtpengine; needs root
 	go run ./bench/media
 
-lint: ## golangci-lint with .golangci.yml
-	@command -v golangci-lint >/dev/null || { \
-		echo "golangci-lint is not installed: go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@latest"; exit 1; }
-	golangci-lint run
+lint: need-go ## golangci-lint, the version of tools/lint (the first run builds it)
+	go build -modfile=tools/lint/go.mod -o bin/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	bin/golangci-lint run
 
 cover: need-go ## test coverage by package
 	@mkdir -p bin

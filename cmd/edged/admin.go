@@ -119,7 +119,7 @@ func listenAdmin(ctx context.Context, c adminConfig) (net.Listener, error) {
 		var lc net.ListenConfig
 		return lc.Listen(ctx, "tcp", c.Listen)
 	}
-	if err := removeStaleSocket(path); err != nil {
+	if err := removeStaleSocket(ctx, path); err != nil {
 		return nil, err
 	}
 	var lc net.ListenConfig
@@ -134,7 +134,7 @@ func listenAdmin(ctx context.Context, c adminConfig) (net.Listener, error) {
 }
 
 // removeStaleSocket removes what a killed daemon left behind, and nothing else.
-func removeStaleSocket(path string) error {
+func removeStaleSocket(ctx context.Context, path string) error {
 	info, err := os.Lstat(path)
 	if err != nil {
 		return nil // nothing there; listening says what else is wrong
@@ -142,7 +142,8 @@ func removeStaleSocket(path string) error {
 	if info.Mode().Type() != os.ModeSocket {
 		return fmt.Errorf("%s exists and is no socket", path)
 	}
-	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
+	d := net.Dialer{Timeout: time.Second}
+	if conn, err := d.DialContext(ctx, "unix", path); err == nil {
 		conn.Close()
 		return fmt.Errorf("another process listens on %s", path)
 	}
@@ -173,6 +174,8 @@ func serveAdmin(ctx context.Context, ln net.Listener, h http.Handler, log *zap.L
 	if srv.Shutdown(grace) != nil {
 		srv.Close()
 	}
-	<-done
+	if err := <-done; !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("admin listener: %w", err)
+	}
 	return nil
 }
