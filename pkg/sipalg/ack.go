@@ -12,6 +12,10 @@ func (c *Core) ack(f flow.Flow, via sipmsg.Via) {
 		c.drop("ack_unmatched")
 		return
 	}
+	if n, ok := c.m.MaxForwards(); ok && n == 0 {
+		c.drop("ack_max_forwards") // nothing else ends a loop of ACKs
+		return
+	}
 	h, s, side := c.routeInDialog(f)
 	if s == nil || h.status != 0 {
 		c.drop("ack_unmatched")

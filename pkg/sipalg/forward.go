@@ -6,12 +6,16 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/binary"
+	"slices"
 	"time"
 
 	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/sipalg/flow"
 	"edged.dev/edged/pkg/sipalg/sipmsg"
 )
+
+// growth is how much longer a request usually gets, in bytes.
+const growth = 512
 
 // maxDatagram is the size from which a request with an open transport goes by TCP: 200 bytes below
 // the Ethernet MTU (RFC 3261 §18.1.1).
@@ -164,8 +168,10 @@ func (c *Core) build(t *tx, l *local, dest flow.Flow) (status int, reason string
 	if dest.Proto.Stream() || len(t.targets) > 0 {
 		e.EnsureContentLength() // a datagram may do without, a stream may not
 	}
-	t.buf = make([]byte, 0, len(m.Raw())+len(vias)+512)
-	t.buf = e.AppendTo(t.buf)
+	if cap(t.buf) == 0 {
+		t.buf = make([]byte, 0, len(m.Raw())+len(vias)+growth)
+	}
+	t.buf = e.AppendTo(t.buf[:0])
 	t.outLen = len(t.buf)
 	line := bytes.Index(t.buf, []byte("\r\n")) + 2
 	t.viaEnd = line + bytes.Index(t.buf[line:], []byte("\r\n")) + 2
@@ -344,6 +350,10 @@ func (c *Core) resolved(id uint64, targets []flow.Target) {
 	delete(c.waiting, id)
 	if t == nil || t.state >= txCompleted || t.raw == nil {
 		return
+	}
+	if t.hop.named && slices.ContainsFunc(targets, func(tg flow.Target) bool { return !c.mayReach(tg) }) {
+		c.drop("target_forbidden")
+		targets = slices.DeleteFunc(slices.Clone(targets), func(tg flow.Target) bool { return !c.mayReach(tg) })
 	}
 	if len(targets) == 0 {
 		c.finalLocal(t, 503, "Name Not Resolved")

@@ -22,6 +22,7 @@ type hop struct {
 	flow    flow.Flow     // the way, if there is one already
 	targets []flow.Target // else the addresses to try
 	need    server        // else the name to resolve
+	named   bool          // need comes from a message, not from the configuration
 	open    bool          // the transport was left open: large requests may change to TCP
 	ruri    []byte        // replaces the Request-URI; nil = as it is
 	pops    int           // own Route values to remove
@@ -70,9 +71,8 @@ func (c *Core) routeURI(f flow.Flow) hop {
 		return c.toAlias(a)
 	}
 	trusted := c.nets[f.Network].Trusted
-	host := strings.ToLower(string(u.Host))
 	own := c.ownHost(u.Host)
-	if d := c.domains[host]; d != nil && (d.network != f.Network || trusted) {
+	if d := c.domainOf(u.Host); d != nil && (d.network != f.Network || trusted) {
 		return c.toDomain(d, u, false)
 	}
 	if c.m.Method() != "REGISTER" && !(own && trusted && c.domains["*"] != nil) {
@@ -90,6 +90,19 @@ func (c *Core) routeURI(f flow.Flow) hop {
 		return refuse(403, "Relaying Denied")
 	}
 	return c.toURI(c.networkOf(u, f.Network), u)
+}
+
+// domainOf returns the configured domain with this name in any case, nil if there is none.
+func (c *Core) domainOf(host []byte) *domain {
+	b := c.keyBuf[:0]
+	for _, h := range host {
+		if h >= 'A' && h <= 'Z' {
+			h |= 0x20
+		}
+		b = append(b, h)
+	}
+	c.keyBuf = b
+	return c.domains[string(b)]
 }
 
 // networkOf names the network on which a URI's host is, seen from another one.
@@ -158,8 +171,10 @@ func (c *Core) routeInDialog(f flow.Flow) (hop, *session, pinhole.Side) {
 	a := c.aliasOf(u)
 	var h hop
 	switch {
-	case network != "" && a == nil && !c.ownHost(u.Host) && (next == nil || s != nil) && c.guarded(f.Network, network),
-		next != nil && s != nil && c.guarded(f.Network, network) && !s.recordedRoute(side.Other(), *next):
+	case next != nil && s == nil && a != nil && c.guarded(f.Network, network):
+		h = c.toAlias(a) // its flow leads to the proxies that the sender may name
+	case network != "" && a == nil && !c.ownHost(u.Host) && c.guarded(f.Network, network),
+		next != nil && c.guarded(f.Network, network) && (s == nil || !s.recordedRoute(side.Other(), *next)):
 		// A dialog opens the way to its own two ends, to no other host of a trusted network.
 		c.drop("stranger_in_dialog")
 		h = refuse(403, "Relaying Denied")
@@ -298,10 +313,50 @@ func (c *Core) toURI(network string, u sipmsg.URI) hop {
 	h := hop{network: network, open: p == 0}
 	if a, ok := parseAddr(host); ok {
 		h.targets = numericTargets(network, p, addrPort(a, uriPort(u, p)))
+		if !c.mayReach(h.targets[0]) {
+			c.drop("target_forbidden")
+			return refuse(403, "Relaying Denied")
+		}
 		return h
 	}
-	h.need = server{Proto: p, Host: string(host), Port: u.Port}
+	h.need, h.named = server{Proto: p, Host: string(host), Port: u.Port}, true
 	return h
+}
+
+// mayReach tells whether a request may go to an address that a message names, or that a name in a message
+// has: it must be a host of that network. The edge's own services, this host and the link are none,
+// unless the configuration itself names them.
+func (c *Core) mayReach(tg flow.Target) bool {
+	a := tg.Addr.Addr().Unmap()
+	switch {
+	case a.IsUnspecified() || a.IsMulticast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		return false
+	case c.configured(tg):
+		return true
+	case c.nets.Own(a): // a spiral comes back to a listener
+		return slices.ContainsFunc(c.locals, func(l *local) bool { return l.public == tg.Addr || l.bind == tg.Addr })
+	case a.IsLoopback() || a.IsLinkLocalUnicast():
+		return slices.ContainsFunc(c.nets[tg.Network].Addresses, func(own netip.Addr) bool {
+			return own.IsLoopback() == a.IsLoopback() && own.IsLinkLocalUnicast() == a.IsLinkLocalUnicast()
+		})
+	}
+	on := c.nets.Of(a)
+	if on == "" && c.routeTo != nil {
+		on = c.routeTo(a)
+	}
+	return on == "" || on == tg.Network
+}
+
+// configured tells whether a target is an address of a configured server.
+func (c *Core) configured(tg flow.Target) bool {
+	for _, d := range c.domains {
+		for _, s := range d.servers {
+			if s.network == tg.Network && slices.ContainsFunc(s.targets, func(t flow.Target) bool { return t.Addr == tg.Addr }) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func numericTargets(network string, p flow.Proto, a netip.AddrPort) []flow.Target {
@@ -321,7 +376,11 @@ func (c *Core) toDomain(d *domain, u sipmsg.URI, own bool) hop {
 	for _, alive := range []bool{true, false} {
 		for _, s := range d.servers {
 			if s.down.After(c.now) != alive {
-				h.targets = append(h.targets, s.targets...)
+				if h.targets == nil {
+					h.targets = slices.Clip(s.targets)
+				} else {
+					h.targets = append(h.targets, s.targets...)
+				}
 				h.open = h.open || s.Proto == 0
 			}
 		}
