@@ -122,7 +122,7 @@ func (p *Path) Set(s *media.Socket, flows []*media.Flow) error {
 	if err := p.table.put(s.FD, e); err != nil {
 		return err
 	}
-	ev := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(s.FD)}
+	ev := unix.EpollEvent{Events: interest, Fd: int32(s.FD)}
 	if err := unix.EpollCtl(e.loop.epoll, unix.EPOLL_CTL_ADD, s.FD, &ev); err != nil {
 		p.table.clear(s.FD)
 		return os.NewSyscallError("epoll_ctl", err)
