@@ -71,7 +71,7 @@ func (e *Edge) Start(t testing.TB) {
 	bin, err := edgedBinary()
 	must(t, "build edged", err)
 	e.runs++
-	e.proc = e.rig.GW.Start(t, fmt.Sprintf("edged-%d", e.runs), bin, "run", "--config", e.file)
+	e.proc = e.rig.GW.Start(t, fmt.Sprintf("edged-%d", e.runs), bin, "run", "--config", e.file, "--drain", "1s")
 	eventually(t, 20*time.Second, "edged is ready", func() bool {
 		if !e.proc.Alive() {
 			return true
@@ -114,8 +114,11 @@ func indent(lines, by string) string {
 	return by + strings.ReplaceAll(strings.TrimRight(lines, "\n"), "\n", "\n"+by) + "\n"
 }
 
-// edgedBinary builds the daemon once per run.
+// edgedBinary builds the daemon once per run; EDGED_LAB_BINARY names one that is built already.
 var edgedBinary = sync.OnceValues(func() (string, error) {
+	if bin := os.Getenv("EDGED_LAB_BINARY"); bin != "" {
+		return bin, nil
+	}
 	bin := filepath.Join(os.TempDir(), fmt.Sprintf("%s-%d", prefix, os.Getpid()), "edged")
 	out, err := exec.Command("go", "build", "-o", bin, "../cmd/edged").CombinedOutput()
 	if err != nil {

@@ -57,7 +57,7 @@ func sippCase(t *testing.T, r *Rig, proto string, fam [2]int, outgoing bool) {
 	}
 	l.Calls, l.PerSecond = size()
 	l.Next = netip.AddrPortFrom(r.GW.IPOn(from, l.FromFam), sipPort(proto))
-	c := EdgeConfig{Domains: fmt.Sprintf("%s: {network: %s, server: \"%s:%v\"}", l.Domain, network, proto, l.callee())}
+	c := EdgeConfig{Pinholes: "{udp: 40000-59999, per_owner: 1000}", Domains: fmt.Sprintf("%s: {network: %s, server: \"%s:%v\"}", l.Domain, network, proto, l.callee())}
 	if proto == "tls" {
 		a := newAuthority(t, r.Dir)
 		gw := r.GW
