@@ -201,16 +201,14 @@ func (c *Core) editVias(t *tx, l *local, p flow.Proto) (hidden []byte) {
 		case hide:
 			b = append(b, "Via: "...)
 			if first {
-				via, _ := m.TopVia()
-				b = c.appendVia(b, via, t.up)
+				b = c.appendVia(b, c.via, t.up)
 			} else {
 				b = append(b, el.Value...)
 			}
 			b = append(b, "\r\n"...)
 			e.DeleteElement(el)
 		case first:
-			via, _ := m.TopVia()
-			c.buf2 = c.appendVia(c.buf2[:0], via, t.up)
+			c.buf2 = c.appendVia(c.buf2[:0], c.via, t.up)
 			if !bytes.Equal(c.buf2, el.Value) {
 				e.ReplaceElement(el, c.buf2)
 			}
@@ -364,6 +362,7 @@ func (c *Core) resolved(id uint64, targets []flow.Target) {
 	if c.m.Parse(raw) != nil {
 		return
 	}
+	c.via, _ = c.m.TopVia()
 	c.launch(t)
 }
 

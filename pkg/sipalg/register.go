@@ -233,7 +233,7 @@ func (c *Core) earlyRefresh(f flow.Flow, via sipmsg.Via) bool {
 	}
 	b.cseq = n
 	left := appendUint(nil, uint64(b.expires.Sub(c.now).Seconds()))
-	c.buf = sipmsg.AppendResponse(c.buf[:0], c.withReceived(f, via), 200, "OK", []byte("edge"),
+	c.buf = c.appendReply(c.buf[:0], f, via, 200, "OK", []byte("edge"),
 		"Contact: <"+string(a.uri)+">;expires="+string(left), "Expires: "+string(left))
 	c.out.sendCopy(backFlow(f, via), c.buf)
 	return true

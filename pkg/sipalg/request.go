@@ -37,6 +37,7 @@ func (c *Core) request(f flow.Flow) {
 		c.drop("no_via")
 		return
 	}
+	c.via = via
 	key := c.serverKey(m, via, f)
 	t := c.findServer(key)
 	switch m.Method() {
@@ -71,6 +72,7 @@ func (c *Core) request(f flow.Flow) {
 	if inDialog {
 		c.unstrict()
 		via, _ = c.m.TopVia()
+		c.via = via
 	}
 	c.dispatch(f, via, key, inDialog)
 }
@@ -131,8 +133,9 @@ func (c *Core) dispatch(f flow.Flow, via sipmsg.Via, key uint64, inDialog bool) 
 		c.reply(f, via, h.status, h.reason)
 		return
 	}
-	t := &tx{
-		key: key, method: m.Method(), invite: m.Method() == "INVITE", up: f, back: backFlow(f, via),
+	t := newTx(m.Method() == "INVITE" && !inDialog)
+	*t = tx{
+		room: t.room, key: key, method: m.Method(), invite: m.Method() == "INVITE", up: f, back: backFlow(f, via),
 		session: s, fromSide: byte(side), hop: h,
 	}
 	if s != nil {
@@ -148,8 +151,8 @@ func (c *Core) dispatch(f flow.Flow, via sipmsg.Via, key uint64, inDialog bool) 
 
 // trying tells the sender of the INVITE at hand that it has arrived (RFC 3261 §16.2).
 func (c *Core) trying(t *tx) {
-	via, _ := c.m.TopVia()
-	c.out.sendCopy(t.back, sipmsg.AppendResponse(c.buf[:0], c.withReceived(t.up, via), 100, "Trying", nil))
+	c.buf = c.appendReply(c.buf[:0], t.up, c.via, 100, "Trying", nil)
+	c.out.sendCopy(t.back, c.buf)
 }
 
 // admissible makes the checks of RFC 3261 §16.3 that end in a refusal.
@@ -173,7 +176,7 @@ func (c *Core) admissible(via sipmsg.Via) (status int, reason string, extra []st
 		return 420, "Bad Extension", []string{"Unsupported: " + string(bytes.TrimSuffix(unsupported, []byte{','}))}
 	}
 	scheme, _, _ := bytes.Cut(m.RequestURI(), []byte{':'})
-	if s := string(bytes.ToLower(scheme)); s != "sip" && s != "sips" && s != "tel" {
+	if !bytes.EqualFold(scheme, []byte("sip")) && !bytes.EqualFold(scheme, []byte("sips")) && !bytes.EqualFold(scheme, []byte("tel")) {
 		return 416, "Unsupported URI Scheme", nil
 	}
 	if c.looped() {
@@ -187,20 +190,22 @@ func (c *Core) admissible(via sipmsg.Via) (status int, reason string, extra []st
 func (c *Core) reply(f flow.Flow, via sipmsg.Via, status int, reason string, extra ...string) {
 	var tag [16]byte
 	appendHex(tag[:0], c.serverKey(&c.m, via, f))
-	c.buf = sipmsg.AppendResponse(c.buf[:0], c.withReceived(f, via), status, reason, tag[:], extra...)
+	c.buf = c.appendReply(c.buf[:0], f, via, status, reason, tag[:], extra...)
 	c.out.sendCopy(backFlow(f, via), c.buf)
 	c.count.failed[reasonLabel(status)]++
 }
 
-// withReceived returns the request with received and rport in its top Via (RFC 3261 §18.2.1, RFC 3581 §4).
-func (c *Core) withReceived(f flow.Flow, via sipmsg.Via) *sipmsg.Message {
-	c.ed.Reset(&c.m)
-	c.ed.ReplaceElement(via.Element, c.appendVia(c.body[:0], via, f))
-	c.buf2 = c.ed.AppendTo(c.buf2[:0])
-	if c.m2.Parse(c.buf2) != nil && !c.m2.Answerable() {
-		return &c.m
+// appendReply writes a response to the request at hand, with received and rport in its top Via
+// (RFC 3261 §18.2.1, RFC 3581 §4).
+func (c *Core) appendReply(dst []byte, f flow.Flow, via sipmsg.Via, status int, reason string, toTag []byte, extra ...string) []byte {
+	start := len(dst)
+	dst = sipmsg.AppendResponse(dst, &c.m, status, reason, toTag, extra...)
+	old := via.Element.Value
+	c.body = c.appendVia(c.body[:0], via, f)
+	if i := bytes.Index(dst[start:], old); i >= 0 {
+		dst = slices.Replace(dst, start+i, start+i+len(old), c.body...)
 	}
-	return &c.m2
+	return dst
 }
 
 // appendVia writes a received Via's value with received and rport filled in.
@@ -264,7 +269,7 @@ func (c *Core) optionsToEdge(f flow.Flow, via sipmsg.Via) bool {
 	if c.draining {
 		status, reason = 503, "Draining"
 	}
-	c.buf = sipmsg.AppendResponse(c.buf[:0], c.withReceived(f, via), status, reason, []byte("edge"), "Accept: application/sdp", "Supported: outbound")
+	c.buf = c.appendReply(c.buf[:0], f, via, status, reason, []byte("edge"), "Accept: application/sdp", "Supported: outbound")
 	c.out.sendCopy(backFlow(f, via), c.buf)
 	return true
 }
@@ -275,7 +280,7 @@ func (c *Core) cancelRequest(f flow.Flow, via sipmsg.Via, t *tx) {
 		c.reply(f, via, 481, "Call/Transaction Does Not Exist")
 		return
 	}
-	c.buf = sipmsg.AppendResponse(c.buf[:0], c.withReceived(f, via), 200, "OK", []byte("edge"))
+	c.buf = c.appendReply(c.buf[:0], f, via, 200, "OK", []byte("edge"))
 	c.out.sendCopy(backFlow(f, via), c.buf)
 	if t.state >= txCompleted {
 		return

@@ -278,13 +278,39 @@ func (c *Core) toAlias(a *alias) hop {
 	if err != nil {
 		return refuse(480, "Temporarily Unavailable")
 	}
-	if a.nat && a.binding != nil {
+	if a.nat && a.binding != nil || c.nets[a.network].Trusted && !a.free && !c.itself(a, u) {
 		return refuse(480, "Flow Failed")
+	}
+	if d := c.domains[strings.ToLower(string(u.Host))]; d != nil && a.host == (netip.Addr{}) {
+		to := c.toDomain(d, u, false) // a redirection to a domain that is configured
+		to.ruri = a.uri
+		return to
 	}
 	to := c.toURI(a.network, u)
 	to.ruri = a.uri
 	return to
 }
+
+// itself tells whether a Contact that a host of a trusted network wrote leads to that host, or, in a
+// redirection, to one that is registered; in both cases not to a service port.
+func (c *Core) itself(a *alias, u sipmsg.URI) bool {
+	ip, ok := parseAddr(u.Host)
+	if _, other := u.Param("maddr"); !ok || other || c.ownHost(u.Host) || servicePort(u.Port) {
+		return ok && !other && c.ownURI(u) != nil
+	}
+	if a.host.IsValid() {
+		return ip == a.host
+	}
+	for _, b := range c.bindings {
+		if b.alias.network == a.network && b.alias.flow.Remote.Addr() == ip {
+			return true
+		}
+	}
+	return false
+}
+
+// servicePort tells whether a port belongs to a system service, which no phone is (0: none is said).
+func servicePort(port uint16) bool { return port > 0 && port < 1024 }
 
 // toRoute goes to a Route value.
 func (c *Core) toRoute(network, route string) hop {

@@ -5,6 +5,7 @@ import (
 	"hash/maphash"
 	"slices"
 	"time"
+	"unsafe"
 
 	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/sipalg/flow"
@@ -27,6 +28,7 @@ type session struct {
 	cseq     [2]uint32   // last CSeq number sent by each side
 
 	streams []stream // of the offer in the INVITE, until a first dialog takes them
+	one     [1]stream
 	dialogs []*dialog
 
 	started, answered time.Time
@@ -53,15 +55,23 @@ func (c *Core) newSession(t *tx, network string) *session {
 	m := &c.m
 	from, _ := m.Find(sipmsg.From)
 	to, _ := m.Find(sipmsg.To)
-	// One allocation for all texts of the session.
-	all := string(slices.Concat(m.CallID(), m.From().Tag(), from, to))
+	tag := m.From().Tag()
+	// One allocation for all texts of the session and for the request as it is sent on.
 	n1 := len(m.CallID())
-	n2 := n1 + len(m.From().Tag())
+	n2 := n1 + len(tag)
 	n3 := n2 + len(from)
-	s := &session{
-		id: c.newID(), callID: all[:n1], fromTag: all[n1:n2], from: all[n2:n3], to: all[n3:],
-		networks: [2]string{t.up.Network, network}, started: c.now,
+	n4 := n3 + len(to)
+	block := make([]byte, 0, n4+len(m.Raw())+growth)
+	block = append(append(append(append(block, m.CallID()...), tag...), from...), to...)
+	t.buf = block[n4:]
+	all := unsafe.String(&block[0], n4) // a Call-ID is never empty
+	s := t.room
+	if s == nil {
+		s = new(session)
 	}
+	s.id, s.networks, s.started = c.newID(), [2]string{t.up.Network, network}, c.now
+	s.callID, s.fromTag, s.from, s.to = all[:n1], all[n1:n2], all[n2:n3], all[n3:]
+	s.streams = s.one[:0]
 	s.flows[pinhole.Near] = t.up
 	s.expires.call = s
 	c.sessions[s.id] = s

@@ -45,9 +45,10 @@ type tx struct {
 	status int    // of resp
 
 	session  *session
-	dialog   *dialog // of a request within one
-	fromSide byte    // pinhole.Side of the sender, in a session
-	offered  bool    // the request carried an offer
+	room     *session // for the session that an INVITE may begin: one allocation for both
+	dialog   *dialog  // of a request within one
+	fromSide byte     // pinhole.Side of the sender, in a session
+	offered  bool     // the request carried an offer
 	done     func(c *Core, status int)
 
 	serverTimer, clientTimer timer
@@ -108,6 +109,19 @@ func (c *Core) findServer(key uint64) *tx {
 	return nil
 }
 
+// newTx returns a transaction, with room for a session if it is to begin one.
+func newTx(begins bool) *tx {
+	if !begins {
+		return new(tx)
+	}
+	both := new(struct {
+		tx      tx
+		session session
+	})
+	both.tx.room = &both.session
+	return &both.tx
+}
+
 func (c *Core) addTx(t *tx) {
 	t.id = c.newID()
 	c.client[t.id] = t
@@ -126,6 +140,7 @@ func (c *Core) end(t *tx) {
 	t.state = txGone
 	c.stop(&t.serverTimer)
 	c.stop(&t.clientTimer)
+	t.resp, t.raw, t.hop = nil, nil, hop{} // the session may keep t itself
 	delete(c.client, t.id)
 	if t.key != 0 {
 		if c.server[t.key] == t {
