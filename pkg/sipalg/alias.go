@@ -20,11 +20,13 @@ type alias struct {
 	key     string
 	uri     []byte // the Contact's URI as it was written
 	network string
-	flow    flow.Flow // the path to whoever wrote it; zero if the URI itself says the way
-	nat     bool      // the URI's host is not the address that the message came from
-	refs    int       // sessions that use it
-	until   time.Time // kept at least so long
-	binding *binding  // its registration, nil if none
+	flow    flow.Flow  // the path to whoever wrote it; zero if the URI itself says the way
+	host    netip.Addr // who wrote it; not valid: a redirection, written by anybody
+	free    bool       // written by a configured server or outside: it may name other hosts
+	nat     bool       // the URI's host is not the address that the message came from
+	refs    int        // sessions that use it
+	until   time.Time  // kept at least so long
+	binding *binding   // its registration, nil if none
 }
 
 const (
@@ -42,7 +44,7 @@ var tokenText = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPaddi
 // aliasFor returns the alias of the Contact uri sent by f, made if needed. It returns nil when there
 // are too many. adjacent says that f's peer is the user agent itself, not a proxy that speaks for it.
 func (c *Core) aliasFor(f flow.Flow, uri []byte, adjacent bool) *alias {
-	a := c.aliasBy(f.Network, f.Remote.Addr().As16(), uri)
+	a := c.aliasBy(f.Network, f.Remote.Addr(), uri)
 	// A registered Contact's flow changes only when the registrar accepts it: nobody else at the same
 	// address may pull the calls to himself.
 	if a != nil && (a.binding == nil || !a.flow.Remote.IsValid()) {
@@ -53,9 +55,13 @@ func (c *Core) aliasFor(f flow.Flow, uri []byte, adjacent bool) *alias {
 
 // aliasBy returns the alias of a URI that a host of a network wrote; the zero host for one that leads
 // to whom the URI names (a redirection), whoever wrote it.
-func (c *Core) aliasBy(network string, host [16]byte, uri []byte) *alias {
+func (c *Core) aliasBy(network string, host netip.Addr, uri []byte) *alias {
 	k := append(append(c.keyBuf[:0], network...), 0)
-	k = append(append(k, host[:]...), uri...)
+	var ip [16]byte
+	if host.IsValid() {
+		ip = host.As16()
+	}
+	k = append(append(k, ip[:]...), uri...)
 	c.keyBuf = k
 	a := c.aliases[string(k)]
 	if a == nil {
@@ -63,7 +69,7 @@ func (c *Core) aliasBy(network string, host [16]byte, uri []byte) *alias {
 			c.drop("alias_table_full")
 			return nil
 		}
-		a = &alias{key: string(k), uri: bytes.Clone(uri), network: network}
+		a = &alias{key: string(k), uri: bytes.Clone(uri), network: network, host: host.Unmap()}
 		mac := hmac.New(sha256.New, c.secret)
 		mac.Write(k)
 		tokenText.Encode(a.token[:], mac.Sum(nil)[:8])
@@ -89,13 +95,8 @@ func (c *Core) addAlias(a *alias) {
 // public network: then the URI's own address is the way (RFC 3261 §12.2.1.1). A host of a trusted
 // network can name nobody but itself: whatever its Contact says, requests go back to it.
 func (c *Core) bindAlias(a *alias, f flow.Flow, adjacent bool) {
-	u, err := sipmsg.ParseURI(a.uri)
-	ip, isAddr := netip.Addr{}, false
-	if err == nil {
-		ip, isAddr = parseAddr(u.Host)
-	}
 	src := f.Remote.Addr().Unmap()
-	a.nat = !isAddr || ip != src
+	u, ip, isAddr := c.judge(a, src)
 	if isAddr && a.nat && c.nets[f.Network].Trusted && !c.servers[src] {
 		c.drop("contact_of_another_host")
 	}
@@ -106,10 +107,21 @@ func (c *Core) bindAlias(a *alias, f flow.Flow, adjacent bool) {
 	}
 	a.flow = f
 	c.noteConn(f, a)
-	if !f.Proto.Stream() && !a.nat && u.Port != 0 {
+	if !f.Proto.Stream() && !a.nat && u.Port != 0 && !servicePort(u.Port) {
 		// No NAT between: the Contact says on which port the peer listens.
 		a.flow.Remote = addrPort(f.Remote.Addr(), u.Port)
 	}
+}
+
+// judge says of an alias that src has written whether it names src itself, and whether it may name others.
+func (c *Core) judge(a *alias, src netip.Addr) (u sipmsg.URI, ip netip.Addr, isAddr bool) {
+	u, err := sipmsg.ParseURI(a.uri)
+	if err == nil {
+		ip, isAddr = parseAddr(u.Host)
+	}
+	a.nat = !isAddr || ip != src
+	a.free = !c.nets[a.network].Trusted || c.servers[src]
+	return u, ip, isAddr
 }
 
 // hold and release count the sessions that need an alias.

@@ -2,6 +2,7 @@ package sipalg
 
 import (
 	"bytes"
+	"net/netip"
 
 	"go.uber.org/zap"
 
@@ -149,10 +150,11 @@ func (c *Core) responseContacts(t *tx, f flow.Flow, up *local) error {
 			if err != nil || !sipScheme(u) || len(u.Host) == 0 {
 				continue
 			}
-			a := c.aliasBy(f.Network, [16]byte{}, na.URI)
+			a := c.aliasBy(f.Network, netip.Addr{}, na.URI)
 			if a == nil {
 				return pinhole.ErrLimit
 			}
+			a.free = a.free || c.servers[f.Remote.Addr().Unmap()]
 			c.body = appendAlias(c.body[:0], u, a, up)
 			c.ed.ReplaceSpan(na.URI, c.body)
 		}

@@ -107,6 +107,10 @@ func (c *Core) restore(s stored) {
 	a := c.aliases[string(s.Key)]
 	if a == nil {
 		a = &alias{token: token([]byte(s.Token)), key: string(s.Key), uri: []byte(s.URI), network: s.Network}
+		if from := len(s.Network) + 1; len(s.Key) >= from+16 {
+			a.host = netip.AddrFrom16([16]byte(s.Key[from:])).Unmap()
+		}
+		c.judge(a, a.host)
 		c.addAlias(a)
 	}
 	f := flow.Flow{Network: s.Network, Proto: flow.ParseProto(s.Proto)}
