@@ -23,7 +23,6 @@ const (
 
 // source is what the guard knows of one sending host.
 type source struct {
-	name   string
 	tokens float64
 	seen   time.Time
 	banned time.Time // until
@@ -31,18 +30,30 @@ type source struct {
 	window time.Time
 }
 
-// sourceOf returns the entry of a host. When the table is full, strangers share one entry.
-func (c *Core) sourceOf(a netip.Addr) *source {
-	a = a.Unmap()
+// sourceKey is what one sender is: an address; outside, the /64 that an IPv6 host may roam in.
+func (c *Core) sourceKey(f flow.Flow) netip.Addr {
+	a := f.Remote.Addr().Unmap().WithZone("")
+	if a.Is6() && !c.nets[f.Network].Trusted && !c.servers[a] {
+		p, _ := a.Prefix(64)
+		return p.Addr()
+	}
+	return a
+}
+
+// sourceOf returns the entry of a sender. When the table is full, strangers share one entry: senders of
+// datagrams can forge their addresses. Those of a trusted network do not suffer from it.
+func (c *Core) sourceOf(f flow.Flow) *source {
+	a := c.sourceKey(f)
 	s := c.sources[a]
 	if s == nil {
-		if len(c.sources) >= maxSources {
+		full := len(c.sources) >= maxSources
+		if full && (!c.nets[f.Network].Trusted || len(c.sources) >= 2*maxSources) {
 			a = netip.Addr{}
 			if s = c.sources[a]; s != nil {
 				return s
 			}
 		}
-		s = &source{name: a.String(), tokens: float64(c.limits.MessagesPerSecond), seen: c.now}
+		s = &source{tokens: float64(c.limits.MessagesPerSecond), seen: c.now}
 		c.sources[a] = s
 	}
 	return s
@@ -54,7 +65,7 @@ func (c *Core) refuse(f flow.Flow) string {
 	if acl, ok := c.cfg.Access[f.Network]; ok && !acl.permits(a) {
 		return "access_denied"
 	}
-	if s := c.sources[a]; s != nil && s.banned.After(c.now) {
+	if s := c.sources[c.sourceKey(f)]; s != nil && s.banned.After(c.now) {
 		return "banned"
 	}
 	return ""
@@ -74,21 +85,27 @@ func (a Access) permits(ip netip.Addr) bool {
 	return len(a.Allow) == 0
 }
 
-// charge takes one message from the sender's allowance; false means that it has none left.
+// What a message costs of its sender's allowance: messages within a dialog and retransmissions little.
+const (
+	costNew    = 1
+	costDialog = 0.1
+)
+
+// charge takes the cost of a message from the sender's allowance; false means that it has not so much left.
 // Configured servers are exempt.
-func (c *Core) charge(f flow.Flow) bool {
+func (c *Core) charge(f flow.Flow, cost float64) bool {
 	rate := float64(c.limits.MessagesPerSecond)
 	a := f.Remote.Addr().Unmap()
 	if rate <= 0 || c.servers[a] {
 		return true
 	}
-	s := c.sourceOf(a)
+	s := c.sourceOf(f)
 	s.tokens = min(rate, s.tokens+rate*c.now.Sub(s.seen).Seconds())
 	s.seen = c.now
-	if s.tokens < 1 {
+	if s.tokens < cost {
 		return false
 	}
-	s.tokens--
+	s.tokens -= cost
 	return true
 }
 
@@ -98,7 +115,7 @@ func (c *Core) suspect(f flow.Flow) {
 	if c.nets[f.Network].Trusted || c.cfg.Ban == 0 || c.servers[f.Remote.Addr().Unmap()] {
 		return
 	}
-	s := c.sourceOf(f.Remote.Addr())
+	s := c.sourceOf(f)
 	if c.now.Sub(s.window) > missWindow {
 		s.window, s.misses = c.now, 0
 	}
@@ -119,7 +136,7 @@ func (c *Core) scanner(f flow.Flow) bool {
 	ua = bytes.ToLower(ua[:min(len(ua), 64)])
 	for _, s := range c.cfg.Scanners {
 		if bytes.HasPrefix(ua, []byte(s)) {
-			c.ban(c.sourceOf(f.Remote.Addr()), f, "user_agent")
+			c.ban(c.sourceOf(f), f, "user_agent")
 			c.drop("scanner")
 			return true
 		}

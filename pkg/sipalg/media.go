@@ -223,7 +223,7 @@ func (c *Core) open(o *offer, st *stream, kind pinhole.Kind, md *sdp.Media) erro
 	}
 	fam[o.side.Other()] = pinhole.FamilyOf(o.far)
 	l, err := c.opener.Open(context.Background(), pinhole.Request{
-		Owner: c.sourceOf(o.flow.Remote.Addr()).name, Label: s.callID, Kind: kind, Networks: s.networks, Families: fam,
+		Owner: c.ownerOf(o), Label: s.callID, Kind: kind, Networks: s.networks, Families: fam,
 		OnIdle: s.idleFunc(c),
 	})
 	if err != nil {
@@ -232,6 +232,15 @@ func (c *Core) open(o *offer, st *stream, kind pinhole.Kind, md *sdp.Media) erro
 	}
 	*st = stream{lease: l, kind: kind, fresh: true}
 	return nil
+}
+
+// ownerOf names who pays for a pinhole: the sender's host, or the call alone where it is a configured
+// server, which makes calls for many.
+func (c *Core) ownerOf(o *offer) string {
+	if c.servers[o.flow.Remote.Addr().Unmap()] {
+		return "call " + o.session.callID
+	}
+	return c.sourceKey(o.flow).String()
 }
 
 // remoteOf says what the m= line tells of its sender.

@@ -20,7 +20,7 @@ func (c *Core) malformed(f flow.Flow, err error) {
 		e = &sipmsg.Error{Reason: "malformed"}
 	}
 	c.drop("malformed_" + e.Reason)
-	if !c.charge(f) || e.Status == 0 || !c.m.IsRequest() || c.m.Method() == "ACK" || !c.m.Answerable() {
+	if !c.charge(f, costNew) || e.Status == 0 || !c.m.IsRequest() || c.m.Method() == "ACK" || !c.m.Answerable() {
 		return
 	}
 	if via, ok := c.m.TopVia(); ok {
@@ -40,6 +40,10 @@ func (c *Core) request(f flow.Flow) {
 	c.via = via
 	key := c.serverKey(m, via, f)
 	t := c.findServer(key)
+	if !c.charge(f, costDialog) || m.Method() == "CANCEL" && t == nil && !c.charge(f, costNew) {
+		c.drop("rate_limited")
+		return
+	}
 	switch m.Method() {
 	case "ACK":
 		if t != nil && t.status >= 300 {
@@ -57,7 +61,7 @@ func (c *Core) request(f flow.Flow) {
 		return
 	}
 	inDialog := len(m.To().Tag()) > 0
-	if !inDialog && !c.charge(f) {
+	if !inDialog && !c.charge(f, costNew-costDialog) {
 		c.drop("rate_limited")
 		return
 	}
@@ -122,6 +126,10 @@ func (c *Core) dispatch(f flow.Flow, via sipmsg.Via, key uint64, inDialog bool) 
 	var side pinhole.Side
 	if inDialog {
 		h, s, side = c.routeInDialog(f)
+		if s == nil && !c.charge(f, costNew) { // anybody can write a tag
+			c.drop("rate_limited")
+			return
+		}
 	} else {
 		h = c.route(f)
 	}
