@@ -66,6 +66,9 @@ func (c *Core) launch(t *tx) {
 	}
 	status, reason := c.build(t, l, dest)
 	if status != 0 {
+		if t.method == "ACK" && t.session != nil {
+			c.hangup(t.session, "answer refused") // nobody can be told otherwise
+		}
 		c.refuseTx(t, status, reason)
 		return
 	}

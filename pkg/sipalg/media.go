@@ -48,7 +48,7 @@ func (c *Core) rewriteRequestBody(t *tx, l *local, dest flow.Flow) ([]byte, erro
 	}
 	o := offer{session: t.session, side: pinhole.Side(t.fromSide), flow: t.up, far: dest.Remote.Addr(), first: true}
 	s := t.session
-	if s == nil {
+	if s == nil || !negotiates(t.method) {
 		return c.scrub(l)
 	}
 	o.streams, o.early = &s.streams, true
@@ -69,7 +69,7 @@ func (c *Core) rewriteResponseBody(t *tx, f flow.Flow, up *local) ([]byte, error
 	m := &c.m
 	s := t.session
 	has, err := c.describes()
-	if s == nil || m.Status() >= 300 {
+	if s == nil || m.Status() >= 300 || !negotiates(t.method) {
 		if has {
 			return c.scrub(up) // capabilities (RFC 3261 §11.2, §21.4.26)
 		}
@@ -97,6 +97,16 @@ func (c *Core) rewriteResponseBody(t *tx, f flow.Flow, up *local) ([]byte, error
 		d.offered = 1 + int8(o.side)
 	}
 	return c.relayBody(o)
+}
+
+// negotiates tells whether a method's descriptions are offers and answers (RFC 3264, 3262, 3311); those of
+// others only tell capabilities.
+func negotiates(method string) bool {
+	switch method {
+	case "INVITE", "ACK", "PRACK", "UPDATE":
+		return true
+	}
+	return false
 }
 
 // errEncoded refuses a description that cannot be read: addresses in it would be missed.
@@ -141,6 +151,11 @@ func (c *Core) relaySDP(dst, raw []byte, o *offer) ([]byte, error) {
 	n := c.sdp.NumMedia()
 	if n > maxStreams {
 		return nil, pinhole.ErrLimit
+	}
+	for i := range *o.streams {
+		if st := &(*o.streams)[i]; o.first && !o.answer {
+			st.prev[o.side] = st.remote[o.side] // also of those that the offer does not touch
+		}
 	}
 	c.places = c.places[:0]
 	for i := range n {
@@ -196,9 +211,6 @@ func (c *Core) place(o *offer, i int) (sdp.Placement, error) {
 		if err := st.lease.Declare(o.side, r); err != nil {
 			c.drop("target_refused")
 			return sdp.Placement{}, err
-		}
-		if !o.answer {
-			st.prev[o.side] = st.remote[o.side]
 		}
 		st.remote[o.side], st.hold[o.side] = r, hold
 		if o.answer {
