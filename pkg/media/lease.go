@@ -366,7 +366,7 @@ func (l *lease) idleLocked(now time.Time) bool {
 		}
 	}
 	if l.tcp != nil {
-		last = later(last, l.tcp.activeLocked(now))
+		last = later(last, l.relay.epoch.Add(time.Duration(l.tcp.last.Load())))
 	}
 	return now.Sub(last) >= l.req.Idle
 }

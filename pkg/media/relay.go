@@ -192,6 +192,9 @@ func (r *Relay) sweep(now time.Time) {
 	var idle []func()
 	r.mu.Lock()
 	for l := range r.leases {
+		if l.tcp != nil {
+			l.tcp.sweepLocked(now)
+		}
 		far := l.ends[pinhole.Far]
 		if far.idled || !far.idleLocked(now) {
 			continue

@@ -257,8 +257,8 @@ func (j *joins) progress(p *join, s pinhole.Side, n int64) {
 	p.last.Store(now)
 }
 
-// activeLocked returns the time of the last progress, and ends what waited or stood still for too long.
-func (j *joins) activeLocked(now time.Time) time.Time {
+// sweepLocked ends the connections that stood still, or waited for their other half, for too long.
+func (j *joins) sweepLocked(now time.Time) {
 	at := int64(now.Sub(j.lease.relay.epoch))
 	for _, p := range j.joined {
 		if at-p.last.Load() >= int64(j.lease.req.Idle) {
@@ -276,7 +276,6 @@ func (j *joins) activeLocked(now time.Time) time.Time {
 			return true
 		})
 	}
-	return j.lease.relay.epoch.Add(time.Duration(j.last.Load()))
 }
 
 // close ends all connections; their goroutines end by themselves.

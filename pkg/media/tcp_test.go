@@ -222,6 +222,31 @@ func TestTCPIdle(t *testing.T) {
 	r.closeAll()
 }
 
+// TestTCPWait: a connection whose other half does not come is ended, also while the lease is kept alive.
+func TestTCPWait(t *testing.T) {
+	r, _ := newTestRelay(t, nil)
+	l := mustOpen(t, r, testRequest(pinhole.TCP))
+	declare(t, l, pinhole.Near, netip.AddrPortFrom(nearPhone.Addr(), 9))
+	a := dialFrom(t, "127.0.3.7", l.Local(pinhole.Near).Addr)
+	for end := time.Now().Add(tcpPatience); ; <-time.After(2 * time.Millisecond) {
+		r.mu.Lock()
+		n := len(l.(*lease).tcp.waiting[pinhole.Near])
+		r.mu.Unlock()
+		if n == 1 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("the connection is not taken")
+		}
+	}
+	r.sweep(time.Now().Add(waitTime + time.Second))
+	dead(t, a)
+	if st := r.Pinholes()[0].Ends[pinhole.Near].Stats; st.Dropped["connection"] != 1 {
+		t.Errorf("%+v", st)
+	}
+	r.closeAll()
+}
+
 func TestTCPFork(t *testing.T) {
 	r, _ := newTestRelay(t, nil)
 	defer serve(t, r)()
