@@ -47,6 +47,7 @@ func (c *Capture) Stop(t testing.TB) []Packet {
 
 // Packet is one UDP datagram or TCP segment of a capture.
 type Packet struct {
+	Time     time.Duration // since the epoch
 	TCP      bool
 	Src, Dst netip.AddrPort
 	Seq      uint32 // TCP only
@@ -68,6 +69,7 @@ func readPcap(b []byte) ([]Packet, error) {
 			break
 		}
 		if p, ok := parseFrame(b[16 : 16+n]); ok {
+			p.Time = time.Duration(binary.LittleEndian.Uint32(b))*time.Second + time.Duration(binary.LittleEndian.Uint32(b[4:]))*time.Microsecond
 			ps = append(ps, p)
 		}
 		b = b[16+n:]

@@ -319,3 +319,12 @@ func (h *Host) listens(t testing.TB, port int) bool {
 	}))
 	return found
 }
+
+// or returns v, or def if v is the zero value.
+func or[T comparable](v, def T) T {
+	var zero T
+	if v == zero {
+		return def
+	}
+	return v
+}

@@ -59,14 +59,6 @@ func newScene(t *testing.T, p plan) *scene {
 	return s
 }
 
-func or[T comparable](v, def T) T {
-	var zero T
-	if v == zero {
-		return def
-	}
-	return v
-}
-
 // certificates issues one for the gateway and one for each side if anybody speaks TLS.
 func (s *scene) certificates(p *plan) {
 	if s.proto != "tls" && s.peerProto != "tls" {

@@ -33,6 +33,7 @@ type Load struct {
 	Next             netip.AddrPort // the caller's next hop: the edge
 	FromFam, ToFam   int
 	Certs            [2]*Certificates // of the caller's and the callee's side, with tls
+	Limit            time.Duration    // for the whole run; 0: what it should take, and 40 s
 }
 
 // callee is where the callee's sipp listens.
@@ -63,7 +64,7 @@ func (l Load) Run(t testing.TB) error {
 		"-s", "uas", "-cid_str", "%u-%p@caller.example.org")
 	uac := l.From.Start(t, "sipp-uac", append(argv, next.String())...)
 	limit := time.Duration(l.Calls/l.PerSecond)*time.Second + l.Talk + 40*time.Second
-	if err := uac.Wait(limit); err != nil {
+	if err := uac.Wait(or(l.Limit, limit)); err != nil {
 		return fmt.Errorf("caller: %w: %s", err, sippErrors(dir))
 	}
 	if err := uas.Wait(15 * time.Second); err != nil {
