@@ -288,9 +288,15 @@ func (c *Core) editMaxForwards() {
 	}
 }
 
+const (
+	maxContacts   = 32  // in one message
+	maxContactURI = 512 // bytes
+)
+
 // editContacts puts the edge in the place of each Contact, so that the far end answers to the edge,
 // whatever it thinks of Record-Route. The session of an INVITE remembers it for its side.
 func (c *Core) editContacts(t *tx, f flow.Flow, l *local, side pinhole.Side, adjacent bool) error {
+	n := 0
 	for el := range c.m.Elements(sipmsg.Contact) {
 		if len(el.Value) == 1 && el.Value[0] == '*' {
 			continue
@@ -302,6 +308,10 @@ func (c *Core) editContacts(t *tx, f flow.Flow, l *local, side pinhole.Side, adj
 		u, err := sipmsg.ParseURI(na.URI)
 		if err != nil || !sipScheme(u) || len(u.Host) == 0 {
 			continue
+		}
+		if n++; n > maxContacts || len(na.URI) > maxContactURI {
+			c.drop("contacts_too_many")
+			return pinhole.ErrLimit
 		}
 		a := c.aliasFor(f, na.URI, adjacent)
 		if a == nil {

@@ -40,6 +40,11 @@ func (c *Core) registerResponse(t *tx) {
 	m := &c.m
 	ok := m.Status()/100 == 2
 	aor, user, host := c.aor()
+	if !c.authoritative(t, host) {
+		// Its Contacts lead back, but nobody is found here by an address that is another registrar's.
+		user += "?" + t.down.Remote.Addr().String()
+		aor = user + "@" + host
+	}
 	n, _ := m.CSeq()
 	for el := range m.Elements(sipmsg.Contact) {
 		na, err := sipmsg.ParseNameAddr(el.Value)
@@ -60,8 +65,25 @@ func (c *Core) registerResponse(t *tx) {
 		}
 	}
 	if ok {
-		c.unbindMissing(t, aor)
+		c.unbindMissing(t, aor, user)
 	}
+}
+
+// authoritative tells whether whoever answered the REGISTER speaks for a domain: the server that is
+// configured for it, or, for a domain that nobody knows here, whom the Request-URI named.
+func (c *Core) authoritative(t *tx, host string) bool {
+	switch {
+	case c.domains[host] != nil:
+		return t.hop.domain == c.domains[host].host
+	case t.hop.domain != "":
+		return true
+	}
+	if len(t.hop.routes) > 0 || c.m2.Parse(t.buf[:t.outLen]) != nil {
+		return false
+	}
+	u, err := sipmsg.ParseURI(c.m2.RequestURI())
+	_, maddr := u.Param("maddr")
+	return err == nil && !maddr && strings.EqualFold(string(u.Host), host)
 }
 
 // aor returns the address-of-record of the REGISTER's answer at hand.
@@ -111,6 +133,7 @@ func (c *Core) bind(t *tx, a *alias, nb binding, exp time.Duration) {
 			return
 		}
 		b = &binding{alias: a}
+		a.hold()
 		b.timer.fire = func(c *Core) { c.unbind(b, "expired") }
 		b.keepalive.fire = func(c *Core) { c.ping(b) }
 		c.bindings[key] = b
@@ -139,16 +162,15 @@ func (c *Core) sentContact(t *tx, a *alias) bool {
 
 // unbindMissing forgets this client's bindings that the answer does not list any more: "Contact: *",
 // or expiry at the registrar.
-func (c *Core) unbindMissing(t *tx, aor string) {
+func (c *Core) unbindMissing(t *tx, aor, user string) {
 	if aor == "" {
 		return
 	}
-	_, user, _ := c.aor()
 	for _, b := range slices.Clone(c.users[user]) {
 		if b.aor != aor || b.alias.network != t.up.Network || bytes.Contains(c.m.Raw(), b.alias.token[:]) {
 			continue
 		}
-		if _, any := c.m.Find(sipmsg.Contact); any || c.wildcard(t) {
+		if _, any := c.m.Find(sipmsg.Contact); any || c.wildcard(t) || c.sentContact(t, b.alias) {
 			c.unbind(b, "unregistered")
 		}
 	}
@@ -172,8 +194,8 @@ func (c *Core) unbind(b *binding, why string) {
 	c.stop(&b.keepalive)
 	if b.alias.binding == b {
 		b.alias.binding = nil
-		b.alias.until = c.now.Add(aliasLife)
 	}
+	c.releaseAlias(b.alias)
 	rest := slices.DeleteFunc(c.users[b.user], func(o *binding) bool { return o == b })
 	if len(rest) == 0 {
 		delete(c.users, b.user)
@@ -208,12 +230,14 @@ func (c *Core) earlyRefresh(f flow.Flow, via sipmsg.Via) bool {
 	if !c.cfg.EarlyRefresh {
 		return false
 	}
-	v, ok := c.m.Find(sipmsg.Contact)
-	if !ok {
-		return false
+	var v []byte
+	n := 0
+	for el := range c.m.Elements(sipmsg.Contact) {
+		v = el.Value
+		n++
 	}
 	na, err := sipmsg.ParseNameAddr(v)
-	if err != nil {
+	if err != nil || n != 1 {
 		return false
 	}
 	if exp, ok := na.Param("expires"); ok && string(exp) == "0" {
@@ -223,15 +247,15 @@ func (c *Core) earlyRefresh(f flow.Flow, via sipmsg.Via) bool {
 		return false
 	}
 	a := c.aliasFor(f, na.URI, true)
-	n, _ := c.m.CSeq()
+	cseq, _ := c.m.CSeq()
 	if a == nil || a.binding == nil {
 		return false
 	}
 	b := a.binding
-	if b.restored || b.callID != string(c.m.CallID()) || n <= b.cseq || !sameFlow(a.flow, f) || c.now.Sub(b.at) > b.granted/2 {
+	if b.restored || b.callID != string(c.m.CallID()) || cseq <= b.cseq || !a.sameFlow(f) || c.now.Sub(b.at) > b.granted/2 {
 		return false
 	}
-	b.cseq = n
+	b.cseq = cseq
 	left := appendUint(nil, uint64(b.expires.Sub(c.now).Seconds()))
 	c.buf = c.appendReply(c.buf[:0], f, via, 200, "OK", []byte("edge"),
 		"Contact: <"+string(a.uri)+">;expires="+string(left), "Expires: "+string(left))
@@ -239,6 +263,9 @@ func (c *Core) earlyRefresh(f flow.Flow, via sipmsg.Via) bool {
 	return true
 }
 
-func sameFlow(a, b flow.Flow) bool {
-	return a.Conn == b.Conn && a.Network == b.Network && a.Remote.Addr() == b.Remote.Addr()
+// sameFlow tells whether f is the way to the alias; without a NAT the client may send from another
+// port than it listens on.
+func (a *alias) sameFlow(f flow.Flow) bool {
+	return a.flow.Conn == f.Conn && a.flow.Network == f.Network && a.flow.Remote.Addr() == f.Remote.Addr() &&
+		(!a.nat || a.flow.Remote == f.Remote)
 }

@@ -104,7 +104,7 @@ func (c *Core) forwardResponse(t *tx, f flow.Flow) {
 	if hidden := t.buf[t.outLen:]; len(hidden) > 0 {
 		e.Prepend(hidden[:len(hidden)-2])
 	}
-	if t.method == "REGISTER" {
+	if t.method == "REGISTER" && status/100 != 3 {
 		c.registerResponse(t)
 	} else {
 		c.editRecordRoute(t, f, up)
@@ -141,6 +141,7 @@ func (c *Core) forwardResponse(t *tx, f flow.Flow) {
 // redirection name somebody else: they lead there, through the edge.
 func (c *Core) responseContacts(t *tx, f flow.Flow, up *local) error {
 	if status := c.m.Status(); status >= 300 && status < 400 {
+		n := 0
 		for el := range c.m.Elements(sipmsg.Contact) {
 			na, err := sipmsg.ParseNameAddr(el.Value)
 			if err != nil {
@@ -149,6 +150,9 @@ func (c *Core) responseContacts(t *tx, f flow.Flow, up *local) error {
 			u, err := sipmsg.ParseURI(na.URI)
 			if err != nil || !sipScheme(u) || len(u.Host) == 0 {
 				continue
+			}
+			if n++; n > maxContacts || len(na.URI) > maxContactURI {
+				return pinhole.ErrLimit
 			}
 			a := c.aliasBy(f.Network, netip.Addr{}, na.URI)
 			if a == nil {

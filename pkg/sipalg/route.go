@@ -23,6 +23,7 @@ type hop struct {
 	targets []flow.Target // else the addresses to try
 	need    server        // else the name to resolve
 	named   bool          // need comes from a message, not from the configuration
+	domain  string        // the configured domain that it is for
 	open    bool          // the transport was left open: large requests may change to TCP
 	ruri    []byte        // replaces the Request-URI; nil = as it is
 	pops    int           // own Route values to remove
@@ -394,7 +395,7 @@ func numericTargets(network string, p flow.Proto, a netip.AddrPort) []flow.Targe
 
 // toDomain goes to a domain's servers, the ones that answer first.
 func (c *Core) toDomain(d *domain, u sipmsg.URI, own bool) hop {
-	h := hop{network: d.network}
+	h := hop{network: d.network, domain: d.host}
 	if len(d.servers) == 0 {
 		h.need, h.open = server{Proto: uriProto(u), Host: d.host, Port: u.Port}, true
 		return h
