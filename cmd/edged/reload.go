@@ -76,6 +76,7 @@ func (r *reloader) reloadLocked() error {
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
 	}
+	certs.warnExpiry(time.Now(), r.log)
 	r.tls.current.Store(certs)
 	setLevel(r.level, live.Log.Level)
 	r.running = live

@@ -106,6 +106,7 @@ func assemble(ctx context.Context, o runOptions, admin net.Listener, ph *phase) 
 	if err != nil {
 		return nil, nil, fmt.Errorf("tls: %w", err)
 	}
+	certs.warnExpiry(time.Now(), o.log)
 	store := newTLSStore(certs, o.config.SIP.ClientCertificates)
 	reg.MustRegister(newCertificateMetrics(store))
 	services, err := buildServices(ctx, &serviceDeps{cfg: o.config, log: o.log, reg: reg, tls: store, events: events})

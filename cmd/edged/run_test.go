@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -197,6 +198,37 @@ func TestReloadRefusesABrokenFileWhole(t *testing.T) {
 	d.write(sipAt(dir, sipOnly))
 	d.reload()
 	metric("edged_config_last_reload_successful 1")
+}
+
+func TestRenewedCertificateIsServedAfterReload(t *testing.T) {
+	dir := t.TempDir()
+	first, second := time.Now().Add(time.Hour).Truncate(time.Second), time.Now().Add(60*24*time.Hour).Truncate(time.Second)
+	writeTestCertificate(t, dir, "edge", "edge.example.org", first)
+	text := sipAt(dir, "sip: {listen: ['tls://inside:5061']}\ntls: {certificates: [{cert: "+dir+"/edge.pem, key: "+dir+"/edge.key}]}\n")
+	d := startDaemon(t, text)
+	serves := func(until time.Time) {
+		t.Helper()
+		sip, _ := d.status().Services["sip"].(map[string]any)
+		list, _ := sip["listeners"].([]any)
+		addr := strings.TrimPrefix(fmt.Sprint(list...), "tls://")
+		dialer := tls.Dialer{Config: &tls.Config{ServerName: "edge.example.org", InsecureSkipVerify: true}}
+		conn, err := dialer.DialContext(t.Context(), "tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if got := conn.(*tls.Conn).ConnectionState().PeerCertificates[0].NotAfter; !got.Equal(until) {
+			t.Errorf("%s serves a certificate until %v, want %v", addr, got, until)
+		}
+	}
+	serves(first)
+	if d.logs.FilterMessageSnippet("certificate ends soon").Len() != 1 {
+		t.Error("the log does not say that the certificate ends soon")
+	}
+	writeTestCertificate(t, dir, "edge", "edge.example.org", second)
+	serves(first) // nobody said reload yet
+	d.reload()
+	serves(second)
 }
 
 func TestTermEndsTheDaemon(t *testing.T) {

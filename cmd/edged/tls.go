@@ -9,6 +9,9 @@ import (
 	"path/filepath"
 	"slices"
 	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
 
 	"edged.dev/edged/pkg/sipalg/flow"
 	"edged.dev/edged/pkg/sipalg/transport"
@@ -70,6 +73,20 @@ func (c *certificates) configure() {
 	}
 	c.client = &tls.Config{MinVersion: tls.VersionTLS12, Certificates: c.own, RootCAs: c.roots}
 }
+
+// warnExpiry says which certificates have ended or soon will. They are used all the
+// same: peers that do not verify still connect.
+func (c *certificates) warnExpiry(now time.Time, log *zap.Logger) {
+	for _, cert := range c.own {
+		if left := cert.Leaf.NotAfter.Sub(now); left < expirySoon {
+			log.Warn("certificate ends soon or has ended", zap.String("name", certificateName(cert.Leaf)),
+				zap.Time("not_after", cert.Leaf.NotAfter))
+		}
+	}
+}
+
+// expirySoon is what remains of a 90 days' certificate that should have been renewed.
+const expirySoon = 14 * 24 * time.Hour
 
 func (c *certificates) loadPeers(file string) error {
 	pem, err := os.ReadFile(file)
