@@ -102,8 +102,12 @@ func (c *Core) bindAlias(a *alias, f flow.Flow, adjacent bool) {
 	}
 	unreachable := isAddr && ip.IsPrivate() && !src.IsPrivate()
 	if a.nat && !adjacent && !unreachable && (!c.nets[f.Network].Trusted || c.servers[src]) {
+		c.leaveConn(a)
 		a.flow = flow.Flow{}
 		return
+	}
+	if a.flow.Conn != f.Conn {
+		c.leaveConn(a)
 	}
 	a.flow = f
 	c.noteConn(f, a)
@@ -143,6 +147,7 @@ func (c *Core) releaseAlias(a *alias) {
 func (c *Core) sweepAliases() {
 	for k, a := range c.aliases {
 		if a.refs <= 0 && a.binding == nil && a.until.Before(c.now) {
+			c.leaveConn(a)
 			delete(c.aliases, k)
 			delete(c.tokens, a.token)
 		}

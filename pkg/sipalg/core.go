@@ -6,7 +6,6 @@ import (
 	"maps"
 	mrand "math/rand/v2"
 	"net/netip"
-	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -48,8 +47,8 @@ type Core struct {
 	tokens   map[token]*alias
 	bindings map[string]*binding // by AOR and token
 	users    map[string][]*binding
-	conns    map[uint64][]*alias // by connection: the aliases whose flow it is
-	waiting  map[uint64]*tx      // by query id
+	conns    map[uint64]map[*alias]bool // by connection: the aliases whose flow it is
+	waiting  map[uint64]*tx             // by query id
 	lookups  map[uint64]*upstream
 	servers  map[netip.Addr]bool
 	sources  map[netip.Addr]*source
@@ -101,7 +100,7 @@ func NewCore(cfg Config, limits Limits, nets pinhole.Networks, opener pinhole.Op
 		seed: maphash.MakeSeed(), secret: make([]byte, 32),
 		client: map[uint64]*tx{}, server: map[uint64]*tx{}, sessions: map[uint64]*session{}, calls: map[uint64]*session{},
 		aliases: map[string]*alias{}, tokens: map[token]*alias{}, bindings: map[string]*binding{}, users: map[string][]*binding{},
-		conns: map[uint64][]*alias{}, waiting: map[uint64]*tx{}, lookups: map[uint64]*upstream{}, sources: map[netip.Addr]*source{}, drops: map[string]uint64{},
+		conns: map[uint64]map[*alias]bool{}, waiting: map[uint64]*tx{}, lookups: map[uint64]*upstream{}, sources: map[netip.Addr]*source{}, drops: map[string]uint64{},
 		count: counters{requests: map[string]uint64{}, responses: map[string]uint64{}, failed: map[string]uint64{}},
 	}
 	rand.Read(c.secret)
@@ -217,10 +216,8 @@ func (c *Core) Closed(now time.Time, f flow.Flow, out *Output) {
 		return
 	}
 	delete(c.conns, f.Conn)
-	for _, a := range used {
-		if a.flow == f {
-			a.flow = flow.Flow{}
-		}
+	for a := range used {
+		a.flow = flow.Flow{}
 	}
 	for t := range maps.Values(c.client) {
 		if t.down == f && t.state < txCompleted && t.sent {
@@ -250,11 +247,23 @@ func (c *Core) noteConn(f flow.Flow, a *alias) {
 	if f.Conn == 0 {
 		return
 	}
-	used := c.conns[f.Conn]
-	if a != nil && !slices.Contains(used, a) {
-		used = append(used, a)
+	used, ok := c.conns[f.Conn]
+	if used == nil && (a != nil || !ok) {
+		if a != nil {
+			used = map[*alias]bool{}
+		}
+		c.conns[f.Conn] = used
 	}
-	c.conns[f.Conn] = used
+	if a != nil {
+		used[a] = true
+	}
+}
+
+// leaveConn forgets that an alias has its flow by a connection.
+func (c *Core) leaveConn(a *alias) {
+	if a.flow.Conn != 0 {
+		delete(c.conns[a.flow.Conn], a)
+	}
 }
 
 func (c *Core) drop(reason string) { c.drops[reason]++ }

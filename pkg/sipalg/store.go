@@ -127,6 +127,7 @@ func (c *Core) restore(s stored) {
 	b.timer.fire = func(c *Core) { c.unbind(b, "expired") }
 	b.keepalive.fire = func(c *Core) { c.ping(b) }
 	a.binding = b
+	a.hold()
 	c.bindings[bindingKey(b.aor, a)] = b
 	c.users[user] = append(c.users[user], b)
 	c.start(&b.timer, b.expires.Sub(c.now))
