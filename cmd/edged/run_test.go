@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -378,4 +379,37 @@ func TestEventsAreStreamed(t *testing.T) {
 		}
 	}
 	t.Fatal("the stream ended")
+}
+
+// TestMetricsAreDocumented: docs/operations.md names every metric of the daemon, and no other.
+func TestMetricsAreDocumented(t *testing.T) {
+	d := startDaemon(t, sipAt(t.TempDir(), sipOnly))
+	body, err := d.get(context.Background(), "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	page, err := os.ReadFile("../../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown := map[string]bool{ // these come with the first of their kind
+		"edged_sip_requests_total": true, "edged_sip_responses_total": true, "edged_sip_failures_total": true,
+		"edged_sip_drops_total": true, "edged_tls_certificate_not_after_timestamp_seconds": true, "edged_media_refused_total": true,
+		"edged_media_packets_total": true, "edged_media_bytes_total": true, "edged_media_ports_in_use": true, "edged_media_ports_limit": true,
+	}
+	for _, m := range regexp.MustCompile(`(?m)^# TYPE (edged_\w+) `).FindAllStringSubmatch(string(body), -1) {
+		shown[m[1]] = true
+	}
+	named := map[string]bool{}
+	for _, name := range regexp.MustCompile(`\bedged_\w+[a-z]\b`).FindAllString(string(page), -1) {
+		named[name] = true
+		if !shown[name] {
+			t.Errorf("docs/operations.md names %s, which is no metric", name)
+		}
+	}
+	for name := range shown {
+		if !named[name] {
+			t.Errorf("docs/operations.md does not name %s", name)
+		}
+	}
 }
