@@ -17,8 +17,23 @@ func newLogger(w io.Writer, format string, level zap.AtomicLevel) *zap.Logger {
 	if format == "text" || format == "auto" && isTerminal(w) && !underSystemd() {
 		enc = textEncoder()
 	}
-	return zap.New(zapcore.NewCore(enc, zapcore.Lock(zapcore.AddSync(w)), level))
+	out := zapcore.Lock(zapcore.AddSync(w))
+	// What strangers can cause at will must not fill the disk; the metrics count all of it. Whoever asks for
+	// the level debug gets everything.
+	debug := zapcore.NewCore(enc, out, zap.LevelEnablerFunc(func(l zapcore.Level) bool {
+		return l < zapcore.InfoLevel && level.Enabled(l)
+	}))
+	rest := zapcore.NewCore(enc, out, zap.LevelEnablerFunc(func(l zapcore.Level) bool {
+		return l >= zapcore.InfoLevel && level.Enabled(l)
+	}))
+	return zap.New(zapcore.NewTee(debug, zapcore.NewSamplerWithOptions(rest, time.Second, maxEqual, keepOneOf)))
 }
+
+// Of messages with the same text the first maxEqual of each second are written, then one of keepOneOf.
+const (
+	maxEqual  = 50
+	keepOneOf = 1000
+)
 
 func jsonEncoder() zapcore.Encoder {
 	cfg := zap.NewProductionEncoderConfig()
