@@ -51,7 +51,7 @@ func parseOptions() (options, error) {
 	var o options
 	var streams, sizes string
 	flag.IntVar(&o.rounds, "rounds", 3, "interleaved rounds")
-	flag.DurationVar(&o.trial, "trial", 300*time.Millisecond, "length of one trial")
+	flag.DurationVar(&o.trial, "trial", 250*time.Millisecond, "length of one trial")
 	flag.StringVar(&streams, "streams", "1,100,1000,4900", "numbers of streams")
 	flag.StringVar(&sizes, "sizes", "172,1200", "UDP payload sizes")
 	flag.StringVar(&o.out, "out", filepath.Join("bench", "out", "media.json"), "result file")

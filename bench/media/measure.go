@@ -19,9 +19,12 @@ func (t trial) loss() float64 { return 1 - float64(t.arrived)/float64(t.sent) }
 
 func (t trial) rate() float64 { return float64(t.arrived) / t.took.Seconds() }
 
+// ruin is the loss after which a product is started afresh.
+const ruin = 0.3
+
 // search looks for the highest rate that a product carries with at most 1 % loss: upwards from a low
 // rate until it loses, then between the last two. The climb is slow because an overload can do lasting
-// harm: rtpengine gives a flooded socket up. So both products are started afresh after a loss.
+// harm: rtpengine gives a flooded socket up. So both products are started afresh after a heavy loss.
 type search struct {
 	rig     *rig
 	product string
@@ -45,11 +48,14 @@ func (r *rig) measure(product string, streams, size int, length time.Duration) (
 		if err != nil {
 			return result{}, err
 		}
-		if good {
+		switch {
+		case good:
 			rate *= step
-			continue
+		case s.best.sent == 0:
+			rate /= 2
+		default:
+			rate, step = rate/math.Sqrt(step), math.Sqrt(step)
 		}
-		rate, step = rate/step*math.Sqrt(step), math.Sqrt(step)
 	}
 	if s.best.sent == 0 {
 		return result{}, errors.New("no rate without loss was found")
@@ -96,7 +102,7 @@ func (s *search) stop() {
 func (s *search) try(rate float64) (bool, error) {
 	var t trial
 	var asked float64
-	for range 3 {
+	for range 2 {
 		var err error
 		if t, err = s.rig.try(s.gw, s.gen, rate, s.length); err != nil {
 			return false, err
@@ -114,6 +120,9 @@ func (s *search) try(rate float64) (bool, error) {
 			s.best = t
 		}
 		return asked > 0.97*rate, nil
+	}
+	if t.loss() < ruin {
+		return false, nil
 	}
 	s.stop()
 	return false, s.start()
@@ -152,7 +161,8 @@ func (r *rig) try(gw gateway, g *generator, rate float64, length time.Duration) 
 		return t, err
 	}
 	mallocsAfter, _ := gw.mallocs()
-	t.arrived, t.cpu, t.mallocs = after-before, cpuAfter-cpu, mallocsAfter-mallocs
+	// More than was sent are packets that had waited since the trial before.
+	t.arrived, t.cpu, t.mallocs = min(after-before, t.sent), cpuAfter-cpu, mallocsAfter-mallocs
 	return t, nil
 }
 
