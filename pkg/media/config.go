@@ -60,7 +60,7 @@ func DefaultPinholeConfig() PinholeConfig {
 	return PinholeConfig{
 		UDP:        PortRange{50000, 59999},
 		TCP:        PortRange{40000, 49999},
-		PerOwner:   64,
+		PerOwner:   500,
 		Idle:       time.Minute,
 		Quarantine: 5 * time.Second,
 	}
