@@ -128,7 +128,10 @@ func (a *Agent) readStream(c net.Conn) {
 		if err != nil {
 			return
 		}
-		m.Remote, m.conn = c.RemoteAddr().(*net.TCPAddr).AddrPort(), c
+		m.conn = c
+		if tcp, ok := c.RemoteAddr().(*net.TCPAddr); ok { // a WebSocket does not say
+			m.Remote = tcp.AddrPort()
+		}
 		a.deliver(m)
 	}
 }
@@ -232,8 +235,11 @@ func (a *Agent) inboxText() string {
 	return strings.Join(lines, "; ")
 }
 
-// Contact returns the agent's Contact URI.
+// Contact returns the agent's Contact URI; that of a WebSocket client has no address (RFC 7118 §5).
 func (a *Agent) Contact() string {
+	if a.Proto == "ws" {
+		return "sip:" + a.Name + "@df7jal23ls0d.invalid;transport=ws"
+	}
 	uri := "sip:" + a.Name + "@" + a.Addr.String()
 	if a.Proto != "udp" {
 		uri += ";transport=" + a.Proto
@@ -243,6 +249,9 @@ func (a *Agent) Contact() string {
 
 // via returns a new Via value.
 func (a *Agent) via() string {
+	if a.Proto == "ws" {
+		return "SIP/2.0/WS df7jal23ls0d.invalid;branch=z9hG4bK" + token() + ";rport"
+	}
 	return fmt.Sprintf("SIP/2.0/%s %v;branch=z9hG4bK%s;rport", strings.ToUpper(a.Proto), a.Addr, token())
 }
 

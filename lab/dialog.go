@@ -23,6 +23,7 @@ type Dialog struct {
 	invite        string // the branch of the last INVITE, for CANCEL
 	inviteURI     string
 	inviteSeq     int
+	last          string // the last request sent
 }
 
 // Invite sends an INVITE for uri to the next hop, with a body unless it is empty.
@@ -62,11 +63,19 @@ func (d *Dialog) Send(method, body string, extra ...string) int {
 	if method == "INVITE" {
 		d.invite, d.inviteURI, d.inviteSeq = via, uri, seq
 	}
-	raw := d.text(method, uri, via, seq, body, extra)
-	if err := d.Agent.Send(raw, d.Next); err != nil {
+	d.last = d.text(method, uri, via, seq, body, extra)
+	if err := d.Agent.Send(d.last, d.Next); err != nil {
 		d.Agent.t.Fatalf("%s: %s: %v", d.Agent.Name, method, err)
 	}
 	return seq
+}
+
+// Repeat sends the last request again, byte for byte, as a retransmission does.
+func (d *Dialog) Repeat() {
+	d.Agent.t.Helper()
+	if err := d.Agent.Send(d.last, d.Next); err != nil {
+		d.Agent.t.Fatalf("%s: repeat: %v", d.Agent.Name, err)
+	}
 }
 
 func (d *Dialog) text(method, uri, via string, seq int, body string, extra []string) string {
@@ -116,8 +125,15 @@ func (d *Dialog) learn(m *Message) {
 // remoteTag returns the tag of the peer; a callee's dialog has both from the start.
 func (d *Dialog) remoteTag() string { return param(d.Remote, "tag") }
 
-// hop sets Next to the first route, or the target; a name that is not an address keeps Next.
+// hop sets Next to the first route, or the target; a name that is not an address keeps Next, and so does
+// a WebSocket client, which has one connection.
 func (d *Dialog) hop() {
+	if d.Agent.Proto == "ws" {
+		for to := range d.Agent.conns {
+			d.Next = to
+		}
+		return
+	}
 	uri := d.Target
 	if len(d.Routes) > 0 {
 		uri = uriOf(d.Routes[0])

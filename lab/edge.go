@@ -21,10 +21,11 @@ import (
 
 // EdgeConfig is what a case may vary of edged's configuration.
 type EdgeConfig struct {
-	Domains  string // lines of sip.domains
-	SIP      string // more lines of the section sip
-	Pinholes string // the value of pinholes, "{udp: 50000-51999}" if empty
-	More     string // more sections
+	Listen   []string // more of sip.listen
+	Domains  string   // lines of sip.domains
+	SIP      string   // more lines of the section sip
+	Pinholes string   // the value of pinholes, "{udp: 50000-51999}" if empty
+	More     string   // more sections
 	TLS      *Certificates
 }
 
@@ -99,6 +100,7 @@ func (c EdgeConfig) yaml(r *Rig) string {
 	}
 	fmt.Fprintf(&b, "pinholes: %s\n", c.Pinholes)
 	listen := []string{"udp://inside:5060", "tcp://inside:5060", "udp://outside:5060", "tcp://outside:5060"}
+	listen = append(listen, c.Listen...)
 	if c.TLS != nil {
 		fmt.Fprintf(&b, "tls: {certificates: [{cert: %s, key: %s}], client_ca: %s}\n", c.TLS.Cert, c.TLS.Key, c.TLS.CA)
 		listen = append(listen, "tls://inside:5061", "tls://outside:5061")
