@@ -37,7 +37,10 @@ type Counters struct {
 	last atomic.Int64
 	rtp  *rtpStats
 	kind streamKind
+	// follower says who follows RTP, see offload.go.
+	follower atomic.Uint32
 
+	away        away
 	rtcp        *rtcpTimes
 	dropped     [numReasons]atomic.Uint64
 	unreachable atomic.Uint64
@@ -67,7 +70,7 @@ func (c *Counters) Receive(now time.Time, b []byte) {
 	if b[1] >= 192 && b[1] <= 223 {
 		c.rtcp.receive(at, b)
 	} else if c.kind == rtpStream && len(b) >= 12 {
-		c.rtp.receive(at, b)
+		c.receiveRTP(at, b)
 	}
 }
 

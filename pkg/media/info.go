@@ -1,7 +1,6 @@
 package media
 
 import (
-	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -15,7 +14,8 @@ type Info struct {
 	Owner string `json:"owner"`
 	Label string `json:"label"`
 	Kind  string `json:"kind"`
-	// Path says what moves its packets: "user", or "splice" for TCP.
+	// Path says what moves its packets: "user", or "splice" for TCP. With a path that can do better it
+	// is what the ends have in common, or "mixed".
 	Path   string    `json:"path"`
 	Opened time.Time `json:"opened"`
 	// AgeSeconds is the time since it was opened, IdleSeconds that since the last packet of either side.
@@ -35,6 +35,9 @@ type EndInfo struct {
 	Latched     netip.AddrPort `json:"latched,omitzero"`
 	LatchedRTCP netip.AddrPort `json:"latched_rtcp,omitzero"`
 	Quiet       bool           `json:"quiet,omitempty"`
+	// Path says what moves the media from this peer, and Why why it is nothing faster.
+	Path string `json:"path"`
+	Why  string `json:"why,omitempty"`
 	// Stats counts what came from the peer.
 	Stats StatsInfo `json:"stats"`
 }
@@ -71,18 +74,15 @@ func (r *Relay) Pinholes() []Info {
 
 func (l *lease) infoLocked(now time.Time) Info {
 	i := Info{
-		ID: l.id, Owner: l.req.Owner, Label: l.req.Label, Kind: l.req.Kind.String(), Path: "user",
+		ID: l.id, Owner: l.req.Owner, Label: l.req.Label, Kind: l.req.Kind.String(),
 		Opened: l.opened, AgeSeconds: now.Sub(l.opened).Seconds(),
-	}
-	if p, ok := l.relay.path.(fmt.Stringer); ok {
-		i.Path = p.String()
-	}
-	if l.req.Kind == pinhole.TCP {
-		i.Path = "splice"
 	}
 	last := l.opened
 	for s := range l.legs {
 		i.Ends[s] = l.endInfoLocked(pinhole.Side(s))
+		if i.Path = i.Ends[s].Path; i.Path != i.Ends[0].Path {
+			i.Path = "mixed"
+		}
 		for _, g := range l.legs[s] {
 			if g != nil && g.last.Load() > 0 {
 				last = later(last, l.relay.epoch.Add(time.Duration(g.last.Load())))
@@ -128,7 +128,9 @@ func (l *lease) endInfoLocked(s pinhole.Side) EndInfo {
 			e.LatchedRTCP = g.latched
 		}
 	}
+	e.Path, e.Why = l.carriedLocked(l.ends[s].socks[rtp])
 	if l.tcp != nil {
+		e.Path, e.Why = "splice", ""
 		drop("connection", st.Dropped)
 	}
 	return e

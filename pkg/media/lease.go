@@ -389,9 +389,10 @@ func (l *lease) statsLocked(s pinhole.Side) pinhole.StreamStats {
 		}
 	}
 	if g := l.legs[s][rtp]; g != nil && g.kind == rtpStream {
-		st.Lost, st.Jitter = g.rtp.lost(), g.rtp.jitterTime()
+		var received int64
+		received, st.Lost, st.Jitter = g.quality()
 		st.RTT = time.Duration(g.Counters.rtcp.rtt.Load())
-		st.MOS = mos(g.rtp.total(), st.Lost, st.Jitter, st.RTT)
+		st.MOS = mos(received, st.Lost, st.Jitter, st.RTT)
 	}
 	if l.tcp != nil {
 		st.Bytes, st.Dropped = l.tcp.received(s)

@@ -77,6 +77,9 @@ func (r *Relay) Serve(ctx context.Context) error {
 	for {
 		select {
 		case <-tick.C:
+			if c, ok := r.path.(carrier); ok {
+				c.Refresh()
+			}
 			r.sweep(time.Now())
 		case err := <-failed:
 			r.closeAll()

@@ -77,6 +77,16 @@ func (s *rtpStats) restart(ssrc uint32, seq uint16) {
 	s.resync(seq)
 }
 
+// pause ends the run: the next packet is not compared with what came before.
+func (s *rtpStats) pause() {
+	if s.started {
+		s.lostOnce.Store(s.lost())
+		s.count.Add(s.received.Load())
+		s.received.Store(0)
+		s.started = false
+	}
+}
+
 func (s *rtpStats) resync(seq uint16) {
 	s.base.Store(int64(seq))
 	s.max.Store(int64(seq))
