@@ -37,9 +37,9 @@ func TestHandOver(t *testing.T) {
 	packets(103, 10)
 	c.HandOver(false) // a second time changes nothing
 	packets(114, 10)  // one is lost
-	received, lost, jitter := c.quality()
-	if received != 19+80+20 || lost != 1+2+1 || jitter >= 2*time.Millisecond {
-		t.Errorf("received %d, lost %d, jitter %v", received, lost, jitter)
+	received, lost, _ := c.quality()
+	if received != 19+80+20 || lost != 1+2+1 {
+		t.Errorf("received %d, lost %d", received, lost)
 	}
 	if p, b := c.packets.Load(), c.bytes.Load(); p != 19+5+75+20 || b != 172*p {
 		t.Errorf("%d packets, %d bytes", p, b)
