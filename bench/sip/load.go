@@ -33,7 +33,7 @@ func (r *rig) callee(ctx context.Context) (*group, error) {
 	if err != nil {
 		return nil, err
 	}
-	return r.start("callee", r.command(ctx, r.outside, r.loadCPU, "sipp", "-sf", file, "-i", calleeIP, "-p", "5060",
+	return r.start("callee", r.command(ctx, r.outside, r.loadCPU, r.load, "-sf", file, "-i", calleeIP, "-p", "5060",
 		"-nostdin", "-f", "3600", "-buff_size", "4194304", "-watchdog_interval", "0"))
 }
 
@@ -44,7 +44,7 @@ func (r *rig) calls(ctx context.Context, rate, n int, hold, limit time.Duration)
 		return nil, "", err
 	}
 	stats := filepath.Join(r.dir, fmt.Sprintf("stats-%d.csv", time.Now().UnixNano()))
-	g, err := r.start("caller", r.command(ctx, r.inside, r.loadCPU, "sipp", insideIP+":5060", "-sf", file, "-i", callerIP, "-p", "5060",
+	g, err := r.start("caller", r.command(ctx, r.inside, r.loadCPU, r.load, insideIP+":5060", "-sf", file, "-i", callerIP, "-p", "5060",
 		"-key", "callee", calleeIP, "-r", strconv.Itoa(rate), "-m", strconv.Itoa(n), "-l", strconv.Itoa(n+1),
 		"-d", strconv.FormatInt(hold.Milliseconds(), 10), "-nostdin", "-f", "3600", "-buff_size", "4194304", "-watchdog_interval", "0",
 		"-trace_stat", "-stf", stats, "-fd", "1", "-trace_err", "-error_file", stats+".err", "-timeout", fmt.Sprintf("%ds", int(limit.Seconds()))))
@@ -58,15 +58,15 @@ const talk = 300 * time.Millisecond
 // ring is the time from 180 to 200, as uas.xml has it.
 const ring = 100 * time.Millisecond
 
-// load makes n calls and waits for their end, at most for limit; calls that are open then have failed.
-func (r *rig) load(ctx context.Context, rate, n int, limit time.Duration) (outcome, error) {
+// burst makes n calls and waits for their end, at most for limit; calls that are open then have failed.
+func (r *rig) burst(ctx context.Context, rate, n int, limit time.Duration) (outcome, error) {
 	g, stats, err := r.calls(ctx, rate, n, talk, limit)
 	if err != nil {
 		return outcome{}, err
 	}
 	defer g.stop()
 	begin := time.Now()
-	over := time.NewTimer(limit + 2*time.Second)
+	over := time.NewTimer(limit + time.Second)
 	defer over.Stop()
 	select {
 	case <-g.done:

@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -27,18 +28,18 @@ const filesPerCall = 4
 func main() {
 	rounds := flag.Int("rounds", 3, "rounds of both in turn")
 	binary := flag.String("edged", "", "edged `binary`; built from this checkout if empty")
-	out := flag.String("out", filepath.Join("bench", "out", "sip.json"), "report `file`")
-	rigOnly := flag.Bool("rig", false, "measure the peer only: the rig's own proof")
+	out := flag.String("out", filepath.Join("bench", "out", "sip.json"), "report `file`; a plot is written beside it")
+	only := flag.String("only", "", "measure only `peer` or edged, and write no report")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	if err := bench(ctx, *rounds, *binary, *out, *rigOnly); err != nil {
+	if err := bench(ctx, *rounds, *binary, *out, *only); err != nil {
 		fmt.Fprintln(os.Stderr, "bench/sip:", err)
 		os.Exit(1)
 	}
 }
 
-func bench(ctx context.Context, rounds int, binary, out string, rigOnly bool) (err error) {
+func bench(ctx context.Context, rounds int, binary, out, only string) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("needs root for network namespaces")
 	}
@@ -52,8 +53,11 @@ func bench(ctx context.Context, rounds int, binary, out string, rigOnly bool) (e
 		return err
 	}
 	defer func() { err = errors.Join(err, r.close()) }()
-	contenders := []contender{{peerName, startKamailio}}
-	if !rigOnly {
+	var contenders []contender
+	if only != "edged" {
+		contenders = append(contenders, contender{peerName, startKamailio})
+	}
+	if only != "peer" {
 		if binary == "" {
 			binary = filepath.Join(r.dir, "edged")
 			if err := run(ctx, "go", "build", "-trimpath", "-o", binary, "./cmd/edged"); err != nil {
@@ -73,7 +77,7 @@ func (r *rig) rounds(ctx context.Context, contenders []contender, rounds int, ou
 		for j, c := range contenders {
 			guess := 0.0
 			if i > 0 {
-				guess = results[j][i-1].capacity / growth
+				guess = results[j][i-1].capacity / fine
 			}
 			m, err := r.measure(ctx, c, guess)
 			if err != nil {
@@ -99,6 +103,9 @@ func (r *rig) rounds(ctx context.Context, contenders []contender, rounds int, ou
 	}
 	rows := append(compare(results[1], results[0]), compareHeld(open[1], open[0])...)
 	if err := write(out, rows); err != nil {
+		return err
+	}
+	if err := plot(strings.TrimSuffix(out, filepath.Ext(out))+".svg", rows); err != nil {
 		return err
 	}
 	return table(os.Stdout, rows)

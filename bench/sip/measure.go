@@ -10,14 +10,16 @@ import (
 
 const (
 	// stepTime is the length of one step of the search.
-	stepTime = 4 * time.Second
+	stepTime = 3 * time.Second
 	// steadyRate and steadyTime are the load under which CPU and delay are measured.
 	steadyRate = 100
 	steadyTime = 6 * time.Second
-	// growth is the factor between rates as long as nothing fails, precision where the search ends.
-	growth    = 1.6
-	precision = 1.08
-	firstRate = 100
+	// The search multiplies the rate by coarse (in the first round, from firstRate) or by fine (in the
+	// others, from near the last result) as long as nothing fails, and ends at precision.
+	coarse    = 2.0
+	fine      = 1.25
+	precision = 1.1
+	firstRate = 200
 	lastRate  = 20000
 	// holdRate is the rate at which calls are set up to be held.
 	holdRate = 150
@@ -36,6 +38,7 @@ type round struct {
 }
 
 // measure runs one round on one contender.
+// The search begins at guess, which is 0 if nothing is known.
 func (r *rig) measure(ctx context.Context, c contender, guess float64) (round, error) {
 	var m round
 	e, err := r.launch(ctx, c)
@@ -69,7 +72,7 @@ func (r *rig) steady(ctx context.Context, e *edge, m *round) error {
 	var o outcome
 	go func() {
 		defer close(done)
-		o, err = r.load(ctx, steadyRate, n, 3*steadyTime)
+		o, err = r.burst(ctx, steadyRate, n, 3*steadyTime)
 	}()
 	probes, failures := r.sample(p, m, done)
 	if err != nil {
@@ -112,16 +115,18 @@ func (r *rig) sample(p *probe, m *round, done <-chan struct{}) (calls, failures 
 // by halves between the last two.
 func (r *rig) capacity(ctx context.Context, e *edge, guess float64) (float64, error) {
 	good, bad := 0.0, math.Inf(1)
-	rate := max(guess, firstRate)
+	rate, growth := guess, fine
+	if guess == 0 {
+		rate, growth = firstRate, coarse
+	}
 	for bad/max(good, 1) > precision && rate <= lastRate && rate >= 10 {
 		ok, err := r.bears(ctx, e, int(rate))
 		if err != nil {
 			return 0, err
 		}
-		switch {
-		case ok:
+		if ok {
 			good = rate
-		default:
+		} else {
 			bad = rate
 		}
 		switch {
@@ -137,11 +142,11 @@ func (r *rig) capacity(ctx context.Context, e *edge, guess float64) (float64, er
 }
 
 // bears tells whether a rate passes. Other work on the machine can spoil a step, so a step that
-// fails is tried once more.
+// fails by a little is tried once more.
 func (r *rig) bears(ctx context.Context, e *edge, rate int) (bool, error) {
 	n := rate * int(stepTime/time.Second)
 	for range 2 {
-		o, err := r.load(ctx, rate, n, 2*stepTime)
+		o, err := r.burst(ctx, rate, n, stepTime+2*time.Second)
 		if err != nil {
 			return false, err
 		}
@@ -156,6 +161,9 @@ func (r *rig) bears(ctx context.Context, e *edge, rate int) (bool, error) {
 		}
 		if err := e.again(ctx, r); err != nil {
 			return false, err
+		}
+		if o.failed*20 > n {
+			return false, nil // far too much
 		}
 	}
 	return false, nil

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
 
@@ -26,6 +27,8 @@ type rig struct {
 	inside, gateway, outside string
 	// dir holds configurations and statistics files.
 	dir string
+	// load is the path of SIPp.
+	load string
 	// edgeCPU and loadCPU are the processors of the edge and of the load, equal if there is one only.
 	edgeCPU, loadCPU int
 }
@@ -41,12 +44,29 @@ func newRig(ctx context.Context) (*rig, error) {
 	if runtime.NumCPU() > 1 {
 		r.loadCPU = 1
 	}
+	if err := r.link(); err != nil {
+		return nil, errors.Join(err, r.close())
+	}
 	for _, line := range r.setup() {
 		if err := run(ctx, strings.Fields(line)...); err != nil {
 			return nil, errors.Join(err, r.close())
 		}
 	}
 	return r, nil
+}
+
+// link gives SIPp a name of its own here, so that nobody who ends SIPps elsewhere on the machine
+// ends these.
+func (r *rig) link() error {
+	path, err := exec.LookPath("sipp")
+	if err != nil {
+		return fmt.Errorf("load: %w", err)
+	}
+	r.load = filepath.Join(r.dir, "load")
+	if err := os.Symlink(path, r.load); err != nil {
+		return fmt.Errorf("load: %w", err)
+	}
+	return nil
 }
 
 func (r *rig) setup() []string {
