@@ -3,7 +3,6 @@ package sipalg
 import (
 	"crypto/rand"
 	"hash/maphash"
-	"maps"
 	mrand "math/rand/v2"
 	"net/netip"
 	"time"
@@ -48,6 +47,8 @@ type Core struct {
 	bindings map[string]*binding // by AOR and token
 	users    map[string][]*binding
 	conns    map[uint64]map[*alias]bool // by connection: the aliases whose flow it is
+	carried  map[uint64]*tx             // by connection: what was sent on by it, chained by tx.connNext
+	held     int                        // bytes of the received requests of all transactions
 	waiting  map[uint64]*tx             // by query id
 	lookups  map[uint64]*upstream
 	servers  map[netip.Addr]bool
@@ -100,7 +101,7 @@ func NewCore(cfg Config, limits Limits, nets pinhole.Networks, opener pinhole.Op
 		seed: maphash.MakeSeed(), secret: make([]byte, 32),
 		client: map[uint64]*tx{}, server: map[uint64]*tx{}, sessions: map[uint64]*session{}, calls: map[uint64]*session{},
 		aliases: map[string]*alias{}, tokens: map[token]*alias{}, bindings: map[string]*binding{}, users: map[string][]*binding{},
-		conns: map[uint64]map[*alias]bool{}, waiting: map[uint64]*tx{}, lookups: map[uint64]*upstream{}, sources: map[netip.Addr]*source{}, drops: map[string]uint64{},
+		conns: map[uint64]map[*alias]bool{}, carried: map[uint64]*tx{}, waiting: map[uint64]*tx{}, lookups: map[uint64]*upstream{}, sources: map[netip.Addr]*source{}, drops: map[string]uint64{},
 		count: counters{requests: map[string]uint64{}, responses: map[string]uint64{}, failed: map[string]uint64{}},
 	}
 	rand.Read(c.secret)
@@ -199,6 +200,10 @@ func (c *Core) Receive(now time.Time, f flow.Flow, raw []byte, out *Output) {
 		c.malformed(f, err)
 		return
 	}
+	if c.overlong() {
+		c.drop("overlong")
+		return
+	}
 	if c.m.IsRequest() {
 		c.count.requests[methodLabel(c.m.Method())]++
 		c.request(f)
@@ -219,8 +224,12 @@ func (c *Core) Closed(now time.Time, f flow.Flow, out *Output) {
 	for a := range used {
 		a.flow = flow.Flow{}
 	}
-	for t := range maps.Values(c.client) {
-		if t.down == f && t.state < txCompleted && t.sent {
+	var lost []*tx
+	for t := c.carried[f.Conn]; t != nil; t = t.connNext {
+		lost = append(lost, t)
+	}
+	for _, t := range lost {
+		if t.state < txCompleted {
 			c.nextTarget(t, 503)
 		}
 	}
@@ -238,7 +247,7 @@ func (c *Core) Sent(now time.Time, id uint64, f flow.Flow, err error, out *Outpu
 		c.nextTarget(t, 503)
 		return
 	}
-	t.down, t.sent = f, true
+	c.sentBy(t, f)
 	c.noteConn(f, nil)
 }
 

@@ -62,6 +62,10 @@ func (c *Core) launch(t *tx) {
 		l = cmp.Or(c.localFor(dest.Network, chosen, dest.Remote.Addr()), l)
 	}
 	if t.invite && t.session == nil && len(c.m.To().Tag()) == 0 {
+		if c.sameCallID() >= maxSameCallID {
+			c.refuseTx(t, 482, "Request Merged") // RFC 3261 §8.2.2.2; a spiral or two are legal
+			return
+		}
 		t.session = c.newSession(t, l.network)
 	}
 	status, reason := c.build(t, l, dest)
@@ -86,10 +90,10 @@ func (c *Core) launch(t *tx) {
 func (c *Core) transmit(t *tx, l *local, dest flow.Flow) {
 	switch {
 	case t.hop.flow.Remote.IsValid():
-		t.down, t.sent = t.hop.flow, true
+		c.sentBy(t, t.hop.flow)
 		c.out.send(t.down, t.buf[:t.outLen], t.id)
 	case dest.Proto == flow.UDP:
-		t.down, t.sent = flow.Flow{Network: l.network, Proto: flow.UDP, Local: l.bind, Remote: dest.Remote}, true
+		c.sentBy(t, flow.Flow{Network: l.network, Proto: flow.UDP, Local: l.bind, Remote: dest.Remote})
 		c.out.send(t.down, t.buf[:t.outLen], t.id)
 	default:
 		tg := t.target
@@ -131,6 +135,7 @@ func (c *Core) retarget(t *tx) bool {
 	t.outLen += end - t.viaEnd
 	t.viaEnd = end
 	t.buf = nb
+	c.leaveCarrier(t)
 	t.sent, t.hop.flow = false, flow.Flow{}
 	c.sentRequest(t, t.target.Proto)
 	c.transmit(t, l, flow.Flow{Network: t.target.Network, Proto: t.target.Proto, Remote: t.target.Addr})

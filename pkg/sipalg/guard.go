@@ -109,6 +109,45 @@ func (c *Core) charge(f flow.Flow, cost float64) bool {
 	return true
 }
 
+const (
+	// maxHops bounds the Via, Route and Record-Route values of a message: Max-Forwards begins with 70.
+	maxHops = 128
+	// maxText bounds what a session or alias keeps of one header field.
+	maxText = 4 << 10
+	// maxTransactions and maxHeld (bytes) bound what all transactions take; strangers get three quarters.
+	maxTransactions = 1 << 18
+	maxHeld         = 256 << 20
+)
+
+// overlong tells whether the message at hand has header fields that no honest one has, and that would cost
+// too much to edit or to keep.
+func (c *Core) overlong() bool {
+	m := &c.m
+	if len(m.Raw()) <= maxText {
+		return false
+	}
+	for _, id := range [...]sipmsg.HeaderID{sipmsg.HeaderVia, sipmsg.Route, sipmsg.RecordRoute} {
+		n := 0
+		for range m.Elements(id) {
+			if n++; n > maxHops {
+				return true
+			}
+		}
+	}
+	from, _ := m.Find(sipmsg.From)
+	to, _ := m.Find(sipmsg.To)
+	return len(from) > maxText || len(to) > maxText || len(m.CallID()) > maxText
+}
+
+// crowded tells whether there is no room for another transaction of the sender.
+func (c *Core) crowded(f flow.Flow) bool {
+	n, held := len(c.client), c.held
+	if !c.nets[f.Network].Trusted && !c.servers[f.Remote.Addr().Unmap()] {
+		n, held = n+n/3, held+held/3
+	}
+	return n >= maxTransactions || held >= maxHeld
+}
+
 // suspect counts a request for somebody that is not here. A challenge (401, 407) never counts: it is
 // how every honest registration begins.
 func (c *Core) suspect(f flow.Flow) {

@@ -439,3 +439,39 @@ func TestHostileAfterRestart(t *testing.T) {
 		alice.expect("INVITE")
 	}
 }
+
+// TestHostileCallID: many calls with one Call-ID do not make a list that every request walks.
+func TestHostileCallID(t *testing.T) {
+	w := newWorld(t, func(c *Config) { c.Domains["example.com"] = Domain{Network: "outside", Server: "tcp:198.51.100.20:5060"} })
+	alice := w.phone("alice", flow.TCP, "10.0.0.5:40000", "10.0.0.1:5060")
+	w.phone("bob", flow.TCP, "198.51.100.20:5060", "198.51.100.1:5060")
+	for range 90 {
+		d := alice.dial("sip:bob@example.com")
+		d.callID = "the same"
+		d.send("INVITE", "")
+	}
+	if n := len(w.core.sessions); n != maxSameCallID {
+		t.Errorf("%d sessions with one Call-ID", n)
+	}
+	w.clean()
+	if c := w.core; len(c.carried) != 0 || c.held != 0 {
+		t.Errorf("%d connections carry, %d bytes are held", len(c.carried), c.held)
+	}
+}
+
+// TestHostileCrowd: when strangers have filled their part, they get 503 and the inside still calls.
+func TestHostileCrowd(t *testing.T) {
+	w := newWorld(t, nil)
+	alice, bob := w.alice(), w.bob()
+	alice.register(bob)
+	mallory := w.phone("mallory", flow.UDP, "198.51.100.66:5060", "198.51.100.1:5060")
+	w.core.held += maxHeld * 3 / 4
+	mallory.dial(registeredAs(w)).send("MESSAGE", "")
+	mallory.expect("503")
+	alice.nothing()
+	alice.call("sip:bob@example.com", bob, alice.sdp(4000), bob.sdp(6000))
+	w.core.held += maxHeld / 4
+	alice.dial("sip:bob@example.com").send("MESSAGE", "")
+	alice.expect("503")
+	w.drops("busy", 2)
+}

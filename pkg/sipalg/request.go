@@ -141,6 +141,11 @@ func (c *Core) dispatch(f flow.Flow, via sipmsg.Via, key uint64, inDialog bool) 
 		c.reply(f, via, h.status, h.reason)
 		return
 	}
+	if c.crowded(f) {
+		c.drop("busy")
+		c.reply(f, via, 503, "Busy", "Retry-After: 5")
+		return
+	}
 	t := newTx(m.Method() == "INVITE" && !inDialog)
 	*t = tx{
 		room: t.room, key: key, method: m.Method(), invite: m.Method() == "INVITE", up: f, back: backFlow(f, via),
@@ -151,6 +156,8 @@ func (c *Core) dispatch(f flow.Flow, via sipmsg.Via, key uint64, inDialog bool) 
 		s.note(m, side, f)
 	}
 	c.addTx(t)
+	t.size = len(m.Raw())
+	c.held += t.size
 	if t.invite {
 		c.trying(t)
 	}

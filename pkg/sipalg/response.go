@@ -37,7 +37,7 @@ func (c *Core) response(f flow.Flow) {
 		return
 	}
 	if !t.sent {
-		t.down, t.sent = f, true
+		c.sentBy(t, f)
 	}
 	c.clientResponse(t, f)
 }

@@ -50,6 +50,20 @@ type dialog struct {
 // maxLife ends a call that shows no sign of life: no media to watch, no session timer.
 const maxLife = 12 * time.Hour
 
+// shareMax is the largest request whose memory a session may keep as long as the call lasts.
+const shareMax = 4 << 10
+
+// maxSameCallID bounds the sessions with one Call-ID: they are looked for one by one.
+const maxSameCallID = 16
+
+// sameCallID counts the sessions with the Call-ID of the message at hand.
+func (c *Core) sameCallID() (n int) {
+	for s := c.calls[maphash.Bytes(c.seed, c.m.CallID())]; s != nil; s = s.chain {
+		n++
+	}
+	return n
+}
+
 // newSession begins a session with the INVITE at hand, that leaves for network.
 func (c *Core) newSession(t *tx, network string) *session {
 	m := &c.m
@@ -61,7 +75,11 @@ func (c *Core) newSession(t *tx, network string) *session {
 	n2 := n1 + len(tag)
 	n3 := n2 + len(from)
 	n4 := n3 + len(to)
-	block := make([]byte, 0, n4+len(m.Raw())+growth)
+	room := n4
+	if len(m.Raw()) <= shareMax {
+		room += len(m.Raw()) + growth
+	}
+	block := make([]byte, 0, room)
 	block = append(append(append(append(block, m.CallID()...), tag...), from...), to...)
 	t.buf = block[n4:]
 	all := unsafe.String(&block[0], n4) // a Call-ID is never empty

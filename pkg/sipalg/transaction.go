@@ -54,7 +54,11 @@ type tx struct {
 	serverTimer, clientTimer timer
 	serverIval, clientIval   time.Duration
 	clientEnd                time.Time // Timers B, F
-	cancelled, cancelSent    bool
+
+	size                  int // of the request as received
+	connPrev, connNext    *tx // others that were sent on by the same connection
+	carried               bool
+	cancelled, cancelSent bool
 }
 
 type txState uint8
@@ -122,8 +126,41 @@ func newTx(begins bool) *tx {
 	return &both.tx
 }
 
+// sentBy notes by which flow a request was sent on.
+func (c *Core) sentBy(t *tx, f flow.Flow) {
+	c.leaveCarrier(t)
+	t.down, t.sent = f, true
+	if f.Conn == 0 {
+		return
+	}
+	if t.connNext = c.carried[f.Conn]; t.connNext != nil {
+		t.connNext.connPrev = t
+	}
+	c.carried[f.Conn], t.carried = t, true
+}
+
+// leaveCarrier takes t off the list of its connection.
+func (c *Core) leaveCarrier(t *tx) {
+	if !t.carried {
+		return
+	}
+	switch {
+	case t.connPrev != nil:
+		t.connPrev.connNext = t.connNext
+	case t.connNext != nil:
+		c.carried[t.down.Conn] = t.connNext
+	default:
+		delete(c.carried, t.down.Conn)
+	}
+	if t.connNext != nil {
+		t.connNext.connPrev = t.connPrev
+	}
+	t.connPrev, t.connNext, t.carried = nil, nil, false
+}
+
 func (c *Core) addTx(t *tx) {
 	t.id = c.newID()
+
 	c.client[t.id] = t
 	if t.key != 0 {
 		t.chain = c.server[t.key]
@@ -138,6 +175,8 @@ func (c *Core) end(t *tx) {
 		return
 	}
 	t.state = txGone
+	c.held -= t.size
+	c.leaveCarrier(t)
 	c.stop(&t.serverTimer)
 	c.stop(&t.clientTimer)
 	t.resp, t.raw, t.hop = nil, nil, hop{} // the session may keep t itself
