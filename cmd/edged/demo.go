@@ -109,7 +109,7 @@ func startDemoEdge(ctx context.Context, running *sync.WaitGroup, ended chan<- er
 // demoConfig returns the edge's configuration, as a user would write it.
 func demoConfig(p scenario.Plan) string {
 	return fmt.Sprintf(`# The edge of "edged demo": two networks on loopback addresses.
-admin:    {listen: "%[1]s:9060"}
+admin:    {listen: "%[8]s"}
 state:    {dir: ""}                    # a demo has nothing to remember
 networks:
   inside:  {addresses: [%[1]s], subnets: [%[2]s], trusted: true}
@@ -118,7 +118,7 @@ sip:
   listen: ["udp://inside:%[5]d", "udp://outside:%[5]d"]
   domains:
     %[6]s: {network: outside, server: "udp:%[7]s"}
-`, p.EdgeInside.Addr(), p.Inside, p.EdgeOutside.Addr(), p.Outside, p.EdgeInside.Port(), scenario.Domain, p.Registrar)
+`, p.EdgeInside.Addr(), p.Inside, p.EdgeOutside.Addr(), p.Outside, p.EdgeInside.Port(), scenario.Domain, p.Registrar, p.Admin)
 }
 
 // demo is one run.

@@ -25,6 +25,8 @@ type Plan struct {
 	Inside, Outside netip.Prefix
 	// EdgeInside and EdgeOutside are the edge's SIP addresses.
 	EdgeInside, EdgeOutside netip.AddrPort
+	// Admin is the TCP address of the edge's admin listener.
+	Admin netip.AddrPort
 	// Alice and Carol are inside, Bob and the Registrar outside.
 	Alice, Carol, Bob, Registrar netip.AddrPort
 }
@@ -32,18 +34,18 @@ type Plan struct {
 // NewPlan returns a plan whose addresses and ports are free now. 5060 is preferred, but an
 // exchange that runs on this machine may hold it on every address.
 func NewPlan() (Plan, error) {
-	for _, port := range []uint16{5060, 5070, 5080, 15060, 25060, 35060} {
+	for _, add := range []uint16{0, 10, 20, 10000, 20000, 30000} {
 		for k := range byte(32) {
-			p := planAt(k, port)
+			p := planAt(k, 5060+add, 9060+add)
 			if p.free() {
 				return p, nil
 			}
 		}
 	}
-	return Plan{}, errors.New("no free UDP port for SIP on the loopback addresses 127.10.0.0/16 and 127.20.0.0/16")
+	return Plan{}, errors.New("no free ports for SIP (UDP) and the admin listener (TCP) on the loopback addresses 127.10.0.0/16 and 127.20.0.0/16")
 }
 
-func planAt(k byte, port uint16) Plan {
+func planAt(k byte, port, admin uint16) Plan {
 	in := func(host byte) netip.AddrPort {
 		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 10, k, host}), port)
 	}
@@ -54,12 +56,18 @@ func planAt(k byte, port uint16) Plan {
 		Inside:     netip.PrefixFrom(in(0).Addr(), 24),
 		Outside:    netip.PrefixFrom(out(0).Addr(), 24),
 		EdgeInside: in(1), EdgeOutside: out(1),
+		Admin: netip.AddrPortFrom(in(1).Addr(), admin),
 		Alice: in(10), Carol: in(11), Bob: out(10), Registrar: out(9),
 	}
 }
 
-// free tells whether all SIP addresses can be bound.
+// free tells whether all addresses can be bound.
 func (p Plan) free() bool {
+	ln, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(p.Admin))
+	if err != nil {
+		return false
+	}
+	ln.Close()
 	for _, a := range []netip.AddrPort{p.EdgeInside, p.EdgeOutside, p.Alice, p.Carol, p.Bob, p.Registrar} {
 		c, err := bind(a)
 		if err != nil {

@@ -126,4 +126,13 @@ func TestNewPlanAvoidsPortsInUse(t *testing.T) {
 	if a.Bob == b.Bob {
 		t.Errorf("two plans use %v at the same time", a.Bob)
 	}
+	ln, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(b.Admin))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	third, err := NewPlan()
+	if err != nil || third.Admin == b.Admin {
+		t.Errorf("two plans use %v at the same time (%v)", b.Admin, err)
+	}
 }
