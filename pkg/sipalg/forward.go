@@ -170,6 +170,7 @@ func (c *Core) build(t *tx, l *local, dest flow.Flow) (status int, reason string
 	if err := c.editContacts(t, t.up, l, pinhole.Side(t.fromSide), t.method == "REGISTER" || c.oneVia()); err != nil {
 		return 503, "Too Many Contacts"
 	}
+	c.editReferTo(l)
 	if body != nil {
 		e.ReplaceBody(body)
 	}
@@ -327,6 +328,37 @@ func (c *Core) editContacts(t *tx, f flow.Flow, l *local, side pinhole.Side, adj
 		c.ed.ReplaceSpan(na.URI, c.body)
 	}
 	return nil
+}
+
+// editReferTo gives the edge's name for somebody in a Refer-To (RFC 3515) the form that the receiver can
+// use: he has another edge address before him, or is a neighbour of the one who is named.
+func (c *Core) editReferTo(l *local) {
+	v, ok := c.m.Find(sipmsg.ReferTo)
+	if !ok {
+		return
+	}
+	na, err := sipmsg.ParseNameAddr(v)
+	if err != nil {
+		return
+	}
+	u, err := sipmsg.ParseURI(na.URI)
+	if err != nil {
+		return
+	}
+	a := c.aliasOf(u)
+	if a == nil {
+		return
+	}
+	own, err := sipmsg.ParseURI(a.uri)
+	if err != nil {
+		return
+	}
+	if a.network == l.network && !a.nat && a.binding == nil {
+		c.body = append(c.body[:0], a.uri...)
+	} else {
+		c.body = appendAlias(c.body[:0], own, a, l)
+	}
+	c.ed.ReplaceSpan(na.URI[:len(na.URI)-len(u.Headers)], c.body) // "?Replaces=" stays
 }
 
 // keepContact remembers a Contact as long as the dialog that it belongs to may need it.

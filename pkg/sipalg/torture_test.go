@@ -112,7 +112,9 @@ func torture(t *testing.T, prefix string, table []verdict) {
 }
 
 func tortured(t *testing.T, raw []byte) (what, out string) {
-	w := newWorld(t, func(c *Config) { c.Domains = map[string]Domain{"*": {Network: "outside", Server: "udp:198.51.100.20:5060"}} })
+	w := newWorld(t, func(c *Config) {
+		c.Domains = map[string]Domain{"*": {Network: "outside", Server: "udp:198.51.100.20:5060"}}
+	})
 	w.showsIn = true
 	// The messages name media hosts all over the world.
 	w.opener.Allow("inside", netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0"))
