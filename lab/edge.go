@@ -27,16 +27,18 @@ type EdgeConfig struct {
 	Pinholes string   // the value of pinholes, "{udp: 50000-51999}" if empty
 	More     string   // more sections
 	TLS      *Certificates
+	Drain    string // of SIGTERM, 1s if empty
 }
 
 // Edge is a running edged, or the reference in its place.
 type Edge struct {
-	rig   *Rig
-	proc  *Proc
-	file  string
-	http  *http.Client
-	runs  int
-	isRef bool
+	rig    *Rig
+	proc   *Proc
+	file   string
+	config EdgeConfig
+	http   *http.Client
+	runs   int
+	isRef  bool
 }
 
 // reference tells whether the run is to prove the rig with Kamailio and rtpengine (EDGED_LAB_EDGE=reference).
@@ -50,6 +52,7 @@ func (r *Rig) Edge(t testing.TB, c EdgeConfig) *Edge {
 		e.isRef, e.proc = true, r.Reference(t)
 		return e
 	}
+	e.config = c
 	must(t, "state", os.MkdirAll(filepath.Join(r.Dir, "state"), 0o700)) // as systemd's StateDirectory does
 	must(t, "configuration", os.WriteFile(e.file, []byte(c.yaml(r)), 0o600))
 	e.http = &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
@@ -72,7 +75,7 @@ func (e *Edge) Start(t testing.TB) {
 	bin, err := edgedBinary()
 	must(t, "build edged", err)
 	e.runs++
-	e.proc = e.rig.GW.Start(t, fmt.Sprintf("edged-%d", e.runs), bin, "run", "--config", e.file, "--drain", "1s")
+	e.proc = e.rig.GW.Start(t, fmt.Sprintf("edged-%d", e.runs), bin, "run", "--config", e.file, "--drain", or(e.config.Drain, "1s"))
 	eventually(t, 20*time.Second, "edged is ready", func() bool {
 		if !e.proc.Alive() {
 			return true
@@ -83,6 +86,13 @@ func (e *Edge) Start(t testing.TB) {
 	if !e.proc.Alive() {
 		t.Fatalf("edged ended: %v\n%s", e.proc.err, tail(e.proc.Log, 3000))
 	}
+}
+
+// Reload writes a changed configuration and makes edged read it.
+func (e *Edge) Reload(t testing.TB, c EdgeConfig) {
+	t.Helper()
+	must(t, "configuration", os.WriteFile(e.file, []byte(c.yaml(e.rig)), 0o600))
+	e.proc.Signal(syscall.SIGHUP)
 }
 
 // Kill ends edged at once, as a crash does.

@@ -300,6 +300,9 @@ func TestHalfOpenTCP(t *testing.T) {
 			peak = max(peak, s.edge.rss(t))
 		}
 	}
+	for _, c := range held {
+		_, _ = c.Write([]byte("N")) // the next byte of "INVITE"; most are closed by now
+	}
 	peak = max(peak, s.edge.rss(t))
 	open := s.edge.Metric("edged_sip_connections", `"outside"`)
 	refused := s.edge.Metric("edged_sip_transport_drops_total", "source")
@@ -344,25 +347,4 @@ func (e *Edge) rss(t *testing.T) int {
 	n, err := strconv.Atoi(strings.Fields(rest)[0])
 	must(t, "resident set", err)
 	return n
-}
-
-// TestCrashKeepsRegistrations: kill -9 and a start; a call to a phone that registered before arrives.
-func TestCrashKeepsRegistrations(t *testing.T) {
-	onlyEdged(t, "it keeps no registrations")
-	s := newScene(t, plan{})
-	phone := s.inHost.Agent(t, "phone", "udp", s.inHost.Addr(4, 5070), nil)
-	contact := phone.Register(s.inGate, s.bob, "example.org")
-	s.edge.Kill()
-	d := s.bob.Invite(s.outGate, contact, Offer{Addr: s.vb.Addr}.String())
-	phone.Never("a call through a dead edge", 300*time.Millisecond, func(m *Message) bool { return m.CallID() == d.ID })
-	s.edge.Start(t)
-	if n := s.edge.Count("registrations"); n != 1 {
-		t.Errorf("%d registrations after the crash, want 1", n)
-	}
-	d = s.bob.Invite(s.outGate, contact, Offer{Addr: s.vb.Addr}.String())
-	req := phone.Expect("the call after the crash", 8*time.Second, func(m *Message) bool { return m.CallID() == d.ID })
-	s.answer(d, phone, req, s.vb, s.va)
-	s.hearEachOther(300 * time.Millisecond)
-	d.Bye(phone)
-	s.edge.Clean(t)
 }

@@ -1,0 +1,84 @@
+//go:build lab
+
+package lab
+
+import (
+	"fmt"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// TestCrashKeepsRegistrations: kill -9 and a start; a call to a phone that registered before arrives.
+func TestCrashKeepsRegistrations(t *testing.T) {
+	onlyEdged(t, "it keeps no registrations")
+	s := newScene(t, plan{})
+	phone := s.inHost.Agent(t, "phone", "udp", s.inHost.Addr(4, 5070), nil)
+	contact := phone.Register(s.inGate, s.bob, "example.org")
+	s.edge.Kill()
+	d := s.bob.Invite(s.outGate, contact, Offer{Addr: s.vb.Addr}.String())
+	phone.Never("a call through a dead edge", 300*time.Millisecond, func(m *Message) bool { return m.CallID() == d.ID })
+	s.edge.Start(t)
+	if n := s.edge.Count("registrations"); n != 1 {
+		t.Errorf("%d registrations after the crash, want 1", n)
+	}
+	d = s.bob.Invite(s.outGate, contact, Offer{Addr: s.vb.Addr}.String())
+	req := phone.Expect("the call after the crash", 8*time.Second, func(m *Message) bool { return m.CallID() == d.ID })
+	s.answer(d, phone, req, s.vb, s.va)
+	s.hearEachOther(300 * time.Millisecond)
+	d.Bye(phone)
+	s.edge.Clean(t)
+}
+
+// TestReloadDuringCall: a reload that adds a domain takes effect, and a live call does not notice; a
+// file that is wrong is refused, and the configuration before it stays.
+func TestReloadDuringCall(t *testing.T) {
+	onlyEdged(t, "it has no such reload")
+	s := newScene(t, plan{})
+	a, _ := s.call()
+	c := s.edge.config
+	c.Domains += fmt.Sprintf("new.example.org: {network: outside, server: \"udp:%v\"}\n", s.bob.Addr)
+	s.edge.Reload(t, c)
+	reaches := func() bool {
+		d := s.alice.NewDialog(s.inGate, "sip:bob@new.example.org")
+		d.Send("MESSAGE", "")
+		m := s.bob.within(500*time.Millisecond, func(m *Message) bool { return m.CallID() == d.ID })
+		if m != nil {
+			s.bob.Reply(m, 200, "OK", "")
+		}
+		return m != nil
+	}
+	eventually(t, 8*time.Second, "the new domain is routed", reaches)
+	s.hearEachOther(300 * time.Millisecond)
+	broken := c
+	broken.SIP = "no_such_key: 1"
+	s.edge.Reload(t, broken)
+	eventually(t, 8*time.Second, "the refusal is counted", func() bool { return s.edge.Metric("edged_config_last_reload_successful") == 0 })
+	if !reaches() {
+		t.Error("the configuration before the broken one is gone")
+	}
+	a.Bye(s.bob)
+	s.edge.Clean(t)
+}
+
+// within returns the first message that match accepts, nil if none comes within d.
+func (a *Agent) within(d time.Duration, match func(*Message) bool) (m *Message) {
+	until(d, func() bool { m = a.take(match); return m != nil })
+	return m
+}
+
+// TestDrain: after SIGTERM the live call goes on and can be ended, a new one is refused, and the daemon
+// ends with status 0 when the last call has ended.
+func TestDrain(t *testing.T) {
+	onlyEdged(t, "it does not drain")
+	s := newScene(t, plan{Edge: EdgeConfig{Drain: "30s"}})
+	a, _ := s.call()
+	s.edge.proc.Signal(syscall.SIGTERM)
+	eventually(t, 8*time.Second, "/readyz says no", func() bool { code, _ := s.edge.get("/readyz"); return code == 503 })
+	s.alice.Invite(s.inGate, "sip:bob@example.org", Offer{Addr: s.va.Addr}.String()).Await("INVITE", 503, 503)
+	s.hearEachOther(300 * time.Millisecond)
+	a.Bye(s.bob)
+	if err := s.edge.proc.Wait(15 * time.Second); err != nil {
+		t.Errorf("after the last call: %v", err)
+	}
+}
