@@ -5,8 +5,8 @@
 //	AF_PACKET, sendmmsg ─ veth ─► relay or rtpengine ─ veth ─► counted, dropped
 //	    CPU 0                     CPU 1 (NAPI thread too)        CPU 0
 //
-// For each number of streams and packet size the highest rate with at most 1 % loss is
-// searched. CPU is that of the relay's threads and of the NAPI thread that receives for
+// For each number of streams and packet size the highest rate with at most 1 % loss
+// (or later than 10 ms) is searched. CPU is that of the relay's threads and of the NAPI thread that receives for
 // it. The generator's own limit is printed first: figures near it say nothing of the
 // gateway. The relay under test is this program, started with the argument "relay".
 package main

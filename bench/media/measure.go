@@ -9,10 +9,12 @@ import (
 
 // trial is what happened at one rate.
 type trial struct {
-	sent, arrived uint64
-	took          time.Duration
-	cpu           time.Duration
-	mallocs       uint64
+	// arrived came in time; total came before the next trial. Sockets can hold more packets than a trial
+	// sends, so without the difference a relay would seem as fast as its buffers are large.
+	sent, arrived, total uint64
+	took                 time.Duration
+	cpu                  time.Duration
+	mallocs              uint64
 }
 
 func (t trial) loss() float64 { return 1 - float64(t.arrived)/float64(t.sent) }
@@ -60,9 +62,9 @@ func (r *rig) measure(product string, streams, size int, length time.Duration) (
 	if s.best.sent == 0 {
 		return result{}, errors.New("no rate without loss was found")
 	}
-	res := result{rate: s.best.rate(), cost: float64(s.best.cpu) / float64(s.best.arrived), allocs: -1}
+	res := result{rate: s.best.rate(), cost: float64(s.best.cpu) / float64(s.best.total), allocs: -1}
 	if _, ok := s.gw.mallocs(); ok {
-		res.allocs = float64(s.best.mallocs) / float64(s.best.arrived)
+		res.allocs = float64(s.best.mallocs) / float64(s.best.total)
 	}
 	return res, nil
 }
@@ -97,35 +99,35 @@ func (s *search) stop() {
 	}
 }
 
-// try tells whether the product carries the rate. If the generator could not keep up, because the machine
-// is busy with something else, the trial is made again.
+// try tells whether the product carries the rate. A trial that fails is made a second time, for the
+// machine may have been busy with something else, or the generator with it.
 func (s *search) try(rate float64) (bool, error) {
-	var t trial
-	var asked float64
 	for range 2 {
-		var err error
-		if t, err = s.rig.try(s.gw, s.gen, rate, s.length); err != nil {
+		t, err := s.rig.try(s.gw, s.gen, rate, s.length)
+		if err != nil {
 			return false, err
 		}
-		if asked = float64(t.sent) / t.took.Seconds(); asked > 0.97*rate {
-			break
+		asked := float64(t.sent) / t.took.Seconds()
+		if s.rig.verbose {
+			fmt.Printf("  %-9s asked %7.0f sent %7.0f arrived %7.0f packets/s, %5.2f %% lost, %5.0f ns/packet\n", s.product, rate,
+				asked, t.rate(), 100*t.loss(), float64(t.cpu)/float64(max(t.total, 1)))
+		}
+		if t.loss() <= lossLimit {
+			if t.rate() > rateOf(s.best) {
+				s.best = t
+			}
+			if asked > 0.97*rate {
+				return true, nil
+			}
+		}
+		if t.loss() >= ruin {
+			s.stop()
+			if err := s.start(); err != nil {
+				return false, err
+			}
 		}
 	}
-	if s.rig.verbose {
-		fmt.Printf("  %-9s asked %7.0f sent %7.0f arrived %7.0f packets/s, %5.2f %% lost, %5.0f ns/packet\n", s.product, rate,
-			asked, t.rate(), 100*t.loss(), float64(t.cpu)/float64(max(t.arrived, 1)))
-	}
-	if t.loss() <= lossLimit {
-		if t.rate() > rateOf(s.best) {
-			s.best = t
-		}
-		return asked > 0.97*rate, nil
-	}
-	if t.loss() < ruin {
-		return false, nil
-	}
-	s.stop()
-	return false, s.start()
+	return false, nil
 }
 
 func rateOf(t trial) float64 {
@@ -151,6 +153,11 @@ func (r *rig) try(gw gateway, g *generator, rate float64, length time.Duration) 
 	if err != nil {
 		return t, err
 	}
+	time.Sleep(grace)
+	inTime, err := r.sunk()
+	if err != nil {
+		return t, err
+	}
 	time.Sleep(settle)
 	cpuAfter, err := r.cpu(gw.pid())
 	if err != nil {
@@ -162,7 +169,8 @@ func (r *rig) try(gw gateway, g *generator, rate float64, length time.Duration) 
 	}
 	mallocsAfter, _ := gw.mallocs()
 	// More than was sent are packets that had waited since the trial before.
-	t.arrived, t.cpu, t.mallocs = min(after-before, t.sent), cpuAfter-cpu, mallocsAfter-mallocs
+	t.arrived, t.total = min(inTime-before, t.sent), after-before
+	t.cpu, t.mallocs = cpuAfter-cpu, mallocsAfter-mallocs
 	return t, nil
 }
 

@@ -28,7 +28,9 @@ const (
 	firstRate, climb = 25e3, 1.6
 	maxSteps         = 11
 	lossLimit        = 0.01
-	settle           = 100 * time.Millisecond
+	// grace is how late a packet may arrive; settle is how long the rest may take before the next trial.
+	grace  = 10 * time.Millisecond
+	settle = 100 * time.Millisecond
 )
 
 // rig is the three namespaces.
@@ -79,7 +81,7 @@ func (r *rig) build() error {
 		{"ip", "netns", "exec", r.sink, "sh", "-c", "echo 1 > /sys/class/net/sink0/threaded"},
 		{"ip", "netns", "exec", r.sink, "nft", "add table ip count; " +
 			"add chain ip count in { type filter hook prerouting priority -400; }; " +
-			fmt.Sprintf("add rule ip count in udp dport %d-65535 counter drop", firstPort)},
+			fmt.Sprintf("add rule ip count in udp dport %d-65535 drop", firstPort)},
 	}
 	for _, s := range steps {
 		if _, err := run(s[0], s[1:]...); err != nil {
@@ -189,16 +191,20 @@ func within(ns string, f func() error) error {
 }
 
 // sunk returns how many packets have arrived at the sink.
-func (r *rig) sunk() (uint64, error) {
-	out, err := run("ip", "netns", "exec", r.sink, "nft", "list", "chain", "ip", "count", "in")
-	if err != nil {
-		return 0, err
-	}
-	m := regexp.MustCompile(`packets (\d+)`).FindStringSubmatch(out)
-	if m == nil {
-		return 0, fmt.Errorf("no counter in %q", out)
-	}
-	return strconv.ParseUint(m[1], 10, 64)
+func (r *rig) sunk() (n uint64, err error) {
+	err = within(r.sink, func() error {
+		text, err := os.ReadFile("/proc/thread-self/net/dev")
+		if err != nil {
+			return err
+		}
+		m := regexp.MustCompile(`sink0: *\d+ +(\d+)`).FindStringSubmatch(string(text))
+		if m == nil {
+			return fmt.Errorf("no sink0 in %q", text)
+		}
+		n, err = strconv.ParseUint(m[1], 10, 64)
+		return err
+	})
+	return n, err
 }
 
 // gateway is a relay under test.
