@@ -19,6 +19,7 @@ type phone struct {
 	first netip.AddrPort // where requests outside of dialogs go: the edge, or a proxy
 	inbox []*msg
 	extra []string // header lines of every request and response
+	old   bool     // writes no branch, as Microsoft's clients do within a dialog
 	n     int
 }
 
@@ -78,6 +79,9 @@ func (p *phone) nothing() {
 
 func (p *phone) via() string {
 	p.n++
+	if p.old {
+		return fmt.Sprintf("Via: SIP/2.0/%s %s", p.proto.Via(), p.addr)
+	}
 	return fmt.Sprintf("Via: SIP/2.0/%s %s;branch=z9hG4bK-%s-%d;rport", p.proto.Via(), p.addr, p.name, p.n)
 }
 

@@ -203,6 +203,9 @@ func (c *Core) admissible(via sipmsg.Via) (status int, reason string, extra []st
 // reply answers a request statelessly. Its To tag is a function of the transaction, so that
 // retransmissions get the same answer.
 func (c *Core) reply(f flow.Flow, via sipmsg.Via, status int, reason string, extra ...string) {
+	if c.m.Method() == "BENOTIFY" {
+		return // its sender wants no answer ([MS-SIPRE])
+	}
 	var tag [16]byte
 	appendHex(tag[:0], c.serverKey(&c.m, via, f))
 	c.buf = c.appendReply(c.buf[:0], f, via, status, reason, tag[:], extra...)
