@@ -4,6 +4,7 @@ package lab
 
 import (
 	"fmt"
+	"net/netip"
 	"syscall"
 	"testing"
 	"time"
@@ -81,4 +82,49 @@ func TestDrain(t *testing.T) {
 	if err := s.edge.proc.Wait(15 * time.Second); err != nil {
 		t.Errorf("after the last call: %v", err)
 	}
+}
+
+// TestDeadCallEnds: when both phones have vanished without a BYE, the edge ends the call after the idle
+// time and tells both sides.
+func TestDeadCallEnds(t *testing.T) {
+	onlyEdged(t, "its configuration here waits for an hour")
+	s := newScene(t, plan{Edge: EdgeConfig{Pinholes: "{udp: 50000-51999, idle: 2s}"}})
+	s.call()
+	s.hearEachOther(300 * time.Millisecond)
+	s.va.Close()
+	s.vb.Close()
+	for _, a := range []*Agent{s.alice, s.bob} {
+		a.Reply(a.ExpectRequest("BYE"), 200, "OK", "")
+	}
+	s.edge.Clean(t)
+}
+
+// TestHoldIsNotDead: a call on hold, without a packet for longer than the idle time, stays and can be resumed.
+func TestHoldIsNotDead(t *testing.T) {
+	onlyEdged(t, "its configuration here waits for an hour")
+	s := newScene(t, plan{Edge: EdgeConfig{Pinholes: "{udp: 50000-51999, idle: 1s}"}})
+	a, _ := s.call()
+	s.hearEachOther(300 * time.Millisecond)
+	toA, toB := s.va.target(), s.vb.target()
+	s.va.Talk(netip.AddrPort{})
+	s.vb.Talk(netip.AddrPort{})
+	s.reinvite(a, "inactive", 1)
+	s.bob.Never("a BYE of a call on hold", 3*time.Second, func(m *Message) bool { return m.Method() == "BYE" })
+	s.reinvite(a, "sendrecv", 2)
+	s.va.Talk(toA)
+	s.vb.Talk(toB)
+	s.hearEachOther(300 * time.Millisecond)
+	a.Bye(s.bob)
+	s.edge.Clean(t)
+}
+
+// reinvite changes the direction of alice's call to bob.
+func (s *scene) reinvite(a *Dialog, dir string, ver int) {
+	s.Helper()
+	a.Send("INVITE", Offer{Addr: s.va.Addr, Dir: dir, Ver: ver}.String())
+	req := s.bob.ExpectRequest("INVITE")
+	s.bob.Reply(req, 200, "OK", Offer{Addr: s.vb.Addr, Dir: dir, Ver: ver}.String())
+	a.Await("INVITE", 200, 200)
+	a.Send("ACK", "")
+	s.bob.Expect("ACK", 8*time.Second, func(m *Message) bool { return m.Method() == "ACK" })
 }
