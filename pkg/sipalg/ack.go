@@ -1,6 +1,8 @@
 package sipalg
 
 import (
+	"hash/maphash"
+
 	"edged.dev/edged/pkg/sipalg/flow"
 	"edged.dev/edged/pkg/sipalg/sipmsg"
 )
@@ -23,8 +25,17 @@ func (c *Core) ack(f flow.Flow, via sipmsg.Via) {
 	}
 	t := &tx{method: "ACK", up: f, back: backFlow(f, via), session: s, fromSide: byte(side), dialog: s.dialogOf(&c.m), hop: h}
 	s.note(&c.m, side, f)
+	t.id = c.repeatableID(via, f)
 	c.addTx(t)
 	c.launch(t)
+}
+
+// repeatableID is the same for each repetition of a request: an ACK that is sent again must be the same
+// ACK to the next hop too (RFC 3261 §16.11).
+func (c *Core) repeatableID(via sipmsg.Via, f flow.Flow) uint64 {
+	b := appendHex(c.keyBuf[:0], c.serverKey(&c.m, via, f))
+	b = append(append(b, "ACK"...), c.m.To().Tag()...)
+	return maphash.Bytes(c.seed, b) | 1
 }
 
 // silent tells whether a request gets no response at all: ACK, and Microsoft's BENOTIFY.

@@ -172,6 +172,9 @@ func (c *Core) routeInDialog(f flow.Flow) (hop, *session, pinhole.Side) {
 	a := c.aliasOf(u)
 	var h hop
 	switch {
+	case s != nil && a == nil && next == nil && s.contacts[side.Other()] != nil && (!c.guarded(f.Network, network) || c.served(u)):
+		// The sender does not keep our Contact as its target: the session knows the way.
+		h = c.toContact(s, side.Other())
 	case next != nil && s == nil && a != nil && c.guarded(f.Network, network):
 		h = c.toAlias(a) // its flow leads to the proxies that the sender may name
 	case network != "" && a == nil && !c.ownHost(u.Host) && c.guarded(f.Network, network),
@@ -189,9 +192,6 @@ func (c *Core) routeInDialog(f flow.Flow) (hop, *session, pinhole.Side) {
 		h = c.toAlias(a)
 	case network != "" && !c.ownHost(u.Host):
 		h = c.toURI(network, u)
-	case s != nil && s.contacts[side.Other()] != nil:
-		// The sender keeps neither our Record-Route nor our Contact: the session knows the way.
-		h = c.toContact(s, side.Other())
 	case s == nil:
 		h = c.route(f)
 		if h.status == 404 || h.status == 403 && c.m.Method() != "REGISTER" {
@@ -206,6 +206,11 @@ func (c *Core) routeInDialog(f flow.Flow) (hop, *session, pinhole.Side) {
 	}
 	h.pops = pops
 	return h, s, side
+}
+
+// served tells whether a URI's host is the edge's own or one that sip.domains names.
+func (c *Core) served(u sipmsg.URI) bool {
+	return c.ownHost(u.Host) || c.domains[strings.ToLower(string(u.Host))] != nil
 }
 
 // guarded tells whether hosts of one network reach those of the other only where they are registered,

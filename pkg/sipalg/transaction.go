@@ -159,8 +159,9 @@ func (c *Core) leaveCarrier(t *tx) {
 }
 
 func (c *Core) addTx(t *tx) {
-	t.id = c.newID()
-
+	if t.id == 0 {
+		t.id = c.newID()
+	}
 	c.client[t.id] = t
 	if t.key != 0 {
 		t.chain = c.server[t.key]
