@@ -42,6 +42,7 @@ type world struct {
 	log     []entry // what passed the edge
 	queue   []packet
 	showsIn bool // messages to the outside may name inside addresses
+	wild    bool // what comes in is no message of a phone: its bytes are not compared
 }
 
 type connKey struct {
@@ -323,7 +324,7 @@ func (w *world) checkOutput(f flow.Flow, raw string, in []byte) {
 			}
 		}
 	}
-	if in != nil {
+	if in != nil && !w.wild {
 		if diff := changed(string(in), raw); diff != "" {
 			w.t.Errorf("changed on the way: %s\nin:\n%s\nout:\n%s", diff, in, raw)
 		}
