@@ -16,10 +16,12 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"text/tabwriter"
 	"time"
 )
@@ -97,6 +99,13 @@ func bench() error {
 	}
 	defer rig.close()
 	rig.verbose = o.verbose
+	interrupted := make(chan os.Signal, 1) // one is enough to end
+	signal.Notify(interrupted, os.Interrupt, syscall.SIGTERM, syscall.SIGPIPE)
+	go func() {
+		<-interrupted
+		rig.close()
+		os.Exit(1)
+	}()
 	alone, err := rig.generatorAlone(o.trial)
 	if err != nil {
 		return err

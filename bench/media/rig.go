@@ -164,7 +164,14 @@ func first(tid int) error {
 	return unix.SchedSetAttr(tid, &attr, 0)
 }
 
+// close ends what runs in the gateway, and deletes the namespaces.
 func (r *rig) close() {
+	pids, _ := run("ip", "netns", "pids", r.gw)
+	for _, f := range strings.Fields(pids) {
+		if pid, err := strconv.Atoi(f); err == nil {
+			_ = unix.Kill(pid, unix.SIGKILL) // it may have ended by itself
+		}
+	}
 	for _, ns := range []string{r.gen, r.gw, r.sink} {
 		// A namespace that was not made cannot be deleted; nothing is left either way.
 		_, _ = run("ip", "netns", "del", ns)
