@@ -15,6 +15,7 @@ const (
 	ReasonOtherNetwork = "other_network"
 	ReasonLoopback     = "loopback"
 	ReasonLinkLocal    = "link_local"
+	ReasonServicePort  = "service_port"
 )
 
 // TargetError says which declared address was refused, and why. It wraps [ErrTarget].
@@ -47,7 +48,7 @@ type Policy struct {
 // tells whether packets may be sent there before one was received: not if a peer with a public
 // source names a private address, for then it sits behind a NAT.
 //
-// On a trusted network the address must be the sender's own. Elsewhere any unicast address may be
+// On a trusted network the address must be the sender's own, and no service port. Elsewhere any unicast address may be
 // named (trunks have media servers of their own) but those of other networks, of the edge, loopback
 // and link-local. Multicast is only ever allowed by Allow, the unspecified address never.
 func (p Policy) Check(network string, r Remote) (reachable bool, err error) {
@@ -97,6 +98,8 @@ func (p Policy) check(network string, r Remote, named netip.AddrPort) error {
 		return refuse(ReasonOwnAddress)
 	case nw.Trusted && a != src:
 		return refuse(ReasonNotSource)
+	case nw.Trusted && servicePort(named.Port()):
+		return refuse(ReasonServicePort)
 	case nw.Trusted:
 		return nil
 	}
@@ -115,6 +118,11 @@ func (p Policy) checkUntrusted(network string, a, src netip.Addr) error {
 	}
 	return nil
 }
+
+// servicePort tells whether a port is one of system services, on which no media is received: a page that
+// makes a browser speak SIP could open it to the outside. Port 9 says that the peer only dials (RFC 4145)
+// or has no address yet (RFC 8840).
+func servicePort(port uint16) bool { return port > 0 && port < 1024 && port != 9 }
 
 // has tells whether a is the edge's own address on this network, bound or advertised.
 func (n Network) has(a netip.Addr) bool {
