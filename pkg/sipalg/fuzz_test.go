@@ -78,8 +78,15 @@ func FuzzCore(f *testing.F) {
 		for _, fl := range flows[2:] {
 			w.do(func() { w.core.Closed(w.now, fl, &w.out) })
 		}
-		w.after(14 * time.Hour)
-		w.clean()
+		for _, s := range w.core.sessions {
+			w.do(func() { w.core.hangup(s, "the test is over") })
+		}
+		w.nodes = nil
+		w.after(6 * time.Minute)
+		if c := w.core; len(c.client)+len(c.server)+len(c.sessions)+len(c.calls)+len(c.waiting)+w.opener.Count() != 0 {
+			t.Errorf("left: %d and %d transactions, %d sessions, %d calls, %d look-ups, %d pinholes",
+				len(c.client), len(c.server), len(c.sessions), len(c.calls), len(c.waiting), w.opener.Count())
+		}
 	})
 }
 
