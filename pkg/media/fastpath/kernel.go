@@ -1,0 +1,216 @@
+package fastpath
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// leaseTime is how long the program goes on when nobody renews its lease.
+	leaseTime = 30 * time.Second
+	// lookAt is how many flows one system call reads.
+	lookAt = 4096
+	// clsactName is the name of the filter on kernels without tcx, by which a later run finds it.
+	clsactName = "edged_media"
+)
+
+// kernel is the loaded program, its maps and the devices that it is attached to.
+type kernel struct {
+	objs tcObjects
+	// clsact attaches as kernels before 6.6 do.
+	clsact  bool
+	devices map[int]*device
+	keys    []tcKey
+	values  []tcFlow
+}
+
+// device has the program at its ingress; link is nil where it is a filter of clsact.
+type device struct {
+	name string
+	link link.Link
+}
+
+func load() (*kernel, error) {
+	k := &kernel{
+		devices: make(map[int]*device),
+		keys:    make([]tcKey, lookAt), values: make([]tcFlow, lookAt),
+	}
+	if err := loadTcObjects(&k.objs, nil); err != nil {
+		return nil, fmt.Errorf("load: %w", err)
+	}
+	return k, nil
+}
+
+func (k *kernel) close() error {
+	var errs []error
+	for index := range k.devices {
+		errs = append(errs, k.detach(index))
+	}
+	return errors.Join(append(errs, k.objs.Close())...)
+}
+
+// renew lets the program go on until leaseTime after c.
+func (k *kernel) renew(c clock) error {
+	return k.objs.LeaseUntil.Set(c.ns + uint64(leaseTime))
+}
+
+// attach puts the program at the ingress of a device.
+func (k *kernel) attach(index int, name string) error {
+	if k.devices[index] != nil {
+		return nil
+	}
+	d := &device{name: name}
+	if !k.clsact {
+		l, err := link.AttachTCX(link.TCXOptions{
+			Interface: index, Program: k.objs.Relay, Attach: ebpf.AttachTCXIngress,
+		})
+		switch {
+		case err == nil:
+			d.link = l
+		case errors.Is(err, ebpf.ErrNotSupported):
+			k.clsact = true
+		default:
+			return fmt.Errorf("attach to %s: %w", name, err)
+		}
+	}
+	if d.link == nil {
+		if err := k.attachFilter(index); err != nil {
+			return fmt.Errorf("attach to %s: %w", name, err)
+		}
+	}
+	k.devices[index] = d
+	return nil
+}
+
+// attachFilter uses the clsact queueing discipline; it replaces what an earlier run left.
+func (k *kernel) attachFilter(index int) error {
+	qdisc := &netlink.GenericQdisc{QdiscType: "clsact", QdiscAttrs: netlink.QdiscAttrs{
+		LinkIndex: index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT,
+	}}
+	if err := netlink.QdiscAdd(qdisc); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("clsact: %w", err)
+	}
+	if err := netlink.FilterReplace(k.filter(index)); err != nil {
+		return fmt.Errorf("clsact filter: %w", err)
+	}
+	return nil
+}
+
+func (k *kernel) filter(index int) *netlink.BpfFilter {
+	return &netlink.BpfFilter{
+		FilterAttrs: netlink.FilterAttrs{
+			LinkIndex: index, Parent: netlink.HANDLE_MIN_INGRESS, Handle: 0xed6ed, Priority: 1, Protocol: unix.ETH_P_ALL,
+		},
+		Fd: k.objs.Relay.FD(), Name: clsactName, DirectAction: true,
+	}
+}
+
+// detach takes the program away; the device may be gone already.
+func (k *kernel) detach(index int) error {
+	d := k.devices[index]
+	delete(k.devices, index)
+	if d.link != nil {
+		return d.link.Close()
+	}
+	err := netlink.FilterDel(k.filter(index))
+	if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return err
+}
+
+// attachment names how the program is attached.
+func (k *kernel) attachment() string {
+	if k.clsact {
+		return "clsact"
+	}
+	return "tcx"
+}
+
+// take removes a flow and returns its last figures; false if there is none.
+func (k *kernel) take(key tcKey) (tcFlow, bool, error) {
+	var v tcFlow
+	err := k.objs.Flows.LookupAndDelete(&key, &v)
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		// Before 5.14 these are two steps; what comes between them is not counted.
+		if err = k.objs.Flows.Lookup(&key, &v); err == nil {
+			err = k.objs.Flows.Delete(&key)
+		}
+	}
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return v, false, nil
+	}
+	return v, err == nil, err
+}
+
+// each calls f with every flow.
+func (k *kernel) each(f func(tcKey, *tcFlow)) error {
+	var cursor ebpf.MapBatchCursor
+	for {
+		n, err := k.objs.Flows.BatchLookup(&cursor, k.keys, k.values, nil)
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("read flows: %w", err)
+		}
+		for i := range n {
+			f(k.keys[i], &k.values[i])
+		}
+		if err != nil {
+			return nil
+		}
+	}
+}
+
+// devicesOf returns the devices that carry the addresses, and a reason for each address without one.
+func devicesOf(addrs []netip.Addr, loopback bool) (map[int]string, error) {
+	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	at := make(map[netip.Addr]int)
+	for _, a := range list {
+		if ip, ok := netip.AddrFromSlice(a.IP); ok {
+			at[ip.Unmap()] = a.LinkIndex
+		}
+	}
+	found := make(map[int]string)
+	var errs []error
+	for _, a := range addrs {
+		index, ok := at[a]
+		if !ok && a.IsLoopback() {
+			index, ok = 1, true // all of 127.0.0.0/8 is there
+		}
+		if !ok {
+			errs = append(errs, fmt.Errorf("no device has %s", a))
+			continue
+		}
+		l, err := netlink.LinkByIndex(index)
+		if err == nil {
+			err = ethernet(l, loopback)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", a, err))
+			continue
+		}
+		found[index] = l.Attrs().Name
+	}
+	return found, errors.Join(errs...)
+}
+
+// ethernet tells whether packets of the device have Ethernet headers.
+func ethernet(l netlink.Link, loopback bool) error {
+	switch kind := l.Attrs().EncapType; {
+	case kind == "ether", kind == "loopback" && loopback:
+		return nil
+	case kind == "loopback":
+		return errors.New("loopback")
+	default:
+		return fmt.Errorf("device %s (%s) has no Ethernet header", l.Attrs().Name, kind)
+	}
+}

@@ -1,0 +1,436 @@
+package fastpath
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"go.uber.org/zap/zaptest"
+	"golang.org/x/sys/unix"
+
+	"edged.dev/edged/pkg/media"
+	"edged.dev/edged/pkg/media/userpath"
+	"edged.dev/edged/pkg/pinhole"
+)
+
+// patience is how long what must come may take on a busy machine.
+const patience = 20 * time.Second
+
+// inNamespace tells the run of this binary that has a network namespace of its own.
+const inNamespace = "EDGED_FASTPATH_TEST_NAMESPACE"
+
+// TestMain runs all tests again in a new network namespace, which is the gateway.
+func TestMain(m *testing.M) {
+	if os.Getenv(inNamespace) != "" || os.Geteuid() != 0 {
+		os.Exit(m.Run())
+	}
+	cmd := exec.Command(os.Args[0], os.Args[1:]...)
+	cmd.Env = append(os.Environ(), inNamespace+"=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	runtime.LockOSThread() // Pdeathsig is the thread's
+	err := cmd.Run()
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+		os.Exit(exit.ExitCode())
+	} else if err != nil {
+		fmt.Fprintln(os.Stderr, "SKIPPED what needs a network namespace:", err)
+		os.Exit(m.Run())
+	}
+	os.Exit(0)
+}
+
+// needKernel skips the test where the program cannot be loaded.
+func needKernel(t *testing.T) {
+	t.Helper()
+	if os.Getenv(inNamespace) == "" {
+		t.Skip("SKIPPED: needs root, for network namespaces and BPF")
+	}
+	k, err := load()
+	if err != nil {
+		t.Skipf("SKIPPED: %v", err)
+	}
+	if err := k.close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// host is a network namespace behind one of the gateway's devices.
+type host struct {
+	t     *testing.T
+	ns    netns.NsHandle
+	nl    *netlink.Handle
+	dev   string // the gateway's
+	own   string // the host's
+	addrs [2]netip.Addr
+}
+
+// rig is a relay between two hosts, on the gateway that this process is.
+//
+//	near 192.0.2.2 ── near0 192.0.2.1 │ relay │ 198.51.100.1 far0 ── 198.51.100.2 far
+//	     2001:db8:1::2  2001:db8:1::1            2001:db8:2::1  2001:db8:2::2
+type rig struct {
+	t     *testing.T
+	hosts [2]*host
+	path  *Path
+	relay *media.Relay
+}
+
+const (
+	near = pinhole.Near
+	far  = pinhole.Far
+	dscp = 46
+)
+
+func newRig(t *testing.T, o options) *rig {
+	t.Helper()
+	needKernel(t)
+	r := &rig{t: t}
+	r.hosts[near] = newHost(t, "near0", "192.0.2.", "2001:db8:1::")
+	r.hosts[far] = newHost(t, "far0", "198.51.100.", "2001:db8:2::")
+	nets := pinhole.Networks{
+		"inside":  {Addresses: gatewayAddrs("192.0.2.1", "2001:db8:1::1"), Trusted: true},
+		"outside": {Addresses: gatewayAddrs("198.51.100.1", "2001:db8:2::1")},
+	}
+	user, err := userpath.New(1)
+	must(t, err)
+	r.path, err = newPath(user, nets, dscp, zaptest.NewLogger(t), o)
+	must(t, err)
+	pin, cfg := media.DefaultPinholeConfig(), media.DefaultConfig()
+	pin.Quarantine = 0
+	cfg.DSCP = dscp
+	r.relay, err = media.New(pin, cfg, nets, r.path, zaptest.NewLogger(t))
+	must(t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- r.relay.Serve(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		must(t, <-done)
+	})
+	return r
+}
+
+func gatewayAddrs(list ...string) (addrs []netip.Addr) {
+	for _, a := range list {
+		addrs = append(addrs, netip.MustParseAddr(a))
+	}
+	return addrs
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// newHost makes a namespace and joins it to the gateway: .1 is the gateway, .2 the host, .66 a second
+// address of the same host.
+func newHost(t *testing.T, dev, net4, net6 string) *host {
+	t.Helper()
+	h := &host{t: t, dev: dev, own: "eth0"}
+	h.addrs = [2]netip.Addr{netip.MustParseAddr(net4 + "2"), netip.MustParseAddr(net6 + "2")}
+	within(t, -1, func() {
+		var err error
+		h.ns, err = netns.New()
+		must(t, err)
+	})
+	t.Cleanup(func() { h.ns.Close() })
+	v := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: dev}, PeerName: h.own, PeerNamespace: netlink.NsFd(h.ns)}
+	must(t, netlink.LinkAdd(v))
+	t.Cleanup(func() { _ = netlink.LinkDel(v) })
+	var err error
+	h.nl, err = netlink.NewHandleAt(h.ns)
+	must(t, err)
+	t.Cleanup(h.nl.Close)
+	here, err := netlink.NewHandle()
+	must(t, err)
+	t.Cleanup(here.Close)
+	addresses(t, here, dev, net4+"1/24", net6+"1/64")
+	addresses(t, h.nl, h.own, net4+"2/24", net6+"2/64", net4+"66/24")
+	lo, err := here.LinkByName("lo")
+	must(t, err)
+	must(t, here.LinkSetUp(lo))
+	return h
+}
+
+func addresses(t *testing.T, nl *netlink.Handle, dev string, list ...string) {
+	t.Helper()
+	l, err := nl.LinkByName(dev)
+	must(t, err)
+	for _, a := range list {
+		addr, err := netlink.ParseAddr(a)
+		must(t, err)
+		if addr.IP.To4() == nil {
+			addr.Flags = unix.IFA_F_NODAD
+		}
+		must(t, nl.AddrAdd(l, addr))
+	}
+	must(t, nl.LinkSetUp(l))
+}
+
+// within runs f on a thread that is in the namespace, or in one that f makes.
+func within(t *testing.T, ns netns.NsHandle, f func()) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		// The thread is not unlocked: it ends with the goroutine.
+		runtime.LockOSThread()
+		if ns >= 0 {
+			if err := netns.Set(ns); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+		f()
+	}()
+	<-done
+}
+
+// peer is a host's socket that tells how packets came.
+type peer struct {
+	t    *testing.T
+	conn *net.UDPConn
+}
+
+// packet is what a peer received.
+type packet struct {
+	data     []byte
+	from     netip.AddrPort
+	ttl, tos int
+}
+
+func (h *host) peer(ip netip.Addr, options ...int) *peer {
+	h.t.Helper()
+	p := &peer{t: h.t}
+	within(h.t, h.ns, func() {
+		conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(ip, 0)))
+		if err != nil {
+			h.t.Error(err)
+			return
+		}
+		p.conn = conn
+	})
+	if p.conn == nil {
+		h.t.FailNow()
+	}
+	h.t.Cleanup(func() { p.conn.Close() })
+	if ip.Is4() {
+		p.set(unix.IPPROTO_IP, unix.IP_RECVTTL, 1)
+		p.set(unix.IPPROTO_IP, unix.IP_RECVTOS, 1)
+	} else {
+		p.set(unix.IPPROTO_IPV6, unix.IPV6_RECVHOPLIMIT, 1)
+		p.set(unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS, 1)
+	}
+	return p
+}
+
+func (p *peer) set(level, name, value int) {
+	p.t.Helper()
+	raw, err := p.conn.SyscallConn()
+	must(p.t, err)
+	must(p.t, raw.Control(func(fd uintptr) { must(p.t, unix.SetsockoptInt(int(fd), level, name, value)) }))
+}
+
+func (p *peer) addr() netip.AddrPort {
+	a := p.conn.LocalAddr().(*net.UDPAddr).AddrPort()
+	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
+}
+
+func (p *peer) send(to netip.AddrPort, b []byte) {
+	p.t.Helper()
+	_, err := p.conn.WriteToUDPAddrPort(b, to)
+	must(p.t, err)
+}
+
+func (p *peer) receive() packet {
+	p.t.Helper()
+	got, err := p.read(time.Now().Add(patience))
+	must(p.t, err)
+	return got
+}
+
+func (p *peer) read(deadline time.Time) (packet, error) {
+	buf, control := make([]byte, 1<<16), make([]byte, 256)
+	if err := p.conn.SetReadDeadline(deadline); err != nil {
+		return packet{}, err
+	}
+	n, nc, _, from, err := p.conn.ReadMsgUDPAddrPort(buf, control)
+	if err != nil {
+		return packet{}, err
+	}
+	got := packet{data: buf[:n], from: netip.AddrPortFrom(from.Addr().Unmap(), from.Port())}
+	msgs, err := unix.ParseSocketControlMessage(control[:nc])
+	for _, m := range msgs {
+		switch v := int(m.Data[0]); {
+		case m.Header.Level == unix.IPPROTO_IP && m.Header.Type == unix.IP_TTL,
+			m.Header.Level == unix.IPPROTO_IPV6 && m.Header.Type == unix.IPV6_HOPLIMIT:
+			got.ttl = v
+		case m.Header.Level == unix.IPPROTO_IP && m.Header.Type == unix.IP_TOS,
+			m.Header.Level == unix.IPPROTO_IPV6 && m.Header.Type == unix.IPV6_TCLASS:
+			got.tos = v
+		}
+	}
+	return got, err
+}
+
+// call is a lease between two peers.
+type call struct {
+	*rig
+	lease pinhole.Lease
+	peers [2]*peer
+	local [2]netip.AddrPort
+	seq   [2]uint16
+}
+
+// call opens and declares a lease; families are 4 or 6 for each side.
+func (r *rig) call(kind pinhole.Kind, families ...pinhole.Family) *call {
+	r.t.Helper()
+	req := pinhole.Request{Owner: "test", Label: r.t.Name(), Kind: kind, Networks: [2]string{"inside", "outside"}}
+	if len(families) == 0 {
+		families = []pinhole.Family{pinhole.IPv4, pinhole.IPv4}
+	}
+	copy(req.Families[:], families)
+	lease, err := r.relay.Open(context.Background(), req)
+	must(r.t, err)
+	c := &call{rig: r, lease: lease}
+	for s := range c.peers {
+		c.peers[s] = r.hosts[s].peer(r.hosts[s].addrs[families[s]/5])
+		at := c.peers[s].addr()
+		must(r.t, lease.Declare(pinhole.Side(s), pinhole.Remote{Addr: at, Source: at.Addr()}))
+		c.local[s] = lease.Local(pinhole.Side(s)).Addr
+	}
+	return c
+}
+
+// rtp returns the next packet of side s: 160 bytes of G.711.
+func (c *call) rtp(s pinhole.Side) []byte {
+	b := make([]byte, 172)
+	b[0] = 0x80
+	c.seq[s]++
+	binary.BigEndian.PutUint16(b[2:], c.seq[s])
+	binary.BigEndian.PutUint32(b[4:], 160*uint32(c.seq[s]))
+	b[11] = byte(s) + 1
+	for i := 12; i < len(b); i++ {
+		b[i] = byte(int(c.seq[s]) * i)
+	}
+	return b
+}
+
+// pass sends b from side s and expects it at the other.
+func (c *call) pass(s pinhole.Side, b []byte) packet {
+	c.t.Helper()
+	c.peers[s].send(c.local[s], b)
+	got := c.peers[s.Other()].receive()
+	if string(got.data) != string(b) {
+		c.t.Fatalf("side %d sent %d bytes, %d others came", s, len(b), len(got.data))
+	}
+	if got.from != c.local[s.Other()] {
+		c.t.Fatalf("it came from %s, want %s", got.from, c.local[s.Other()])
+	}
+	return got
+}
+
+// info returns the description of the call's lease.
+func (c *call) info() media.Info {
+	c.t.Helper()
+	c.path.Refresh()
+	for _, i := range c.relay.Pinholes() {
+		if i.Ends[0].Local == c.local[0] {
+			return i
+		}
+	}
+	c.t.Fatal("the lease is closed")
+	return media.Info{}
+}
+
+// waitPath waits until the call is carried by the path.
+func (c *call) waitPath(want string) {
+	c.t.Helper()
+	var last media.Info
+	for end := time.Now().Add(patience); time.Now().Before(end); pause() {
+		if last = c.info(); last.Path == want {
+			return
+		}
+	}
+	c.t.Fatalf("carried by %q, not %q: %+v", last.Path, want, last)
+}
+
+// offload brings the call into the kernel.
+func (c *call) offload() {
+	c.t.Helper()
+	c.pass(near, c.rtp(near))
+	c.pass(far, c.rtp(far))
+	c.waitPath("tc")
+}
+
+func pause() { <-time.After(2 * time.Millisecond) }
+
+// moved returns how many packets the kernel has carried from side s.
+func (c *call) moved(s pinhole.Side) uint64 {
+	c.t.Helper()
+	var v tcFlow
+	k := keyOf(c.local[s])
+	must(c.t, c.path.kern.objs.Flows.Lookup(&k, &v))
+	return v.Packets
+}
+
+// datagrams returns how many UDP packets the gateway's sockets have got. The first thread of
+// the process may be one that went into a host's namespace.
+func datagrams(t *testing.T) (n int) {
+	t.Helper()
+	for _, f := range []struct{ file, key string }{{"/proc/thread-self/net/snmp", "Udp:"}, {"/proc/thread-self/net/snmp6", "Udp6InDatagrams"}} {
+		text, err := os.ReadFile(f.file)
+		must(t, err)
+		for line := range strings.Lines(string(text)) {
+			fields := strings.Fields(line)
+			var v int
+			if fields[0] == f.key {
+				if _, err := fmt.Sscan(fields[1], &v); err == nil {
+					n += v
+				}
+			}
+		}
+	}
+	return n
+}
+
+// txChecksums switches the checksum offload of a device (ethtool -K DEV tx on|off): without it packets
+// leave the host with complete checksums, which the receiver verifies.
+func txChecksums(dev string, on bool) error {
+	const setTxCsum = 0x17 // ETHTOOL_STXCSUM
+	value := struct{ cmd, data uint32 }{cmd: setTxCsum}
+	if on {
+		value.data = 1
+	}
+	var ifr struct {
+		name [unix.IFNAMSIZ]byte
+		data unsafe.Pointer
+		_    [16]byte
+	}
+	copy(ifr.name[:], dev)
+	ifr.data = unsafe.Pointer(&value)
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&ifr))); errno != 0 {
+		return errno
+	}
+	return nil
+}
