@@ -48,7 +48,8 @@ type Policy struct {
 // tells whether packets may be sent there before one was received: not if a peer with a public
 // source names a private address, for then it sits behind a NAT.
 //
-// On a trusted network the address must be the sender's own, and no service port. Elsewhere any unicast address may be
+// On a trusted network the address must be the sender's own, and no service port; one of the other family
+// is believed once it is heard from. Elsewhere any unicast address may be
 // named (trunks have media servers of their own) but those of other networks, of the edge, loopback
 // and link-local. Multicast is only ever allowed by Allow, the unspecified address never.
 func (p Policy) Check(network string, r Remote) (reachable bool, err error) {
@@ -66,7 +67,13 @@ func (p Policy) Check(network string, r Remote) (reachable bool, err error) {
 	if r.Addr.Port() == 0 {
 		return false, nil
 	}
-	return r.Trusted || p.allowed(network, r.Addr.Addr().Unmap()) || !hidden(r), nil
+	return r.Trusted || p.allowed(network, r.Addr.Addr().Unmap()) || !hidden(r) && !(p.Networks[network].Trusted && otherFamily(r)), nil
+}
+
+// otherFamily tells whether the sender names an address of another family than it signals from, as a
+// dual-stack phone does. Nobody can tell whose it is, so nothing is sent there until it has spoken itself.
+func otherFamily(r Remote) bool {
+	return r.Source.IsValid() && FamilyOf(r.Source) != FamilyOf(r.Addr.Addr())
 }
 
 // hidden tells whether the declared address cannot be reached from where the source was seen.
@@ -96,7 +103,7 @@ func (p Policy) check(network string, r Remote, named netip.AddrPort) error {
 		return nil
 	case own && a != src:
 		return refuse(ReasonOwnAddress)
-	case nw.Trusted && a != src:
+	case nw.Trusted && a != src && !otherFamily(Remote{Addr: named, Source: src}):
 		return refuse(ReasonNotSource)
 	case nw.Trusted && servicePort(named.Port()):
 		return refuse(ReasonServicePort)

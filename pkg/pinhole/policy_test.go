@@ -38,6 +38,8 @@ func TestPolicyCheck(t *testing.T) {
 		{"port 0", "inside", "10.0.0.7:0", "", "10.0.0.7", false, "", false},
 		{"slipstream to a neighbour", "inside", "10.0.0.8:445", "", "10.0.0.7", false, ReasonNotSource, false},
 		{"slipstream by rtcp", "inside", "10.0.0.7:4000", "10.0.0.8:445", "10.0.0.7", false, ReasonNotSource, false},
+		{"dual-stack phone", "inside", "[fd00::7]:4000", "", "10.0.0.7", false, "", false},
+		{"slipstream in the other family", "inside", "[fd00::8]:445", "", "10.0.0.7", false, ReasonServicePort, false},
 		{"no source", "inside", "10.0.0.8:445", "", "", false, ReasonNotSource, false},
 		{"trusted server", "inside", "10.0.0.8:4000", "", "10.0.0.7", true, "", true},
 		{"allowed target", "inside", "10.0.0.65:4000", "", "10.0.0.7", false, "", true},
