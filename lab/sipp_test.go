@@ -80,8 +80,8 @@ func sippCase(t *testing.T, r *Rig, proto string, fam [2]int, outgoing bool) {
 	}
 }
 
-// wantEcho checks that the caller got RTP back in every call: at least half of what it sent in it.
-// A call is known by the relay's port; after the quarantine (5 s) another call may have the same.
+// wantEcho checks that the caller got RTP back in every call: at least a quarter of what it sent in it,
+// as sipp on a busy machine sends in bursts, and nine tenths of what it sent in all of them. A call is known by the relay's port; after the quarantine (5 s) another call may have the same.
 func wantEcho(t *testing.T, r *Rig, ps []Packet, l Load) {
 	t.Helper()
 	gw := r.GW.IPOn(l.From.Side, l.FromFam)
@@ -113,17 +113,18 @@ func wantEcho(t *testing.T, r *Rig, ps []Packet, l Load) {
 		}
 	}
 	ended = slices.AppendSeq(ended, maps.Values(live))
-	good, worst := 0, 1.0
+	good, sent, got, worst := 0, 0, 0, 1.0
 	for _, c := range ended {
 		share := float64(c.got) / float64(max(1, c.sent))
-		worst = min(worst, share)
-		if c.sent >= 5 && share >= 0.5 {
+		worst, sent, got = min(worst, share), sent+c.sent, got+c.got
+		if c.sent >= 5 && share >= 0.25 {
 			good++
 		}
 	}
-	t.Logf("%d calls at %d/s: %d had their audio back (at least %.0f%% of it)", l.Calls, l.PerSecond, good, 100*worst)
-	if good != l.Calls {
-		t.Errorf("%d of %d calls had their audio back; the capture shows %d", good, l.Calls, len(ended))
+	t.Logf("%d calls at %d/s: %d had their audio back (%.1f%% of all packets, at least %.0f%% in each call)",
+		l.Calls, l.PerSecond, good, 100*float64(got)/float64(max(1, sent)), 100*worst)
+	if good != l.Calls || got*10 < sent*9 {
+		t.Errorf("%d of %d calls had their audio back, %d of %d packets; the capture shows %d calls", good, l.Calls, got, sent, len(ended))
 	}
 }
 
