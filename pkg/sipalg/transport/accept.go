@@ -74,7 +74,7 @@ func (s *server) acceptAll(ctx context.Context, ln net.Listener) error {
 // accepted admits a connection before anything is allocated for it, or closes it.
 func (s *server) accepted(ctx context.Context, nc net.Conn) {
 	src := addrPort(nc.RemoteAddr()).Addr()
-	if why := s.t.admit(src); why != none {
+	if why := s.t.admit(s.network, src); why != none {
 		s.t.count.drop(why)
 		if tcp, ok := nc.(*net.TCPConn); ok {
 			tcp.SetLinger(0) // leave no state behind
@@ -89,7 +89,7 @@ func (s *server) accepted(ctx context.Context, nc net.Conn) {
 // serve does the handshakes and reads until the connection ends.
 func (s *server) serve(ctx context.Context, nc net.Conn, src netip.Addr) {
 	defer s.conns.Done()
-	defer s.t.release(src)
+	defer s.t.release(s.network, src)
 	defer nc.Close()
 	stop := context.AfterFunc(ctx, func() { nc.Close() })
 	defer stop()
@@ -170,14 +170,19 @@ func modern(conf *tls.Config, name string) *tls.Config {
 	return conf
 }
 
-// admit counts an accepted connection in, or says why not.
-func (t *Transport) admit(src netip.Addr) reason {
+// admit counts an accepted connection in, or says why not. A quarter of all is kept for trusted networks:
+// strangers with many addresses must not lock the inside out.
+func (t *Transport) admit(network string, src netip.Addr) reason {
 	cfg := t.cfg.Load()
-	key := sourceKey(src)
+	key := t.sourceKey(network, src)
+	room := cfg.MaxConns
+	if !t.nets[network].Trusted && !cfg.exempt(src) {
+		room -= room / 4
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	switch {
-	case t.in >= cfg.MaxConns:
+	case t.in >= room:
 		return connLimit
 	case t.sources[key] >= cfg.PerSource && !cfg.exempt(src):
 		return sourceLimit
@@ -187,8 +192,8 @@ func (t *Transport) admit(src netip.Addr) reason {
 	return none
 }
 
-func (t *Transport) release(src netip.Addr) {
-	key := sourceKey(src)
+func (t *Transport) release(network string, src netip.Addr) {
+	key := t.sourceKey(network, src)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.in--
@@ -197,7 +202,15 @@ func (t *Transport) release(src netip.Addr) {
 	}
 }
 
-// sourceKey is what one source is: an IPv4 address, or the /64 that an IPv6 host may roam in.
+// sourceKey is what one source is. On a trusted network all hosts may be in one /64.
+func (t *Transport) sourceKey(network string, a netip.Addr) netip.Addr {
+	if t.nets[network].Trusted {
+		return a
+	}
+	return sourceKey(a)
+}
+
+// sourceKey is what one stranger is: an IPv4 address, or the /64 that an IPv6 host may roam in.
 func sourceKey(a netip.Addr) netip.Addr {
 	if a.Is6() {
 		p, _ := a.WithZone("").Prefix(64)

@@ -17,7 +17,7 @@ type Config struct {
 	// Queue is how many bytes may wait for one slow peer before its connection is closed;
 	// at least MaxMessage; default 256 KiB.
 	Queue int
-	// PerSource is how many accepted connections one source may hold open (an IPv4 address or an
+	// PerSource is how many accepted connections one source may hold open (an address; outside, an
 	// IPv6 /64), default 64. Exempt sources are not counted.
 	PerSource int
 	// Exempt are the sources that PerSource does not bind: trunks, offices behind one address.
