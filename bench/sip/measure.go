@@ -46,8 +46,18 @@ func (r *rig) measure(ctx context.Context, c contender, guess float64) (round, e
 		return m, err
 	}
 	defer e.stop()
-	if err := r.steady(ctx, e, &m); err != nil {
-		return m, fmt.Errorf("%s: %w", c.name, err)
+	for try := 1; ; try++ {
+		m = round{}
+		if err = r.steady(ctx, e, &m); err == nil {
+			break
+		}
+		note("  %s: %v", c.name, err)
+		if try == 3 || ctx.Err() != nil {
+			return m, fmt.Errorf("%s: %w", c.name, err)
+		}
+		if err := e.again(ctx, r); err != nil { // other work on the machine may have spoilt it
+			return m, err
+		}
 	}
 	m.capacity, err = r.capacity(ctx, e, guess)
 	if err != nil {

@@ -44,7 +44,11 @@ func (s *Stage) Prove(ctx context.Context) []Check {
 	s.mu.Lock()
 	s.direct = direct
 	s.mu.Unlock()
-	refusedByBob, refusedByAlice := s.taps["bob"].Refused(s.plan.Inside), s.taps["alice"].Refused(s.plan.Outside)
+	var refusedByBob, refusedByAlice int
+	wait(ctx, s.patience, func() bool {
+		refusedByBob, refusedByAlice = s.taps["bob"].Refused(s.plan.Inside), s.taps["alice"].Refused(s.plan.Outside)
+		return refusedByBob > 0 && refusedByAlice > 0
+	})
 	checks := []Check{{Name: "no way around the edge",
 		OK:     outward != nil && inward != nil && refusedByBob > 0 && refusedByAlice > 0,
 		Detail: fmt.Sprintf("direct calls unanswered; bob refused %d packets, alice %d", refusedByBob, refusedByAlice)}}
