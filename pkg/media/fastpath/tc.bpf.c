@@ -99,6 +99,13 @@ struct {
 // lease_until is when the daemon's promise to look after the flows ends, on the monotonic clock.
 volatile __u64 lease_until;
 
+// frag is the extension header of a fragment (RFC 8200 §4.5).
+struct frag {
+	__u8 next, reserved;
+	__be16 offset; // and flags
+	__be32 id;
+};
+
 // packet is what the two families have in common.
 struct packet {
 	struct flow *flow;
@@ -493,9 +500,23 @@ static __always_inline int relay_v6(struct __sk_buff *skb)
 	udp = (void *)(ip + 1);
 	if ((void *)(udp + 1) > (void *)(long)skb->data_end)
 		return UP;
-	// Extension headers, fragments among them, go up.
-	if (ip->nexthdr != IPPROTO_UDP)
+	// Extension headers go up; the first fragment of an RTP packet is counted.
+	if (ip->nexthdr == IPPROTO_FRAGMENT) {
+		struct frag *frag = (void *)(ip + 1);
+
+		p.l4 += sizeof(*frag);
+		if (bpf_skb_pull_data(skb, L4_V6 + sizeof(*frag) + sizeof(*udp)))
+			return UP;
+		ip = (void *)(long)skb->data + ETH_HLEN;
+		frag = (void *)(ip + 1);
+		udp = (void *)(frag + 1);
+		if ((void *)(udp + 1) > (void *)(long)skb->data_end)
+			return UP;
+		if (frag->next != IPPROTO_UDP || frag->offset & bpf_htons(0xfff8))
+			return UP;
+	} else if (ip->nexthdr != IPPROTO_UDP) {
 		return UP;
+	}
 	__builtin_memcpy(&k.local, &ip->daddr, sizeof(k.local));
 	__builtin_memcpy(&src, &ip->saddr, sizeof(src));
 	k.port = udp->dest;
@@ -507,7 +528,7 @@ static __always_inline int relay_v6(struct __sk_buff *skb)
 	p.ip_len = bpf_ntohs(ip->payload_len) + sizeof(*ip);
 	p.segments = segments(skb);
 	p.ttl = ip->hop_limit;
-	p.odd = p.ip_len != p.udp_len + sizeof(*ip) || p.ip_len + ETH_HLEN > skb->len || !udp->check;
+	p.odd = p.l4 != L4_V6 || p.ip_len != p.udp_len + sizeof(*ip) || p.ip_len + ETH_HLEN > skb->len || !udp->check;
 	h = judge(skb, &p);
 	if (!h)
 		return UP;
