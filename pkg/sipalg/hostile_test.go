@@ -442,7 +442,9 @@ func TestHostileAfterRestart(t *testing.T) {
 
 // TestHostileCallID: many calls with one Call-ID do not make a list that every request walks.
 func TestHostileCallID(t *testing.T) {
-	w := newWorld(t, func(c *Config) { c.Domains["example.com"] = Domain{Network: "outside", Server: "tcp:198.51.100.20:5060"} })
+	w := newWorld(t, func(c *Config) {
+		c.Domains["example.com"] = Domain{Network: "outside", Server: "tcp:198.51.100.20:5060"}
+	})
 	alice := w.phone("alice", flow.TCP, "10.0.0.5:40000", "10.0.0.1:5060")
 	w.phone("bob", flow.TCP, "198.51.100.20:5060", "198.51.100.1:5060")
 	for range 90 {
@@ -474,4 +476,48 @@ func TestHostileCrowd(t *testing.T) {
 	alice.dial("sip:bob@example.com").send("MESSAGE", "")
 	alice.expect("503")
 	w.drops("busy", 2)
+}
+
+// TestHostileStaleServer: a server's name is looked up again, and its old address loses its rights.
+func TestHostileStaleServer(t *testing.T) {
+	for _, probe := range []time.Duration{0, 30 * time.Second} {
+		old := []flow.Target{{Network: "outside", Proto: flow.UDP, Addr: ap("198.51.100.20:5060")}}
+		w := newWorld(t, func(c *Config) {
+			c.Probe = probe
+			c.Domains["example.com"] = Domain{Network: "outside", Server: "udp:sip.example.com"}
+		})
+		w.answer(old...)
+		alice, bob := w.alice(), w.bob()
+		alice.dial("sip:bob@example.com").send("MESSAGE", "")
+		bob.expect("MESSAGE")
+		w.dns["sip.example.com"] = []flow.Target{{Network: "outside", Proto: flow.UDP, Addr: ap("198.51.100.30:5060")}}
+		w.dead[bob.addr] = true
+		w.after(2 * time.Minute)
+		moved := w.phone("moved", flow.UDP, "198.51.100.30:5060", "198.51.100.1:5060")
+		alice.dial("sip:bob@example.com").send("MESSAGE", "")
+		for len(moved.inbox) > 0 && moved.inbox[0].method == "OPTIONS" {
+			moved.inbox = moved.inbox[1:]
+		}
+		moved.expect("MESSAGE")
+		if w.core.servers[bob.addr.Addr()] || !w.core.servers[moved.addr.Addr()] {
+			t.Errorf("servers %v", w.core.servers)
+		}
+	}
+}
+
+// TestHostileReanswer: an answer to a re-INVITE that cannot be relayed ends the call on both sides.
+func TestHostileReanswer(t *testing.T) {
+	w := newWorld(t, nil)
+	w.showsIn = true
+	alice, bob := w.alice(), w.bob()
+	_, b := alice.call("sip:bob@example.com", bob, alice.sdp(4000), bob.sdp(6000))
+	b.send("INVITE", bob.sdp(6000))
+	inv := alice.expect("INVITE")
+	alice.reply(inv, nil, 200, sdpOf("10.0.0.9", 4000), "Contact: "+alice.contact())
+	alice.expect("ACK")
+	alice.expect("BYE")
+	if m := bob.inbox[len(bob.inbox)-1]; m.method != "BYE" && (len(bob.inbox) < 2 || bob.inbox[0].method != "BYE") {
+		t.Errorf("bob got no BYE but %s", m.start)
+	}
+	w.clean()
 }

@@ -1,6 +1,7 @@
 package sipalg
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"strings"
@@ -102,11 +103,16 @@ func (c *Core) ping(b *binding) {
 	})
 }
 
+// lookAgain is how often a server's name is looked up where servers are not probed.
+const lookAgain = time.Minute
+
 // probeServer asks a configured server whether it is there (OPTIONS), so that calls need not wait to find out.
 func (c *Core) probeServer(u *upstream) {
-	c.start(&u.probe, c.cfg.Probe)
-	if len(u.targets) == 0 {
-		c.lookup(u)
+	c.start(&u.probe, cmp.Or(c.cfg.Probe, lookAgain))
+	if _, numeric := parseAddr([]byte(u.Host)); !numeric {
+		c.lookup(u) // names move; the resolver knows how long they stay
+	}
+	if len(u.targets) == 0 || c.cfg.Probe == 0 {
 		return
 	}
 	tg := u.targets[0]
@@ -271,8 +277,21 @@ func (c *Core) Begin(now time.Time, out *Output) {
 			if len(u.targets) == 0 {
 				c.lookup(u)
 			}
-			if c.cfg.Probe > 0 {
-				c.start(&u.probe, c.cfg.Probe)
+			if _, numeric := parseAddr([]byte(u.Host)); c.cfg.Probe > 0 || !numeric {
+				c.start(&u.probe, cmp.Or(c.cfg.Probe, lookAgain))
+			}
+		}
+	}
+}
+
+// noteServers collects the addresses of the configured servers: an address that a name has no more is
+// a stranger's.
+func (c *Core) noteServers() {
+	clear(c.servers)
+	for _, d := range c.domains {
+		for _, u := range d.servers {
+			for _, t := range u.targets {
+				c.servers[t.Addr.Addr().Unmap()] = true
 			}
 		}
 	}
@@ -294,9 +313,7 @@ func (c *Core) Resolved(now time.Time, id uint64, targets []flow.Target, out *Ou
 		delete(c.lookups, id)
 		if len(targets) > 0 {
 			u.targets = targets
-			for _, t := range targets {
-				c.servers[t.Addr.Addr().Unmap()] = true
-			}
+			c.noteServers()
 		}
 		return
 	}

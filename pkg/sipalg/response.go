@@ -208,4 +208,7 @@ func (c *Core) mediaRefused(t *tx, f flow.Flow, err error) {
 		c.killAnswer(t, f)
 	}
 	c.finalLocal(t, status, reason)
+	if t.invite && t.dialog != nil {
+		c.hangup(t.session, "answer refused") // the callee has been told so already: the call is over
+	}
 }

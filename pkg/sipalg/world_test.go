@@ -369,10 +369,16 @@ func (w *world) clean() {
 	}
 	w.after(30 * time.Minute)
 	c := w.core
+	probes := 0 // servers are looked up and probed for ever
+	for _, d := range c.domains {
+		for _, u := range d.servers {
+			probes += min(u.probe.index, 1)
+		}
+	}
 	left := map[string]int{
 		"client": len(c.client), "server": len(c.server), "sessions": len(c.sessions), "calls": len(c.calls),
 		"aliases": len(c.aliases) - len(c.bindings), "tokens": len(c.tokens) - len(c.bindings), "conns": len(c.conns),
-		"waiting": len(c.waiting), "sources": len(c.sources), "timers": len(c.timers) - 1 - len(c.bindings), "pinholes": w.opener.Count(),
+		"waiting": len(c.waiting), "sources": len(c.sources), "timers": len(c.timers) - 1 - len(c.bindings) - probes, "pinholes": w.opener.Count(),
 	}
 	for what, n := range left {
 		if n != 0 {
