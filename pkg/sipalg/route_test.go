@@ -156,6 +156,7 @@ func TestServerByName(t *testing.T) {
 	if len(w.queries) != 0 {
 		t.Errorf("the edge asks again: %v", w.queries)
 	}
+	w.dns["sip.example.org"] = []flow.Target{{Network: "outside", Proto: flow.TCP, Addr: ap("198.51.100.20:5060")}}
 	w.clean()
 }
 
