@@ -378,7 +378,7 @@ func (w *world) clean() {
 	left := map[string]int{
 		"client": len(c.client), "server": len(c.server), "sessions": len(c.sessions), "calls": len(c.calls),
 		"aliases": len(c.aliases) - len(c.bindings), "tokens": len(c.tokens) - len(c.bindings), "conns": len(c.conns),
-		"waiting": len(c.waiting), "sources": len(c.sources), "timers": len(c.timers) - 1 - len(c.bindings) - probes - probes, "pinholes": w.opener.Count(),
+		"waiting": len(c.waiting), "sources": len(c.sources), "timers": len(c.timers) - 1 - len(c.bindings) - probes, "pinholes": w.opener.Count(),
 	}
 	for what, n := range left {
 		if n != 0 {
