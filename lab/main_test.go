@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 }
 
 // tools are the programs without which no case can run.
-var tools = []string{"ip", "nft", "tcpdump", "sipp", "baresip", "kamailio"}
+var tools = []string{"ip", "nft", "tcpdump", "sipp", "baresip", "kamailio", "rtpengine", "svmap", "svwar"}
 
 // lab begins a case: it skips where the machine cannot run it, and builds a rig.
 func lab(t *testing.T) *Rig {

@@ -275,15 +275,31 @@ func TestHalfOpenTCP(t *testing.T) {
 	s := newScene(t, plan{})
 	tcp := s.outHost.Agent(t, "carol", "tcp", s.outHost.Addr(4, 5070), nil)
 	a, _ := s.call()
-	mine := descriptors(t) * 3 / 4
+	peak := s.dribbleAll(attempts, sources)
+	open := s.edge.Metric("edged_sip_connections", `"outside"`)
+	refused := s.edge.Metric("edged_sip_transport_drops_total", "source")
+	t.Logf("%d attempts from %d addresses: %v open, %v refused, resident set at most %d MiB", attempts, sources, open, refused, peak>>10)
+	if limit := float64(64*sources + 64); open > limit || refused < float64(attempts)/2 || peak > 512<<10 {
+		t.Errorf("open %v (limit %v), refused %v, resident %d KiB", open, limit, refused, peak)
+	}
+	s.hearEachOther(500 * time.Millisecond)
+	tcp.Invite(s.outGate, "sip:alice@inside.example.org", Offer{Addr: s.vb.Addr}.String())
+	s.alice.ExpectRequest("INVITE")
+	a.Bye(s.bob)
+}
+
+// dribbleAll opens connections from many addresses, each with the first bytes of a message, keeps as many
+// as this process may, and returns edged's largest resident set in KiB. They close when the test ends.
+func (s *scene) dribbleAll(attempts, sources int) (peak int) {
+	s.Helper()
+	mine := descriptors(s.T) * 3 / 4
 	bad := s.rig.Outside("dribble")
 	var held []net.Conn
-	defer func() {
+	s.Cleanup(func() {
 		for _, c := range held {
 			_ = c.Close()
 		}
-	}()
-	peak := 0
+	})
 	for i := range attempts {
 		if i < sources {
 			s.rig.ip("-n %s addr add 198.51.100.%d/24 dev eth0", bad.ns, 100+i)
@@ -297,23 +313,13 @@ func TestHalfOpenTCP(t *testing.T) {
 			held = held[1:]
 		}
 		if i%500 == 0 {
-			peak = max(peak, s.edge.rss(t))
+			peak = max(peak, s.edge.rss(s.T))
 		}
 	}
 	for _, c := range held {
 		_, _ = c.Write([]byte("N")) // the next byte of "INVITE"; most are closed by now
 	}
-	peak = max(peak, s.edge.rss(t))
-	open := s.edge.Metric("edged_sip_connections", `"outside"`)
-	refused := s.edge.Metric("edged_sip_transport_drops_total", "source")
-	t.Logf("%d attempts from %d addresses: %v open, %v refused, resident set at most %d MiB", attempts, sources, open, refused, peak>>10)
-	if limit := float64(64*sources + 64); open > limit || refused < float64(attempts)/2 || peak > 512<<10 {
-		t.Errorf("open %v (limit %v), refused %v, resident %d KiB", open, limit, refused, peak)
-	}
-	s.hearEachOther(500 * time.Millisecond)
-	tcp.Invite(s.outGate, "sip:alice@inside.example.org", Offer{Addr: s.vb.Addr}.String())
-	s.alice.ExpectRequest("INVITE")
-	a.Bye(s.bob)
+	return max(peak, s.edge.rss(s.T))
 }
 
 // dribble opens a connection from an address and sends the first byte of a message, nil if refused.
