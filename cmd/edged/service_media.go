@@ -2,14 +2,18 @@ package main
 
 import (
 	"context"
+	"fmt"
+
+	"go.uber.org/zap"
 
 	"edged.dev/edged/pkg/media"
+	"edged.dev/edged/pkg/media/fastpath"
 	"edged.dev/edged/pkg/media/userpath"
 )
 
 // buildMedia builds the relay, which grants pinholes to the services below it in the table.
 func buildMedia(_ context.Context, d *serviceDeps) (*service, error) {
-	path, err := userpath.New(0)
+	path, err := openPath(d)
 	if err != nil {
 		return nil, err
 	}
@@ -23,7 +27,7 @@ func buildMedia(_ context.Context, d *serviceDeps) (*service, error) {
 		serve: relay.Serve,
 		alive: func() { relay.Pinholes() },
 		status: func() any {
-			return map[string]any{"pinholes": len(relay.Pinholes()), "path": path.String(), "udp_ports": d.cfg.Pinholes.UDP.String()}
+			return map[string]any{"pinholes": len(relay.Pinholes()), "path": fmt.Sprint(path), "udp_ports": d.cfg.Pinholes.UDP.String()}
 		},
 		views: map[string]func() any{"pinholes": func() any {
 			list := relay.Pinholes()
@@ -33,4 +37,22 @@ func buildMedia(_ context.Context, d *serviceDeps) (*service, error) {
 			return map[string]any{"pinholes": list}
 		}},
 	}, nil
+}
+
+// openPath returns what moves media: the kernel where configuration and machine allow it, else user space.
+func openPath(d *serviceDeps) (media.Path, error) {
+	user, err := userpath.New(0)
+	if err != nil {
+		return nil, err
+	}
+	if d.cfg.Media.Datapath == media.DatapathUser {
+		return user, nil
+	}
+	log := d.log.Named("media")
+	fast, err := fastpath.New(user, d.cfg.networks(), d.cfg.Media.DSCP, log)
+	if err != nil {
+		log.Warn("no kernel media path, user space carries all media", zap.Error(err))
+		return user, nil
+	}
+	return fast, nil
 }

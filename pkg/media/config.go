@@ -73,10 +73,22 @@ type Config struct {
 	// Latch lets the relay learn the port (and behind a NAT the address) that a peer really sends
 	// from. Without it only the exact declared address is heard and sent to.
 	Latch bool `yaml:"latch" json:"latch"`
+	// Datapath says what may carry UDP media: DatapathAuto, DatapathTC or DatapathUser.
+	Datapath string `yaml:"datapath" json:"datapath"`
 }
 
+// The values of Config.Datapath. The relay itself does as its Path does.
+const (
+	// DatapathAuto takes the best that the machine offers.
+	DatapathAuto = "auto"
+	// DatapathTC lets the kernel carry what it can, by BPF at the ingress of devices.
+	DatapathTC = "tc"
+	// DatapathUser leaves all to user space.
+	DatapathUser = "user"
+)
+
 // DefaultConfig returns the section "media" as it is when nothing is written.
-func DefaultConfig() Config { return Config{DSCP: 46, Latch: true} }
+func DefaultConfig() Config { return Config{DSCP: 46, Latch: true, Datapath: DatapathUser} }
 
 // Fault is one thing that is wrong with a configuration.
 type Fault struct {
@@ -119,8 +131,12 @@ func (c PinholeConfig) Validate() error {
 
 // Validate returns every fault as a [Fault], joined; nil if there is none.
 func (c Config) Validate() error {
+	var errs []error
 	if c.DSCP < 0 || c.DSCP > 63 {
-		return Fault{"media.dscp", fmt.Sprintf("%d is not in 0-63", c.DSCP)}
+		errs = append(errs, Fault{"media.dscp", fmt.Sprintf("%d is not in 0-63", c.DSCP)})
 	}
-	return nil
+	if !slices.Contains([]string{DatapathAuto, DatapathTC, DatapathUser}, c.Datapath) {
+		errs = append(errs, Fault{"media.datapath", fmt.Sprintf("%q is not auto, tc or user", c.Datapath)})
+	}
+	return errors.Join(errs...)
 }

@@ -40,7 +40,7 @@ allow_targets: {outside: [10.0.0.0/8, "2001:db8::/32"]}
 	if err := yaml.UnmarshalWithOptions([]byte("{dscp: 0, latch: false}"), &m, yaml.Strict()); err != nil {
 		t.Fatal(err)
 	}
-	if m != (Config{}) {
+	if m != (Config{Datapath: DefaultConfig().Datapath}) {
 		t.Errorf("%+v", m)
 	}
 }
@@ -86,9 +86,12 @@ func TestConfigFaults(t *testing.T) {
 		t.Error(d)
 	}
 	for _, dscp := range []int{-1, 64} {
-		if err := (Config{DSCP: dscp}).Validate(); err == nil {
+		if err := (Config{DSCP: dscp, Datapath: DatapathUser}).Validate(); err == nil {
 			t.Errorf("dscp %d is accepted", dscp)
 		}
+	}
+	if err := (Config{Datapath: "fast"}).Validate(); err == nil {
+		t.Error("an unknown datapath is accepted")
 	}
 	lost := DefaultPinholeConfig()
 	lost.AllowTargets = map[string][]netip.Prefix{"dmz": {netip.MustParsePrefix("10.0.0.0/8")}}
