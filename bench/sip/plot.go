@@ -21,7 +21,7 @@ func plot(file string, rows []row) error {
 		most := max(r.Edged, r.Value, 1e-9)
 		for j, v := range []float64{r.Edged, r.Value} {
 			width := int(v / most * full)
-			fmt.Fprintf(&b, `<rect x="%d" y="%d" width="%d" height="16" fill="%s"/><text x="%d" y="%d">%.3g</text>`+"\n",
+			fmt.Fprintf(&b, `<rect x="%d" y="%d" width="%d" height="16" fill="%s"/><text x="%d" y="%d">%.4g</text>`+"\n",
 				left, y+j*18, width, []string{"#1f4e79", "#9dc3e6"}[j], left+width+6, y+13+j*18, v)
 		}
 	}

@@ -95,7 +95,7 @@ func table(w io.Writer, rows []row) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintf(tw, "what\tmetric\tedged\t%s\tratio\tbetter\t\n", peerName)
 	for _, r := range rows {
-		fmt.Fprintf(tw, "%s\t%s\t%.3g\t%.3g\t%.2f\t%s\t\n", r.Name, r.Metric, r.Edged, r.Value, r.Ratio, r.Better)
+		fmt.Fprintf(tw, "%s\t%s\t%.4g\t%.4g\t%.2f\t%s\t\n", r.Name, r.Metric, r.Edged, r.Value, r.Ratio, r.Better)
 	}
 	if err := tw.Flush(); err != nil {
 		return fmt.Errorf("report: %w", err)
