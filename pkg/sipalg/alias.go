@@ -143,9 +143,16 @@ func (c *Core) releaseAlias(a *alias) {
 	a.keep(c.now.Add(aliasLife))
 }
 
+// maxSweep is how many aliases, at least, are looked at in one turn: a full table takes several.
+const maxSweep = 1 << 16
+
 // sweepAliases forgets what nobody uses.
 func (c *Core) sweepAliases() {
-	for k, a := range c.aliases {
+	look := max(maxSweep, len(c.aliases)/8)
+	for k, a := range c.aliases { // begins anywhere, so all get their turn
+		if look--; look < 0 {
+			return
+		}
 		if a.refs <= 0 && a.binding == nil && a.until.Before(c.now) {
 			c.leaveConn(a)
 			delete(c.aliases, k)

@@ -1,6 +1,7 @@
 package sipalg
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -18,6 +19,9 @@ type journal struct {
 	file  *os.File
 	lines int
 	log   *zap.Logger
+	// since holds the lines written while the file is made short.
+	compacting bool
+	since      []byte
 }
 
 // maxJournal is how many lines are written before the file is made short.
@@ -47,13 +51,36 @@ func openJournal(dir string, c *Core, log *zap.Logger) (*journal, error) {
 
 // rewrite replaces the file by what is valid now.
 func (j *journal) rewrite(c *Core) error {
-	tmp, err := os.OpenFile(j.path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY|os.O_APPEND, 0o600)
+	var all bytes.Buffer
+	if err := c.Snapshot(&all); err != nil {
+		return err
+	}
+	tmp, err := j.write(all.Bytes())
 	if err != nil {
 		return err
 	}
-	if err = c.Snapshot(tmp); err == nil {
+	return j.replace(tmp, nil)
+}
+
+// write makes the file that is to replace the journal.
+func (j *journal) write(b []byte) (*os.File, error) {
+	tmp, err := os.OpenFile(j.path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if _, err = tmp.Write(b); err == nil {
 		err = tmp.Sync()
 	}
+	if err != nil {
+		tmp.Close()
+		return nil, err
+	}
+	return tmp, nil
+}
+
+// replace makes tmp, with some more lines, the journal.
+func (j *journal) replace(tmp *os.File, more []byte) error {
+	_, err := tmp.Write(more)
 	if err == nil {
 		err = os.Rename(tmp.Name(), j.path)
 	}
@@ -70,29 +97,55 @@ func (j *journal) rewrite(c *Core) error {
 
 // append writes one line; the core's lock is held.
 func (j *journal) append(line []byte) {
+	if j.file == nil {
+		return // closed: the process ends
+	}
 	if _, err := j.file.Write(line); err != nil {
 		j.log.Error("registration not written", zap.String("file", j.path), zap.Error(err))
 	}
 	j.lines++
+	if j.compacting {
+		j.since = append(j.since, line...)
+	}
 }
 
+// compact makes the file short when it has grown. The disk is waited for without the lock: calls go on.
 func (j *journal) compact(s *Server) {
 	if j == nil {
 		return
 	}
 	s.mu.Lock()
+	if j.lines <= maxJournal+2*len(s.core.bindings) {
+		s.mu.Unlock()
+		return
+	}
+	var all bytes.Buffer
+	err := s.core.Snapshot(&all)
+	j.compacting = true
+	s.mu.Unlock()
+	var tmp *os.File
+	if err == nil {
+		tmp, err = j.write(all.Bytes())
+	}
+	s.mu.Lock()
 	defer s.mu.Unlock()
-	if j.lines > maxJournal+2*len(s.core.bindings) {
-		if err := j.rewrite(s.core); err != nil {
-			j.log.Error("registration journal not made short", zap.String("file", j.path), zap.Error(err))
-			j.lines = 0
-		}
+	if err == nil {
+		err = j.replace(tmp, j.since)
+	}
+	j.compacting, j.since = false, nil
+	if err != nil {
+		j.log.Error("registration journal not made short", zap.String("file", j.path), zap.Error(err))
+		j.lines = 0
 	}
 }
 
-func (j *journal) close() error {
+func (j *journal) close(s *Server) error {
 	if j == nil {
 		return nil
 	}
-	return j.file.Close()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f := j.file
+	j.file = nil
+	return f.Close()
 }

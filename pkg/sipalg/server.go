@@ -155,7 +155,7 @@ func (s *Server) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			s.stop()
 			s.work.Wait()
-			return s.journal.close()
+			return s.journal.close(s)
 		case <-tick.C:
 		case <-s.wake:
 		}
