@@ -139,6 +139,9 @@ func (c *Core) dispatch(f flow.Flow, via sipmsg.Via, key uint64, inDialog bool) 
 		}
 		c.drop("refused_" + reasonLabel(h.status))
 		c.reply(f, via, h.status, h.reason)
+		if s != nil && m.Method() == "BYE" {
+			c.endDialog(s, s.dialogOf(m)) // the other side is gone, and this one has hung up
+		}
 		return
 	}
 	if c.crowded(f) {
