@@ -163,11 +163,16 @@ func (c *Core) sweepAliases() {
 
 // aliasOf returns the alias that a URI with the edge's own host names, nil if it names none.
 func (c *Core) aliasOf(u sipmsg.URI) *alias {
-	i := bytes.LastIndexByte(u.User, '~')
-	if i < 0 || len(u.User)-i-1 != tokenLen || !c.ownHost(u.Host) {
+	if !c.isToken(u) {
 		return nil
 	}
-	return c.tokens[token(u.User[i+1:])]
+	return c.tokens[token(u.User[len(u.User)-tokenLen:])]
+}
+
+// isToken tells whether a URI has the form of an alias, perhaps of one that is forgotten.
+func (c *Core) isToken(u sipmsg.URI) bool {
+	i := bytes.LastIndexByte(u.User, '~')
+	return i >= 0 && len(u.User)-i-1 == tokenLen && c.ownHost(u.Host)
 }
 
 // appendAlias writes the URI that stands for orig (a's own URI) at the local listener l. Parameters

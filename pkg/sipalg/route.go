@@ -192,6 +192,9 @@ func (c *Core) routeInDialog(f flow.Flow) (hop, *session, pinhole.Side) {
 		h = c.toAlias(a)
 	case network != "" && !c.ownHost(u.Host):
 		h = c.toURI(network, u)
+	case s == nil && a == nil && c.isToken(u):
+		// A dialog from before a restart, or long over: nobody beyond could do better.
+		return refuse(481, "Call/Transaction Does Not Exist"), nil, 0
 	case s == nil:
 		h = c.route(f)
 		if h.status == 404 || h.status == 403 && c.m.Method() != "REGISTER" {
