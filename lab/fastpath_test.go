@@ -1,0 +1,139 @@
+//go:build lab
+
+package lab
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// carried is what the tests read of /api/v1/pinholes.
+type carried struct {
+	Pinholes []struct {
+		Path string
+		Ends [2]struct {
+			Path, Why string
+			Stats     struct {
+				Packets uint64
+				Lost    int64
+				MOS     float64
+			}
+		}
+	}
+}
+
+func (s *scene) carried() (c carried) {
+	s.Helper()
+	code, b := s.edge.get("/api/v1/pinholes")
+	if code != http.StatusOK {
+		s.Fatalf("pinholes: status %d", code)
+	}
+	must(s, "pinholes", json.Unmarshal(b, &c))
+	return c
+}
+
+// inKernel waits until the kernel carries the only call.
+func (s *scene) inKernel() {
+	s.Helper()
+	var c carried
+	if !until(10*time.Second, func() bool {
+		c = s.carried()
+		return len(c.Pinholes) == 1 && c.Pinholes[0].Path == "tc"
+	}) {
+		s.Fatalf("not in the kernel: %+v", c)
+	}
+}
+
+// fastScene skips where the machine has no kernel path.
+func fastScene(t *testing.T, p plan) *scene {
+	onlyEdged(t, "the reference has no kernel module here")
+	p.Edge.More += "media: {datapath: tc}\n"
+	s := newScene(t, p)
+	if b, err := os.ReadFile(s.edge.proc.Log); err == nil && strings.Contains(string(b), "no kernel media path") {
+		t.Skipf("SKIPPED: %s", tail(s.edge.proc.Log, 500))
+	}
+	return s
+}
+
+// datagrams returns how many UDP packets the gateway's sockets have got.
+func (h *Host) datagrams(t testing.TB) (n int) {
+	t.Helper()
+	must(t, "datagrams", h.Do(func() error {
+		for file, key := range map[string]string{"snmp": "Udp:", "snmp6": "Udp6InDatagrams"} {
+			b, err := os.ReadFile("/proc/thread-self/net/" + file)
+			if err != nil {
+				return err
+			}
+			for line := range strings.Lines(string(b)) {
+				var v int
+				if f := strings.Fields(line); f[0] != key {
+					continue
+				} else if _, err := fmt.Sscan(f[1], &v); err == nil { // else the line of names
+					n += v
+				}
+			}
+		}
+		return nil
+	}))
+	return n
+}
+
+// TestFastPathStopped: a daemon that is stopped does not interrupt a call, and nothing of the media came to
+// its sockets. Then it goes on, and has the figures of the whole call.
+func TestFastPathStopped(t *testing.T) {
+	for _, f := range [][2]int{{4, 4}, {6, 6}, {6, 4}} {
+		t.Run(fmt.Sprintf("inside%d-outside%d", f[0], f[1]), func(t *testing.T) {
+			s := fastScene(t, plan{InFamily: f[0], OutFamily: f[1]})
+			a, _ := s.call()
+			s.hearEachOther(300 * time.Millisecond)
+			s.inKernel()
+			s.edge.proc.Signal(syscall.SIGSTOP)
+			before := s.rig.GW.datagrams(t)
+			const stopped = 10 * time.Second
+			s.va.Forget()
+			s.vb.Forget()
+			pass(stopped)
+			for _, v := range []*Voice{s.va, s.vb} {
+				if n, want := v.Packets(), int(stopped/(20*time.Millisecond)); n < want*9/10 {
+					t.Errorf("%v got %d packets of %d while the daemon stood still", v.Addr, n, want)
+				}
+			}
+			s.hearEachOther(300 * time.Millisecond)
+			if n := s.rig.GW.datagrams(t) - before; n != 0 {
+				t.Errorf("%d packets came to the gateway's sockets", n)
+			}
+			s.edge.proc.Signal(syscall.SIGCONT)
+			var c carried
+			eventually(t, 10*time.Second, "the figures of the call", func() bool {
+				c = s.carried()
+				return len(c.Pinholes) == 1 && c.Pinholes[0].Ends[0].Stats.Packets > 450 && c.Pinholes[0].Ends[1].Stats.Packets > 450
+			})
+			for i, e := range c.Pinholes[0].Ends {
+				if e.Stats.Lost != 0 || e.Stats.MOS < 3.5 {
+					t.Errorf("end %d: %+v", i, e.Stats)
+				}
+			}
+			a.Bye(s.bob)
+			s.edge.Clean(t)
+		})
+	}
+}
+
+// TestFastPathIdle: the timer that ends a silent call sees the packets that the kernel carries.
+func TestFastPathIdle(t *testing.T) {
+	s := fastScene(t, plan{Edge: EdgeConfig{Pinholes: "{udp: 50000-51999, idle: 2s}"}})
+	a, _ := s.call()
+	s.hearEachOther(300 * time.Millisecond)
+	s.inKernel()
+	pass(5 * time.Second)
+	s.hearEachOther(300 * time.Millisecond)
+	s.inKernel()
+	a.Bye(s.bob)
+	s.edge.Clean(t)
+}
