@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"go.uber.org/zap"
 
@@ -20,7 +21,11 @@ func (c *Core) malformed(f flow.Flow, err error) {
 		e = &sipmsg.Error{Reason: "malformed"}
 	}
 	c.drop("malformed_" + e.Reason)
-	if !c.charge(f, costNew) || e.Status == 0 || !c.m.IsRequest() || c.m.Method() == "ACK" || !c.m.Answerable() {
+	if !c.charge(f, costNew) || e.Status == 0 || !c.m.IsRequest() || c.m.Method() == "ACK" || c.m.Method() == "BENOTIFY" {
+		return
+	}
+	// Where only From, To or Call-ID is missing, the answer has no more than the request, but a Via.
+	if !c.m.Answerable() && !strings.HasPrefix(e.Reason, "missing_") {
 		return
 	}
 	if via, ok := c.m.TopVia(); ok {

@@ -50,8 +50,8 @@ func repository(t testing.TB) string {
 type verdict struct{ name, want string }
 
 // rfc4475 has the 49 messages of RFC 4475. What only an endpoint may refuse is forwarded: unknown
-// schemes in To, Require, content types, escapes. escruri may be tolerated (§3.1.2.11). badinv01 and insuf
-// cannot be answered: one has no usable Via, the other nobody to name in the answer's From.
+// schemes in To, Require, content types, escapes. escruri may be tolerated (§3.1.2.11). badinv01
+// cannot be answered: it has no usable Via.
 var rfc4475 = []verdict{
 	// §3.1.1: valid
 	{"wsinv", "forward"}, {"intmeth", "forward"}, {"esc01", "forward"}, {"escnull", "forward"}, {"esc02", "forward"},
@@ -64,7 +64,7 @@ var rfc4475 = []verdict{
 	{"regbadct", "answer 400"}, {"badaspec", "answer 400"}, {"baddn", "answer 400"}, {"badvers", "answer 505"},
 	{"mismatch01", "answer 400"}, {"mismatch02", "answer 400"}, {"bigcode", "drop malformed_bad_status_line"},
 	// §3.2 transactions, §3.3 applications, §3.4 older clients
-	{"badbranch", "forward"}, {"insuf", "drop malformed_missing_from"}, {"unkscm", "answer 416"}, {"novelsc", "answer 416"},
+	{"badbranch", "forward"}, {"insuf", "answer 400"}, {"unkscm", "answer 416"}, {"novelsc", "answer 416"},
 	{"unksm2", "forward"}, {"bext01", "answer 420"}, {"invut", "forward"}, {"regaut01", "forward"}, {"multi01", "answer 400"},
 	{"mcl01", "answer 400"}, {"bcast", "drop response_not_ours"}, {"zeromf", "answer 483"}, {"cparam01", "forward"},
 	{"cparam02", "forward"}, {"regescrt", "forward"}, {"sdp01", "forward"}, {"inv2543", "forward"},
