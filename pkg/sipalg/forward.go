@@ -413,6 +413,7 @@ func (c *Core) resolved(id uint64, targets []flow.Target) {
 		return
 	}
 	c.via, _ = c.m.TopVia()
+	c.forgetEnded(t)
 	c.launch(t)
 }
 

@@ -68,6 +68,7 @@ func (c *Core) clientResponse(t *tx, f flow.Flow) {
 		c.drop("response_after_end") // a 2xx repeated after the BYE must not open pinholes again
 		return
 	}
+	c.forgetEnded(t)
 	if t.key == 0 {
 		c.finished(t, status)
 		if t.done != nil {

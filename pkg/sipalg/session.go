@@ -282,6 +282,15 @@ func (c *Core) txEnded(t *tx) {
 	}
 }
 
+// forgetEnded takes t out of a session or dialog that has ended while t was under way: its answer must
+// not open pinholes that nobody closes.
+func (c *Core) forgetEnded(t *tx) {
+	s, d := t.session, t.dialog
+	if s != nil && (c.sessions[s.id] != s || d != nil && !slices.Contains(s.dialogs, d)) {
+		t.session, t.dialog = nil, nil
+	}
+}
+
 // endDialog ends one dialog of a session, and the session with its last one. Where two branches have
 // answered, the caller ends one of them and talks on with the other.
 func (c *Core) endDialog(s *session, d *dialog) {
