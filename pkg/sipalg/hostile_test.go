@@ -521,3 +521,12 @@ func TestHostileReanswer(t *testing.T) {
 	}
 	w.clean()
 }
+
+// TestHostilePort: a stranger does not choose the port of a configured domain's host.
+func TestHostilePort(t *testing.T) {
+	w := newWorld(t, func(c *Config) { c.Domains["pbx.example.org"] = Domain{Network: "inside"} })
+	w.bob().dial("sip:x@pbx.example.org:22;transport=tcp").send("MESSAGE", "")
+	if len(w.queries) != 1 || w.queries[0].server.Port != 0 || w.queries[0].network != "inside" {
+		t.Errorf("queries %+v", w.queries)
+	}
+}

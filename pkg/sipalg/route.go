@@ -74,6 +74,9 @@ func (c *Core) routeURI(f flow.Flow) hop {
 	trusted := c.nets[f.Network].Trusted
 	own := c.ownHost(u.Host)
 	if d := c.domainOf(u.Host); d != nil && (d.network != f.Network || trusted) {
+		if !trusted {
+			u.Port = 0 // strangers reach the domain's SIP service, no other port of its hosts
+		}
 		return c.toDomain(d, u, false)
 	}
 	if c.m.Method() != "REGISTER" && !(own && trusted && c.domains["*"] != nil) {

@@ -63,6 +63,7 @@ type Server struct {
 	ctx       context.Context
 	stop      context.CancelFunc
 	work      sync.WaitGroup
+	gate      sync.Mutex // nothing is added to work once ctx has ended
 
 	mu     sync.Mutex // guards what follows
 	core   *Core
@@ -153,7 +154,9 @@ func (s *Server) Run(ctx context.Context) error {
 		tick.Reset(max(wait, 0))
 		select {
 		case <-ctx.Done():
+			s.gate.Lock()
 			s.stop()
+			s.gate.Unlock()
 			s.work.Wait()
 			return s.journal.close(s)
 		case <-tick.C:
@@ -210,9 +213,18 @@ func (s *Server) Closed(f flow.Flow) {
 	s.do(func(c *Core, out *Output) { c.Closed(time.Now(), f, out) })
 }
 
+// spawn runs f on a goroutine of its own, unless the server is about to end.
+func (s *Server) spawn(f func()) {
+	s.gate.Lock()
+	defer s.gate.Unlock()
+	if s.ctx.Err() == nil {
+		s.work.Go(f)
+	}
+}
+
 // mediaIdle leaves word of a silent pinhole: the relay calls it, perhaps while the core calls the relay.
 func (s *Server) mediaIdle(id uint64) {
-	s.work.Go(func() {
+	s.spawn(func() {
 		s.mu.Lock()
 		s.idle = append(s.idle, id)
 		s.mu.Unlock()
@@ -251,7 +263,7 @@ func (s *Server) sent(id uint64, f flow.Flow, err error) {
 
 // lookup resolves a name on a goroutine of its own and brings the answer to the core.
 func (s *Server) lookup(q query) {
-	s.work.Go(func() {
+	s.spawn(func() {
 		var targets []flow.Target
 		select {
 		case s.lookups <- struct{}{}:
