@@ -7,6 +7,7 @@ import (
 	"go.uber.org/zap"
 
 	"edged.dev/edged/pkg/pinhole"
+	"edged.dev/edged/pkg/sipalg/flow"
 )
 
 // TestReserve: strangers with ever new addresses leave room for the inside, whose hosts may all be in one /64.
@@ -38,5 +39,29 @@ func TestReserve(t *testing.T) {
 	}
 	if tr.in != 300 {
 		t.Errorf("%d after the release", tr.in)
+	}
+}
+
+// TestHTTP: SIP behind an HTTP request is not read: a web page has written it.
+func TestHTTP(t *testing.T) {
+	for line, want := range map[string]bool{
+		"POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n": true, "GET /a HTTP/1.0\r\n\r\n": true,
+		"INVITE sip:a@b SIP/2.0\r\n\r\n": false, "SIP/2.0 200 HTTP/1.1 OK\r\n": false, " HTTP/1.1": false, "": false,
+	} {
+		if isHTTP([]byte(line)) != want {
+			t.Errorf("%q", line)
+		}
+	}
+	tr, rec := newTransport(Config{}, nil)
+	addr, stop := serveTCP(t, tr, "inside", flow.TCP, "127.0.0.1:0")
+	defer stop()
+	nc := dialTCP(t, addr)
+	write(t, nc, "POST / HTTP/1.1\r\nHost: edge\r\nContent-Length: 0\r\n\r\n"+sipMessage(1, ""))
+	if n, err := nc.Read(make([]byte, 1)); n != 0 || err == nil {
+		t.Errorf("%d bytes, %v", n, err)
+	}
+	waitFor(t, "the connection is dropped", func() bool { return drops(tr, framing) == 1 })
+	if e := rec.next(t); !e.closed {
+		t.Errorf("%q was read", e.raw)
 	}
 }

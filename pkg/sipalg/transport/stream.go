@@ -1,6 +1,8 @@
 package transport
 
 import (
+	"bytes"
+	"errors"
 	"io"
 	"net"
 	"syscall"
@@ -56,6 +58,16 @@ func (c *conn) readStream() reason {
 	}
 }
 
+// errHTTP: a browser, or a server that was made to send a request, is at the other end. What follows may
+// look like SIP, but whoever wrote it is not the host that the connection comes from.
+var errHTTP = errors.New("an HTTP request came")
+
+// isHTTP tells whether the first line of a message ends like that of an HTTP request.
+func isHTTP(msg []byte) bool {
+	line, _, _ := bytes.Cut(msg, []byte("\r\n"))
+	return len(line) > 9 && bytes.HasPrefix(line[len(line)-9:], []byte(" HTTP/"))
+}
+
 // cut hands on every whole message in the buffer. It returns an error if the stream cannot be cut further.
 func (c *conn) cut(in *input, fr *sipmsg.Framer) error {
 	for in.r < in.w {
@@ -71,6 +83,9 @@ func (c *conn) cut(in *input, fr *sipmsg.Framer) error {
 			}
 			return nil
 		case sipmsg.KindMessage:
+			if isHTTP(in.buf[in.r : in.r+n]) {
+				return errHTTP
+			}
 			c.first = time.Time{}
 			c.message(in.buf[in.r : in.r+n : in.r+n])
 		case sipmsg.KindPing:
