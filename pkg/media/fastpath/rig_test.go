@@ -434,3 +434,21 @@ func txChecksums(dev string, on bool) error {
 	}
 	return nil
 }
+
+// socket returns the RTP socket of the call's side s. The path's lock must be held.
+func (r *rig) socket(c *call, s pinhole.Side) *media.Socket {
+	for sock := range r.path.streams {
+		if sock.Local == c.local[s] {
+			return sock
+		}
+	}
+	r.t.Fatal("no such socket")
+	return nil
+}
+
+// slot returns the place of the way that packets from side s take.
+func (r *rig) slot(c *call, s pinhole.Side) uint32 {
+	r.path.mu.Lock()
+	defer r.path.mu.Unlock()
+	return r.path.streams[r.socket(c, s)].forth.slot
+}
