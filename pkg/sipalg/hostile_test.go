@@ -530,3 +530,27 @@ func TestHostilePort(t *testing.T) {
 		t.Errorf("queries %+v", w.queries)
 	}
 }
+
+// TestHostileAnswerContacts: an answer with more Contacts than the edge keeps gets the caller a 503 and
+// ends the callee's call; nobody waits for the other.
+func TestHostileAnswerContacts(t *testing.T) {
+	w := newWorld(t, nil)
+	alice, bob := w.alice(), w.bob()
+	for _, status := range []int{200, 302} {
+		inv := alice.dial("sip:bob@example.com").send("INVITE", alice.sdp(4000))
+		req := bob.expect("INVITE")
+		var contacts []string
+		for i := range maxContacts + 1 {
+			contacts = append(contacts, fmt.Sprintf("Contact: <sip:bob%d@198.51.100.20>", i))
+		}
+		bob.reply(req, bob.answered(req), status, bob.sdp(6000), contacts...)
+		alice.expect("503")
+		bob.expect("ACK")
+		if status == 200 {
+			bob.expect("BYE")
+		}
+		bob.nothing()
+		_ = inv
+	}
+	w.clean()
+}

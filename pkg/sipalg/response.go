@@ -109,8 +109,8 @@ func (c *Core) forwardResponse(t *tx, f flow.Flow) {
 		c.registerResponse(t)
 	} else {
 		c.editRecordRoute(t, f, up)
-		if c.responseContacts(t, f, up) != nil {
-			c.drop("alias_table_full")
+		if err := c.responseContacts(t, f, up); err != nil {
+			c.mediaRefused(t, f, err)
 			return
 		}
 	}
@@ -205,11 +205,12 @@ func (c *Core) mediaRefused(t *tx, f flow.Flow, err error) {
 		c.drop("early_media_refused")
 		return
 	}
-	if t.invite {
+	answered := t.invite && c.m.Status() < 300
+	if answered {
 		c.killAnswer(t, f)
 	}
 	c.finalLocal(t, status, reason)
-	if t.invite && t.dialog != nil {
+	if answered && t.dialog != nil {
 		c.hangup(t.session, "answer refused") // the callee has been told so already: the call is over
 	}
 }
