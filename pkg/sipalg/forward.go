@@ -61,7 +61,7 @@ func (c *Core) launch(t *tx) {
 		// TCP is for this large request only; Contact and Record-Route do not bind the dialog to it.
 		l = cmp.Or(c.localFor(dest.Network, chosen, dest.Remote.Addr()), l)
 	}
-	if t.invite && t.session == nil && len(c.m.To().Tag()) == 0 {
+	if t.session == nil && t.room != nil {
 		if c.sameCallID() >= maxSameCallID {
 			c.refuseTx(t, 482, "Request Merged") // RFC 3261 §8.2.2.2; a spiral or two are legal
 			return
@@ -286,11 +286,9 @@ func (c *Core) editMaxForwards() {
 		e.Append([]byte("Max-Forwards: 70"))
 		return
 	}
-	for i := range m.Len() {
-		if h := m.Header(i); h.ID == sipmsg.MaxForwards {
-			e.ReplaceValue(i, appendUint(c.body[:0], uint64(max(n-1, 0))))
-			return
-		}
+	for el := range m.Elements(sipmsg.MaxForwards) {
+		e.ReplaceElement(el, appendUint(c.body[:0], uint64(max(n-1, 0))))
+		return
 	}
 }
 

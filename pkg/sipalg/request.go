@@ -185,14 +185,10 @@ func (c *Core) admissible(via sipmsg.Via) (status int, reason string, extra []st
 		return 483, "Too Many Hops", nil
 	}
 	var unsupported []byte
-	for i := range m.Len() {
-		if h := m.Header(i); h.ID == sipmsg.ProxyRequire {
-			for tag := range bytes.SplitSeq(h.Value, []byte{','}) {
-				// Microsoft's own tags mean nothing to a proxy that changes no signed field.
-				if tag = bytes.TrimSpace(tag); len(tag) > 0 && !bytes.HasPrefix(bytes.ToLower(tag), []byte("ms-")) {
-					unsupported = append(append(unsupported, tag...), ',')
-				}
-			}
+	for el := range m.Elements(sipmsg.ProxyRequire) {
+		// Microsoft's own tags mean nothing to a proxy that changes no signed field.
+		if tag := el.Value; !bytes.HasPrefix(bytes.ToLower(tag), []byte("ms-")) {
+			unsupported = append(append(unsupported, tag...), ',')
 		}
 	}
 	if len(unsupported) > 0 {

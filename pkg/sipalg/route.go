@@ -456,7 +456,8 @@ func (c *Core) ownToServer(u sipmsg.URI, s *upstream) []byte {
 	return b
 }
 
-// loopHash covers what decides the way of a request (RFC 5393 §4.2.2).
+// loopHash covers what decides the way of a request (RFC 5393 §4.2.2). It is compared only within one
+// request's list of Vias, so what never changes on the way (Call-ID, tags, CSeq) need not be in it.
 func (c *Core) loopHash() uint32 {
 	var h maphash.Hash
 	h.SetSeed(c.seed)
@@ -464,12 +465,5 @@ func (c *Core) loopHash() uint32 {
 	for el := range c.m.Elements(sipmsg.Route) {
 		h.Write(el.Value)
 	}
-	h.Write(c.m.CallID())
-	h.Write(c.m.From().Tag())
-	h.Write(c.m.To().Tag())
-	n, method := c.m.CSeq()
-	h.WriteByte(byte(n))
-	h.WriteByte(byte(n >> 8))
-	h.WriteString(method)
 	return uint32(h.Sum64())
 }
