@@ -5,6 +5,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -33,23 +34,7 @@ func (l *freeLease) Close() pinhole.Summary                         { return pin
 // transactions, session, pinhole, session description, 100 and the INVITE as sent on. Calls are refused
 // and forgotten outside of the measured time, 256 at once.
 func BenchmarkForwardInvite(b *testing.B) {
-	raw, err := os.ReadFile(filepath.Join("sipmsg", "testdata", "desk.sip"))
-	if err != nil {
-		b.Fatal(err)
-	}
-	raw = bytes.ReplaceAll(raw, []byte("192.0.2.23"), []byte("10.0.0.005"))
-	raw = bytes.ReplaceAll(raw, []byte("10.0.0.005"), []byte("10.0.0.123"))
-	o := &freeOpener{}
-	o.lease.local = [2]pinhole.Local{
-		{Addr: ap("10.0.0.1:50000"), RTCP: ap("10.0.0.1:50001")}, {Addr: ap("198.51.100.1:50000"), RTCP: ap("198.51.100.1:50001")},
-	}
-	cfg := testConfig(func(c *Config) {
-		c.Domains["pbx.example.org"] = Domain{Network: "outside", Server: "udp:198.51.100.20:5060"}
-	})
-	core := newTestCore(cfg, testNetworks(), o, zap.NewNop())
-	core.limits = Limits{}
-	phone := flow.Flow{Network: "inside", Proto: flow.UDP, Local: ap("10.0.0.1:5060"), Remote: ap("10.0.0.123:5060")}
-	server := flow.Flow{Network: "outside", Proto: flow.UDP, Local: ap("198.51.100.1:5060"), Remote: ap("198.51.100.20:5060")}
+	core, raw, phone, server := deskCall(b)
 	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	var out, more Output
 	core.Begin(now, &out)
@@ -109,10 +94,72 @@ func cpuTime(b *testing.B) time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
+// deskCall returns a core whose pinholes cost nothing, the desk phone's INVITE, and both flows.
+func deskCall(b *testing.B) (core *Core, raw []byte, phone, server flow.Flow) {
+	b.Helper()
+	raw, err := os.ReadFile(filepath.Join("sipmsg", "testdata", "desk.sip"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	raw = bytes.ReplaceAll(raw, []byte("192.0.2.23"), []byte("10.0.0.123")) // as long as before
+	o := &freeOpener{}
+	o.lease.local = [2]pinhole.Local{
+		{Addr: ap("10.0.0.1:50000"), RTCP: ap("10.0.0.1:50001")}, {Addr: ap("198.51.100.1:50000"), RTCP: ap("198.51.100.1:50001")},
+	}
+	cfg := testConfig(func(c *Config) {
+		c.Domains["pbx.example.org"] = Domain{Network: "outside", Server: "udp:198.51.100.20:5060"}
+	})
+	core = newTestCore(cfg, testNetworks(), o, zap.NewNop())
+	core.limits = Limits{}
+	phone = flow.Flow{Network: "inside", Proto: flow.UDP, Local: ap("10.0.0.1:5060"), Remote: ap("10.0.0.123:5060")}
+	server = flow.Flow{Network: "outside", Proto: flow.UDP, Local: ap("198.51.100.1:5060"), Remote: ap("198.51.100.20:5060")}
+	return core, raw, phone, server
+}
+
+// BenchmarkEstablishedCall reports the memory that the core keeps for a call that is up, its
+// transactions being over.
+func BenchmarkEstablishedCall(b *testing.B) {
+	const calls = 2000
+	for b.Loop() {
+		core, raw, phone, server := deskCall(b)
+		branch := bytes.Index(raw, []byte("5a3f0c8b7E1D2C4A"))
+		call := bytes.Index(raw, []byte("8d1f7c0e5b2a4936"))
+		now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+		var out Output
+		core.Begin(now, &out)
+		before := heapInUse()
+		for n := range uint64(calls) {
+			appendHex(raw[branch:branch], n)
+			appendHex(raw[call:call], n)
+			out.reset()
+			core.Receive(now, phone, raw, &out)
+			answer := answerOf(out.bytes(1), "200 OK", "Contact: <sip:2002@198.51.100.20>\r\n", sdpOf("198.51.100.20", 6000))
+			out.reset()
+			core.Receive(now, server, answer, &out)
+		}
+		out = Output{}
+		core.Tick(now.Add(time.Minute), &out)
+		if len(core.sessions) != calls || len(core.client) != 0 {
+			b.Fatalf("%d sessions, %d transactions", len(core.sessions), len(core.client))
+		}
+		b.ReportMetric(float64(heapInUse()-before)/calls, "B/call")
+		runtime.KeepAlive(core)
+	}
+}
+
+func heapInUse() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
 // refusalOf answers a request with 486.
-func refusalOf(req []byte) []byte {
+func refusalOf(req []byte) []byte { return answerOf(req, "486 Busy Here", "", "") }
+
+func answerOf(req []byte, status, lines, body string) []byte {
 	var keep strings.Builder
-	keep.WriteString("SIP/2.0 486 Busy Here\r\n")
+	keep.WriteString("SIP/2.0 " + status + "\r\n")
 	head, _, _ := strings.Cut(string(req), "\r\n\r\n")
 	for l := range strings.SplitSeq(head, "\r\n") {
 		switch name(l) {
@@ -122,5 +169,5 @@ func refusalOf(req []byte) []byte {
 			keep.WriteString(l + ";tag=x\r\n")
 		}
 	}
-	return []byte(keep.String() + "Content-Length: 0\r\n\r\n")
+	return []byte(withBody(keep.String()+lines, body))
 }
