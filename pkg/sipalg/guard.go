@@ -16,6 +16,8 @@ const (
 	maxSources = 1 << 16
 	// sourceLife is how long a silent sender is remembered.
 	sourceLife = 2 * time.Minute
+	// goodLife is how long a host is known for an accepted call or registration.
+	goodLife = 20 * time.Minute
 	// sweepMisses is how many requests for somebody that is not here make a sweep: the sender is banned.
 	sweepMisses = 30
 	missWindow  = time.Minute
@@ -26,6 +28,7 @@ type source struct {
 	tokens float64
 	seen   time.Time
 	banned time.Time // until
+	good   time.Time // when a call or registration of it was accepted last
 	misses int
 	window time.Time
 }
@@ -183,7 +186,20 @@ func (c *Core) scanner(f flow.Flow) bool {
 	return false
 }
 
+// vouch notes that somebody's call or registration was accepted.
+func (c *Core) vouch(f flow.Flow) {
+	if !c.nets[f.Network].Trusted {
+		c.sourceOf(f).good = c.now
+	}
+}
+
+// ban takes nothing more from a sender for a while. The address of a datagram can be forged: a host whose
+// calls or registrations were accepted lately is not shut out by what somebody writes in its name.
 func (c *Core) ban(s *source, f flow.Flow, why string) {
+	if !f.Proto.Stream() && c.now.Sub(s.good) < goodLife {
+		c.drop("ban_spared")
+		return
+	}
 	s.banned = c.now.Add(c.cfg.Ban)
 	s.seen = c.now
 	c.log.Warn("banned", zap.Stringer("client", f.Remote.Addr()), zap.String("network", f.Network),
@@ -192,7 +208,7 @@ func (c *Core) ban(s *source, f flow.Flow, why string) {
 
 func (c *Core) sweepSources() {
 	for a, s := range c.sources {
-		if c.now.Sub(s.seen) > sourceLife && !s.banned.After(c.now) {
+		if c.now.Sub(s.seen) > sourceLife && !s.banned.After(c.now) && c.now.Sub(s.good) > goodLife {
 			delete(c.sources, a)
 		}
 	}

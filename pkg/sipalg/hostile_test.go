@@ -554,3 +554,27 @@ func TestHostileAnswerContacts(t *testing.T) {
 	}
 	w.clean()
 }
+
+// TestHostileForgedScanner: datagrams in the name of an honest peer do not shut it out; a connection's
+// address cannot be forged.
+func TestHostileForgedScanner(t *testing.T) {
+	w := newWorld(t, nil)
+	alice, bob := w.alice(), w.bob()
+	alice.register(bob)
+	contact := registeredAs(w)
+	for _, proto := range []flow.Proto{flow.UDP, flow.TCP} {
+		peer := w.phone("peer", proto, "198.51.100.90:5060", "198.51.100.1:5060")
+		peer.name = "peer" + proto.String()
+		a, b := peer.call(contact, alice, peer.sdp(6000), alice.sdp(4000))
+		for range 40 {
+			peer.dial(contact).send("OPTIONS", "", "User-Agent: friendly-scanner")
+		}
+		peer.inbox, alice.inbox = nil, nil
+		a.send("BYE", "")
+		if n, want := len(alice.inbox), map[flow.Proto]int{flow.UDP: 1}[proto]; n != want {
+			t.Errorf("%v: %d BYE arrived, want %d", proto, n, want)
+		}
+		_ = b
+		alice.inbox, peer.inbox = nil, nil
+	}
+}

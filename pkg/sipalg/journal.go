@@ -115,7 +115,7 @@ func (j *journal) compact(s *Server) {
 		return
 	}
 	s.mu.Lock()
-	if j.lines <= maxJournal+2*len(s.core.bindings) {
+	if j.compacting || j.lines <= maxJournal+2*len(s.core.bindings) {
 		s.mu.Unlock()
 		return
 	}

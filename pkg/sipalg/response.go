@@ -130,6 +130,10 @@ func (c *Core) forwardResponse(t *tx, f flow.Flow) {
 		}
 		c.out.sendCopy(t.back, c.buf)
 	}
+	if status/100 == 2 && (t.invite || t.method == "REGISTER") {
+		c.vouch(t.up)
+		c.vouch(f)
+	}
 	c.observe(t, f, status)
 	if status >= 200 && t.state < txCompleted {
 		c.finished(t, status)
