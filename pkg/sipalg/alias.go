@@ -21,6 +21,7 @@ type alias struct {
 	uri     []byte // the Contact's URI as it was written
 	network string
 	flow    flow.Flow  // the path to whoever wrote it; zero if the URI itself says the way
+	bound   flow.Flow  // the flow of which the way was judged last
 	host    netip.Addr // who wrote it; not valid: a redirection, written by anybody
 	free    bool       // written by a configured server or outside: it may name other hosts
 	nat     bool       // the URI's host is not the address that the message came from
@@ -47,7 +48,7 @@ func (c *Core) aliasFor(f flow.Flow, uri []byte, adjacent bool) *alias {
 	a := c.aliasBy(f.Network, f.Remote.Addr(), uri)
 	// A registered Contact's flow changes only when the registrar accepts it: nobody else at the same
 	// address may pull the calls to himself.
-	if a != nil && (a.binding == nil || !a.flow.Remote.IsValid()) {
+	if a != nil && (a.binding == nil || !a.flow.Remote.IsValid()) && (a.bound != f || !a.flow.Remote.IsValid()) {
 		c.bindAlias(a, f, adjacent)
 	}
 	return a
@@ -103,13 +104,13 @@ func (c *Core) bindAlias(a *alias, f flow.Flow, adjacent bool) {
 	unreachable := isAddr && ip.IsPrivate() && !src.IsPrivate()
 	if a.nat && !adjacent && !unreachable && (!c.nets[f.Network].Trusted || c.servers[src]) {
 		c.leaveConn(a)
-		a.flow = flow.Flow{}
+		a.flow, a.bound = flow.Flow{}, flow.Flow{}
 		return
 	}
 	if a.flow.Conn != f.Conn {
 		c.leaveConn(a)
 	}
-	a.flow = f
+	a.flow, a.bound = f, f
 	c.noteConn(f, a)
 	if !f.Proto.Stream() && !a.nat && u.Port != 0 && !servicePort(u.Port) {
 		// No NAT between: the Contact says on which port the peer listens.

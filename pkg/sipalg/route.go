@@ -459,11 +459,10 @@ func (c *Core) ownToServer(u sipmsg.URI, s *upstream) []byte {
 // loopHash covers what decides the way of a request (RFC 5393 §4.2.2). It is compared only within one
 // request's list of Vias, so what never changes on the way (Call-ID, tags, CSeq) need not be in it.
 func (c *Core) loopHash() uint32 {
-	var h maphash.Hash
-	h.SetSeed(c.seed)
-	h.Write(c.m.RequestURI())
+	b := append(c.keyBuf[:0], c.m.RequestURI()...)
 	for el := range c.m.Elements(sipmsg.Route) {
-		h.Write(el.Value)
+		b = append(b, el.Value...)
 	}
-	return uint32(h.Sum64())
+	c.keyBuf = b
+	return uint32(maphash.Bytes(c.seed, b))
 }

@@ -138,14 +138,11 @@ func (m *Message) checkDate() {
 
 // checkAddresses checks the syntax of the addresses that a proxy acts on.
 func (m *Message) checkAddresses() {
-	for _, id := range [...]HeaderID{From, To} {
-		v, ok := m.Find(id)
-		if !ok {
-			continue
-		}
-		if n, err := ParseNameAddr(v); err != nil || n.IsStar() {
-			m.failAddress(id)
-		}
+	if m.has(From) && (len(m.From().URI) == 0 || m.from.IsStar()) {
+		m.failAddress(From)
+	}
+	if m.has(To) && (len(m.To().URI) == 0 || m.to.IsStar()) {
+		m.failAddress(To)
 	}
 	for _, id := range [...]HeaderID{Contact, Route, RecordRoute} {
 		for el := range m.Elements(id) {

@@ -31,7 +31,7 @@ func (m *Message) elements(id HeaderID, yield func(Element) bool) {
 	if id >= numHeaders || m.first[id] == 0 {
 		return
 	}
-	for i := int(m.first[id]) - 1; i < m.n; i++ {
+	for i := int(m.first[id]) - 1; i < int(m.last[id]); i++ {
 		if f := m.at(i); f.id == id && !m.fieldElements(i, yield) {
 			return
 		}

@@ -53,8 +53,12 @@ type Message struct {
 	inline [inlineFields]field
 	spill  []field
 	n      int
-	// first holds, by id, 1 + the index of the first such field.
-	first [numHeaders]uint16
+	// first and last hold, by id, 1 + the index of the first and the last such field.
+	first, last [numHeaders]uint16
+	// Views that routing asks for again and again, parsed once.
+	via      Via
+	from, to NameAddr
+	viewed   uint8
 
 	request   bool
 	methodID  methodID
@@ -91,7 +95,7 @@ func (m *Message) Parse(raw []byte) error {
 // reset forgets the last message; the inline index is overwritten as needed.
 func (m *Message) reset(raw []byte) {
 	m.raw, m.spill, m.n = raw, m.spill[:0], 0
-	m.first = [numHeaders]uint16{}
+	m.first, m.last, m.viewed = [numHeaders]uint16{}, [numHeaders]uint16{}, 0
 	m.request, m.answerable, m.err = false, false, nil
 	m.methodID, m.method, m.uri = methodOther, nil, nil
 	m.status, m.reason = 0, nil
@@ -236,6 +240,7 @@ func (m *Message) store(f field) bool {
 		return false
 	}
 	m.n++
+	m.last[f.id] = uint16(m.n)
 	if m.first[f.id] == 0 {
 		m.first[f.id] = uint16(m.n)
 	}
@@ -309,22 +314,49 @@ func (m *Message) FindName(name string) (value []byte, ok bool) {
 	return nil, false
 }
 
+// What viewed says of the views.
+const (
+	viewedVia = 1 << iota
+	goodVia
+	viewedFrom
+	viewedTo
+)
+
 // TopVia returns the first Via element.
 func (m *Message) TopVia() (Via, bool) {
-	el, ok := m.firstElement(HeaderVia)
-	if !ok {
-		return Via{}, false
+	if m.viewed&viewedVia == 0 {
+		m.viewed |= viewedVia
+		if el, ok := m.firstElement(HeaderVia); ok {
+			v, err := ParseVia(el.Value)
+			v.Element = el
+			m.via = v
+			if err == nil {
+				m.viewed |= goodVia
+			}
+		} else {
+			m.via = Via{}
+		}
 	}
-	v, err := ParseVia(el.Value)
-	v.Element = el
-	return v, err == nil
+	return m.via, m.viewed&goodVia != 0
 }
 
 // From returns the From header field; it is empty when that is missing or bad.
-func (m *Message) From() NameAddr { return m.nameAddr(From) }
+func (m *Message) From() NameAddr {
+	if m.viewed&viewedFrom == 0 {
+		m.from = m.nameAddr(From)
+		m.viewed |= viewedFrom
+	}
+	return m.from
+}
 
 // To returns the To header field; it is empty when that is missing or bad.
-func (m *Message) To() NameAddr { return m.nameAddr(To) }
+func (m *Message) To() NameAddr {
+	if m.viewed&viewedTo == 0 {
+		m.to = m.nameAddr(To)
+		m.viewed |= viewedTo
+	}
+	return m.to
+}
 
 func (m *Message) nameAddr(id HeaderID) NameAddr {
 	v, ok := m.Find(id)
