@@ -51,7 +51,11 @@ func openPath(d *serviceDeps) (media.Path, error) {
 	log := d.log.Named("media")
 	fast, err := fastpath.New(user, d.cfg.networks(), d.cfg.Media.DSCP, log)
 	if err != nil {
-		log.Warn("no kernel media path, user space carries all media", zap.Error(err))
+		level := zap.InfoLevel
+		if d.cfg.Media.Datapath != media.DatapathAuto {
+			level = zap.WarnLevel
+		}
+		log.Log(level, "no kernel media path, user space carries all media", zap.Error(err))
 		return user, nil
 	}
 	return fast, nil

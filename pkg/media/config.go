@@ -88,7 +88,7 @@ const (
 )
 
 // DefaultConfig returns the section "media" as it is when nothing is written.
-func DefaultConfig() Config { return Config{DSCP: 46, Latch: true, Datapath: DatapathUser} }
+func DefaultConfig() Config { return Config{DSCP: 46, Latch: true, Datapath: DatapathAuto} }
 
 // Fault is one thing that is wrong with a configuration.
 type Fault struct {

@@ -42,7 +42,9 @@ func load() (*kernel, error) {
 		devices: make(map[int]*device),
 		keys:    make([]tcKey, lookAt), values: make([]tcFlow, lookAt),
 	}
-	if err := loadTcObjects(&k.objs, nil); err != nil {
+	if err := loadTcObjects(&k.objs, nil); errors.Is(err, unix.EPERM) {
+		return nil, fmt.Errorf("CAP_NET_ADMIN and CAP_BPF are needed: %w", unix.EPERM)
+	} else if err != nil {
 		return nil, fmt.Errorf("load: %w", err)
 	}
 	return k, nil
