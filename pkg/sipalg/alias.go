@@ -111,7 +111,10 @@ func (c *Core) bindAlias(a *alias, f flow.Flow, adjacent bool) {
 		c.leaveConn(a)
 	}
 	a.flow, a.bound = f, f
-	c.noteConn(f, a)
+	if !c.noteConn(f, a) {
+		a.flow = flow.Flow{} // it ended while the answer was under way
+		return
+	}
 	if !f.Proto.Stream() && !a.nat && u.Port != 0 && !servicePort(u.Port) {
 		// No NAT between: the Contact says on which port the peer listens.
 		a.flow.Remote = addrPort(f.Remote.Addr(), u.Port)

@@ -46,7 +46,7 @@ type Core struct {
 	tokens   map[token]*alias
 	bindings map[string]*binding // by AOR and token
 	users    map[string][]*binding
-	conns    map[uint64]map[*alias]bool // by connection: the aliases whose flow it is
+	conns    map[uint64]map[*alias]bool // by connection that is alive and was heard: the aliases whose flow it is
 	carried  map[uint64]*tx             // by connection: what was sent on by it, chained by tx.connNext
 	held     int                        // bytes of the received requests of all transactions
 	waiting  map[uint64]*tx             // by query id
@@ -196,6 +196,9 @@ func (c *Core) Receive(now time.Time, f flow.Flow, raw []byte, out *Output) {
 		c.drop(reason)
 		return
 	}
+	if _, known := c.conns[f.Conn]; f.Conn != 0 && !known {
+		c.conns[f.Conn] = nil
+	}
 	if err := c.m.Parse(raw); err != nil {
 		c.malformed(f, err)
 		return
@@ -216,10 +219,7 @@ func (c *Core) Receive(now time.Time, f flow.Flow, raw []byte, out *Output) {
 // Closed takes note that a stream connection has ended: what waited for it fails or finds another way.
 func (c *Core) Closed(now time.Time, f flow.Flow, out *Output) {
 	c.begin(now, out)
-	used, ok := c.conns[f.Conn]
-	if !ok {
-		return
-	}
+	used := c.conns[f.Conn]
 	delete(c.conns, f.Conn)
 	for a := range used {
 		a.flow = flow.Flow{}
@@ -248,24 +248,23 @@ func (c *Core) Sent(now time.Time, id uint64, f flow.Flow, err error, out *Outpu
 		return
 	}
 	c.sentBy(t, f)
-	c.noteConn(f, nil)
 }
 
-// noteConn remembers that a connection matters, and for which alias.
-func (c *Core) noteConn(f flow.Flow, a *alias) {
+// noteConn remembers that an alias has its flow by a connection; false if the connection has ended.
+func (c *Core) noteConn(f flow.Flow, a *alias) bool {
 	if f.Conn == 0 {
-		return
+		return true
 	}
-	used, ok := c.conns[f.Conn]
-	if used == nil && (a != nil || !ok) {
-		if a != nil {
-			used = map[*alias]bool{}
-		}
+	used, alive := c.conns[f.Conn]
+	if !alive {
+		return false
+	}
+	if used == nil {
+		used = map[*alias]bool{}
 		c.conns[f.Conn] = used
 	}
-	if a != nil {
-		used[a] = true
-	}
+	used[a] = true
+	return true
 }
 
 // leaveConn forgets that an alias has its flow by a connection.

@@ -3,6 +3,7 @@ package sipalg
 import (
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -144,7 +145,15 @@ func TestMonkey(t *testing.T) {
 	}
 	for seed := range seeds {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			w := newWorld(t, func(c *Config) { c.ICE = []ICEMode{"strip", "relay", "pass"}[seed%3] })
+			server, serverProto := "198.51.100.20:5060", flow.UDP
+			w := newWorld(t, func(c *Config) {
+				c.ICE = []ICEMode{"strip", "relay", "pass"}[seed%3]
+				c.HideTopology = seed%5 != 0
+				if seed%4 > 1 {
+					serverProto = flow.TCP
+					c.Domains["example.com"] = Domain{Network: "outside", Server: "tcp:" + server, Backups: []string{"udp:" + server}}
+				}
+			})
 			w.showsIn = true // who names another's address gets it back
 			w.core.log = zap.NewNop()
 			w.core.limits.MessagesPerSecond = 0
@@ -157,19 +166,21 @@ func TestMonkey(t *testing.T) {
 				return &monkey{phone: w.phone(name, proto, addr, edge), r: r, peers: map[string]*peer{}, sent: map[string]*msg{}, got: map[string]*msg{}}
 			}
 			alice := newMonkey("alice", "10.0.0.5:"+port, "10.0.0.1:5060", proto)
-			bob := newMonkey("bob", "198.51.100.20:5060", "198.51.100.1:5060", flow.UDP)
+			bob := newMonkey("bob", server, "198.51.100.1:5060", serverProto)
 			alice.register(bob.phone)
 			aliceAs := registeredAs(w)
 			for range steps {
 				switch n := r.IntN(20); {
 				case n < 9:
-					alice.act("sip:bob@example.com")
+					alice.act([]string{"sip:bob@example.com", "sip:bob@example.com", "sip:bob@pending.example.org"}[r.IntN(3)])
 				case n < 18:
 					bob.act(aliceAs)
 				case n == 18:
 					w.after(time.Duration(r.IntN(8000)) * time.Millisecond)
 				case r.IntN(10) == 0:
-					w.hangUp(alice.addr)
+					w.hangUp([]netip.AddrPort{alice.addr, bob.addr}[r.IntN(2)])
+				case len(w.queries) > 0 && r.IntN(2) == 0:
+					w.answer([]flow.Target{{Network: "outside", Proto: serverProto, Addr: ap(server)}}[:r.IntN(2)]...)
 				case r.IntN(10) == 0:
 					w.opener.Fail(pinhole.ErrExhausted)
 				default:

@@ -476,3 +476,21 @@ func TestManyCallsOneConnection(t *testing.T) {
 	}
 	w.clean()
 }
+
+// TestAnswerToGoneConnection: the registrar's answer comes when the client's connection has ended. The
+// client is not called down a dead connection, and the edge remembers nothing of it.
+func TestAnswerToGoneConnection(t *testing.T) {
+	w := newWorld(t, nil)
+	alice, r := w.phone("alice", flow.TLS, "10.0.0.5:45001", "10.0.0.1:5061"), &registrar{phone: w.bob()}
+	alice.signUp().send("REGISTER", "", "Contact: <sip:alice@x7f3.invalid;transport=tls>", "Expires: 600")
+	w.hangUp(alice.addr)
+	r.take()
+	if n := len(w.core.conns); n != 0 {
+		t.Errorf("%d connections are remembered", n)
+	}
+	r.dial(uriOf(r.contacts[0])).send("INVITE", r.sdp(6000))
+	if got := r.expect("480"); got == nil {
+		t.Error("no answer")
+	}
+	w.clean()
+}
