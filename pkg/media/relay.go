@@ -199,13 +199,19 @@ func (r *Relay) sweep(now time.Time) {
 			l.tcp.sweepLocked(now)
 		}
 		far := l.ends[pinhole.Far]
-		if far.idled || !far.idleLocked(now) {
+		is := far.idleLocked(now)
+		if far.idled == is {
 			continue
 		}
-		far.idled = true
+		far.idled = is
+		if l.req.OnIdle != nil {
+			idle = append(idle, func() { l.req.OnIdle(is) })
+		}
+		if !is {
+			continue
+		}
 		r.log.Info("pinhole idle", zap.String("owner", l.req.Owner), zap.String("label", l.req.Label))
 		if l.req.OnIdle != nil {
-			idle = append(idle, l.req.OnIdle)
 			continue
 		}
 		for _, m := range far.membersLocked() {

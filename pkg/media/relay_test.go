@@ -139,7 +139,8 @@ func TestIdle(t *testing.T) {
 		defer serve(t, r)()
 		var calls atomic.Int32
 		req := testRequest(pinhole.RTP)
-		req.OnIdle = func() { calls.Add(1) }
+		var idle atomic.Bool
+		req.OnIdle = func(is bool) { calls.Add(1); idle.Store(is) }
 		l := mustOpen(t, r, req)
 		declareBoth(t, l)
 		near := l.Local(pinhole.Near).Addr
@@ -171,6 +172,13 @@ func TestIdle(t *testing.T) {
 		time.Sleep(10 * time.Minute)
 		if synctest.Wait(); calls.Load() != 1 {
 			t.Fatalf("OnIdle was called %d times", calls.Load())
+		}
+		if path.packet(near, nearPhone, []byte("again")); !idle.Load() {
+			t.Fatal("not idle")
+		}
+		time.Sleep(30 * time.Second)
+		if synctest.Wait(); calls.Load() != 2 || idle.Load() {
+			t.Fatalf("OnIdle was called %d times, idle %v, after a packet came", calls.Load(), idle.Load())
 		}
 		if len(r.Pinholes()) != 1 {
 			t.Fatal("the lease was closed behind its owner's back")

@@ -102,9 +102,9 @@ type Request struct {
 	// Idle is the time without any packet from either side after which OnIdle is called;
 	// 0 means the relay's default. Ends that are Quiet are not counted.
 	Idle time.Duration
-	// OnIdle is called once, on a goroutine of the relay, when the lease has been idle for
-	// Idle. The lease stays open: its owner decides. Nil means the relay closes the lease.
-	OnIdle func()
+	// OnIdle is called on a goroutine of the relay: with true when the lease has been idle for Idle, with
+	// false when it is not any more. The lease stays open: its owner decides. Nil means the relay closes it.
+	OnIdle func(idle bool)
 }
 
 // Remote is what signalling says of the peer at one end.

@@ -59,7 +59,7 @@ type Core struct {
 	// journal and idle are set by the outer half: a binding has changed or is gone; a session's
 	// pinhole is silent (called on a goroutine of the relay).
 	journal func(line []byte)
-	idle    func(session uint64)
+	idle    func(silence)
 
 	// Scratch, valid within one call.
 	m, m2  sipmsg.Message
@@ -107,7 +107,7 @@ func NewCore(cfg Config, limits Limits, nets pinhole.Networks, opener pinhole.Op
 	rand.Read(c.secret)
 	c.random = mrand.NewChaCha8([32]byte(c.secret))
 	rand.Read(c.secret)
-	c.journal, c.idle = func([]byte) {}, func(uint64) {}
+	c.journal, c.idle = func([]byte) {}, func(silence) {}
 	c.Configure(cfg, limits)
 	c.sweep.fire = (*Core).sweepAll
 	return c

@@ -172,6 +172,8 @@ func TestMediaIdle(t *testing.T) {
 			a, b := alice.call("sip:bob@example.com", bob, alice.sdp(4000)+"m=video 4020 RTP/AVP 31\r\n", bob.sdp(6000)+"m=video 6020 RTP/AVP 31\r\n")
 			reinvite(b, a, bob.sdp(6000)+"m=video 6020 RTP/AVP 31\r\n", alice.sdp(4000)+"m=video 4020 RTP/AVP 31\r\n")
 			l := w.opener.Leases()
+			l[0].Idle()
+			l[0].Busy()
 			l[1].Idle()
 			alice.nothing() // one stream is alive
 			l[0].Idle()

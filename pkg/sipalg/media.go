@@ -27,6 +27,8 @@ type stream struct {
 	fresh    bool              // opened by the offer under way
 	rejected bool              // the answer refused it
 	hold     [2]bool           // the side's last description puts it on hold
+	serial   uint32            // names it to the relay
+	silent   bool              // the relay hears nobody on it
 }
 
 // offer says whose session description is at hand.
@@ -234,15 +236,16 @@ func (c *Core) open(o *offer, st *stream, kind pinhole.Kind, md *sdp.Media) erro
 		fam[o.side] = pinhole.FamilyOf(o.flow.Remote.Addr())
 	}
 	fam[o.side.Other()] = pinhole.FamilyOf(o.far)
+	s.serial++
 	l, err := c.opener.Open(context.Background(), pinhole.Request{
 		Owner: c.ownerOf(o), Label: s.callID, Kind: kind, Networks: s.networks, Families: fam,
-		OnIdle: s.idleFunc(c),
+		OnIdle: s.idleFunc(c, s.serial),
 	})
 	if err != nil {
 		c.log.Warn("no pinhole", zap.String("call_id", s.callID), zap.Stringer("peer", o.flow.Remote), zap.Error(err))
 		return err
 	}
-	*st = stream{lease: l, kind: kind, fresh: true}
+	*st = stream{lease: l, kind: kind, fresh: true, serial: s.serial}
 	return nil
 }
 
@@ -385,7 +388,7 @@ func (d *dialog) fork(base *dialog) error {
 		if err != nil {
 			return err
 		}
-		d.streams[i] = stream{lease: l, kind: b.kind, fresh: true}
+		d.streams[i] = stream{lease: l, kind: b.kind, fresh: true, serial: b.serial}
 		near := b.remote[pinhole.Near]
 		if err := l.Declare(pinhole.Near, near); err != nil {
 			return err

@@ -211,31 +211,38 @@ func (c *Core) killAnswer(t *tx, f flow.Flow) {
 	c.sendOwn(r, h, func(*Core, int) {})
 }
 
-// idleFunc returns what the relay calls when a pinhole of the session is silent. It only leaves word:
-// the outer half brings it in under the lock.
-func (s *session) idleFunc(c *Core) func() {
-	return func() { c.idle(s.id) }
+// silence is word of the relay: a stream of a session has become silent, or is heard again.
+type silence struct {
+	session uint64
+	stream  uint32
+	silent  bool
 }
 
-// MediaIdle takes note that one pinhole of a session has been silent. When all have, the call hangs.
-func (c *Core) MediaIdle(now time.Time, id uint64, out *Output) {
+// idleFunc returns what the relay calls when a stream becomes silent or is heard again. It only leaves
+// word: the outer half brings it in under the lock.
+func (s *session) idleFunc(c *Core, stream uint32) func(bool) {
+	return func(silent bool) { c.idle(silence{s.id, stream, silent}) }
+}
+
+// MediaIdle takes word of a stream's silence. When all streams of a dialog are silent, the call hangs.
+func (c *Core) MediaIdle(now time.Time, w silence, out *Output) {
 	c.begin(now, out)
-	s := c.sessions[id]
+	s := c.sessions[w.session]
 	if s == nil {
 		return
 	}
 	for _, d := range s.dialogs {
-		if !d.confirmed {
-			continue
-		}
-		open := 0
+		all := d.confirmed
 		for i := range d.streams {
-			if d.streams[i].lease != nil {
-				open++
+			st := &d.streams[i]
+			if st.serial == w.stream {
+				st.silent = w.silent
 			}
+			all = all && (st.lease == nil || st.silent)
 		}
-		if d.idle++; d.idle >= open {
+		if all && w.silent {
 			c.hangup(s, "media timeout")
+			return
 		}
 	}
 }

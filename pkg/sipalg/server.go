@@ -68,7 +68,7 @@ type Server struct {
 	mu     sync.Mutex // guards what follows
 	core   *Core
 	wakeAt time.Time
-	idle   []uint64
+	idle   []silence
 }
 
 // maxLookups bounds the names that are resolved at once; each waits at most for the resolver's timeouts.
@@ -140,8 +140,8 @@ func (s *Server) Run(ctx context.Context) error {
 	for {
 		s.do(func(c *Core, out *Output) {
 			now := time.Now()
-			for _, id := range s.idle {
-				c.MediaIdle(now, id, out)
+			for _, w := range s.idle {
+				c.MediaIdle(now, w, out)
 			}
 			s.idle = s.idle[:0]
 			c.Tick(now, out)
@@ -223,10 +223,10 @@ func (s *Server) spawn(f func()) {
 }
 
 // mediaIdle leaves word of a silent pinhole: the relay calls it, perhaps while the core calls the relay.
-func (s *Server) mediaIdle(id uint64) {
+func (s *Server) mediaIdle(w silence) {
 	s.spawn(func() {
 		s.mu.Lock()
-		s.idle = append(s.idle, id)
+		s.idle = append(s.idle, w)
 		s.mu.Unlock()
 		s.poke()
 	})

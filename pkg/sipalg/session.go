@@ -27,6 +27,7 @@ type session struct {
 	routes   [2][]string // Route values that lead from the edge to each side
 	cseq     [2]uint32   // last CSeq number sent by each side
 
+	serial  uint32   // of its last stream
 	streams []stream // of the offer in the INVITE, until a first dialog takes them
 	one     [1]stream
 	dialogs []*dialog
@@ -44,7 +45,6 @@ type dialog struct {
 	streams   []stream
 	confirmed bool
 	offered   int8 // 1 + the side whose offer waits for its answer; 0 = none
-	idle      int  // streams that the relay found idle
 }
 
 // maxLife ends a call that shows no sign of life: no media to watch, no session timer.

@@ -109,7 +109,7 @@ func newWorld(t testing.TB, change func(*Config)) *world {
 		refused: map[flow.Target]bool{}, dead: map[netip.AddrPort]bool{}, dns: map[string][]flow.Target{},
 	}
 	w.core = newTestCore(cfg, nets, w.opener, zaptest.NewLogger(t, zaptest.Level(zap.WarnLevel)))
-	w.core.idle = func(id uint64) { w.do(func() { w.core.MediaIdle(w.now, id, &w.out) }) }
+	w.core.idle = func(s silence) { w.do(func() { w.core.MediaIdle(w.now, s, &w.out) }) }
 	w.do(func() { w.core.Begin(w.now, &w.out) })
 	return w
 }

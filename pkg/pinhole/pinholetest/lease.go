@@ -121,18 +121,29 @@ func (l *Lease) SetStats(s pinhole.Side, st pinhole.StreamStats) {
 	l.stats[s] = st
 }
 
-// Idle does what the relay does when no packet came for too long: it calls OnIdle, the first time
-// only, or closes the lease if there is none. It does nothing with a closed lease.
+// Idle does what the relay does when no packet came for too long: it calls OnIdle, once until Busy, or
+// closes the lease if there is none. It does nothing with a closed lease.
 func (l *Lease) Idle() {
-	l.o.mu.Lock()
-	done := l.idled || l.closed
-	l.idled = true
-	l.o.mu.Unlock()
 	switch {
-	case done:
+	case !l.changeIdle(true):
 	case l.Request.OnIdle != nil:
-		l.Request.OnIdle()
+		l.Request.OnIdle(true)
 	default:
 		l.Close()
 	}
+}
+
+// Busy does what the relay does when packets come again.
+func (l *Lease) Busy() {
+	if l.changeIdle(false) && l.Request.OnIdle != nil {
+		l.Request.OnIdle(false)
+	}
+}
+
+func (l *Lease) changeIdle(idle bool) (changed bool) {
+	l.o.mu.Lock()
+	defer l.o.mu.Unlock()
+	changed = l.idled != idle && !l.closed
+	l.idled = idle
+	return changed
 }

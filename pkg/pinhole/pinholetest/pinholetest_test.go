@@ -143,7 +143,7 @@ func TestIdle(t *testing.T) {
 	o := New(nets(), 50000)
 	calls := 0
 	r := request(pinhole.UDP)
-	r.OnIdle = func() { calls++ }
+	r.OnIdle = func(bool) { calls++ }
 	l := open(t, o, r)
 	l.Idle()
 	l.Idle()
