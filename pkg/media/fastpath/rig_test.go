@@ -53,7 +53,7 @@ func TestMain(m *testing.M) {
 }
 
 // needKernel skips the test where the program cannot be loaded.
-func needKernel(t *testing.T) {
+func needKernel(t testing.TB) {
 	t.Helper()
 	if os.Getenv(inNamespace) == "" {
 		t.Skip("SKIPPED: needs root, for network namespaces and BPF")

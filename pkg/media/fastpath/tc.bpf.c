@@ -252,24 +252,30 @@ static __always_inline struct flow *find(struct __sk_buff *skb, const struct key
 	return f;
 }
 
-// judge counts an RTP packet and returns the hop, or 0 if the packet must go up.
-static __always_inline struct hop *judge(struct __sk_buff *skb, struct packet *p)
+// judge counts an RTP packet and returns the hop, or 0 if the packet must go up. body is what follows the
+// UDP header if 12 bytes of it are within reach, else 0.
+static __always_inline struct hop *judge(struct __sk_buff *skb, struct packet *p, const __u8 *body)
 {
 	struct flow *f = p->flow;
 	struct hop *h;
 	__u32 payload, len = p->ip_len;
-	__u8 b[12];
+	__u8 copy[12];
 
 	if (p->udp_len < sizeof(struct udphdr))
 		return 0;
 	payload = p->udp_len - sizeof(struct udphdr);
 	if (f->flags & FLOW_RTP) {
-		if (payload < sizeof(b) || bpf_skb_load_bytes(skb, p->l4 + sizeof(struct udphdr), b, sizeof(b)))
+		if (payload < sizeof(copy))
 			return 0;
+		if (!body) {
+			if (bpf_skb_load_bytes(skb, p->l4 + sizeof(struct udphdr), copy, sizeof(copy)))
+				return 0;
+			body = copy;
+		}
 		// STUN, DTLS and others share the port (RFC 7983), RTCP too (RFC 5761 §4).
-		if (b[0] >> 6 != 2 || (b[1] >= 192 && b[1] <= 223))
+		if (body[0] >> 6 != 2 || (body[1] >= 192 && body[1] <= 223))
 			return 0;
-		rtp_count(&f->rtp, p, b);
+		rtp_count(&f->rtp, p, body);
 	}
 	if (p->odd || p->ttl <= 1)
 		return 0;
@@ -466,7 +472,7 @@ static __always_inline int relay_v4(struct __sk_buff *skb)
 	p.ttl = ip->ttl;
 	p.odd = ip->frag_off & bpf_htons(0x2000) || p.ip_len != p.udp_len + sizeof(*ip) ||
 		p.ip_len + ETH_HLEN > skb->len;
-	h = judge(skb, &p);
+	h = judge(skb, &p, (void *)(udp + 1) + 12 <= (void *)(long)skb->data_end ? (void *)(udp + 1) : 0);
 	if (!h)
 		return UP;
 	if (p.flow->flags & FLOW_V6_OUT)
@@ -529,7 +535,7 @@ static __always_inline int relay_v6(struct __sk_buff *skb)
 	p.segments = segments(skb);
 	p.ttl = ip->hop_limit;
 	p.odd = p.l4 != L4_V6 || p.ip_len != p.udp_len + sizeof(*ip) || p.ip_len + ETH_HLEN > skb->len || !udp->check;
-	h = judge(skb, &p);
+	h = judge(skb, &p, (void *)(udp + 1) + 12 <= (void *)(long)skb->data_end ? (void *)(udp + 1) : 0);
 	if (!h)
 		return UP;
 	ecn = ip->flow_lbl[0] >> 4 & 3;
