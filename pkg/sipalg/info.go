@@ -27,8 +27,30 @@ type Record struct {
 
 // StreamRecord is what one pinhole of a call has carried.
 type StreamRecord struct {
-	Kind string `json:"kind"`
-	pinhole.Summary
+	Kind   string    `json:"kind"` // rtp, udp, tcp
+	Opened time.Time `json:"opened"`
+	Closed time.Time `json:"closed"`
+	// Received is what came from the caller's side and from the callee's.
+	Received [2]StreamTotal `json:"received"`
+}
+
+// StreamTotal is a [pinhole.StreamStats] with units in its names.
+type StreamTotal struct {
+	Packets       uint64  `json:"packets"`
+	Bytes         uint64  `json:"bytes"`
+	Dropped       uint64  `json:"dropped"`
+	Lost          int64   `json:"lost"`
+	JitterSeconds float64 `json:"jitter_seconds"`
+	RTTSeconds    float64 `json:"rtt_seconds,omitempty"`
+	MOS           float64 `json:"mos,omitempty"`
+}
+
+func streamRecord(kind pinhole.Kind, sum pinhole.Summary) StreamRecord {
+	r := StreamRecord{Kind: kind.String(), Opened: sum.Opened, Closed: sum.Closed}
+	for i, s := range sum.From {
+		r.Received[i] = StreamTotal{s.Packets, s.Bytes, s.Dropped, s.Lost, s.Jitter.Seconds(), s.RTT.Seconds(), s.MOS}
+	}
+	return r
 }
 
 func (c *Core) record(s *session) *Record {

@@ -94,6 +94,10 @@ func (c *Core) rewriteResponseBody(t *tx, f flow.Flow, up *local) ([]byte, error
 		session: s, streams: &d.streams, side: pinhole.Side(t.fromSide).Other(), flow: f, far: t.up.Remote.Addr(),
 		answer: t.offered, early: !d.confirmed && !(t.invite && m.Status() >= 200), first: true,
 	}
+	if t.invite && t.dialog == nil && t.state == txAccepted && d.confirmed {
+		o.first = false // the 2xx again: what it says may be older than a re-INVITE
+		return c.relayBody(o)
+	}
 	d.offered = 0
 	if !o.answer {
 		d.offered = 1 + int8(o.side)
@@ -415,7 +419,7 @@ func closeStreams(streams []stream, r *Record) {
 		if st := &streams[i]; st.lease != nil {
 			sum := st.lease.Close()
 			if r != nil {
-				r.Streams = append(r.Streams, StreamRecord{Kind: st.kind.String(), Summary: sum})
+				r.Streams = append(r.Streams, streamRecord(st.kind, sum))
 			}
 			st.lease = nil
 		}

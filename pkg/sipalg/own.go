@@ -142,6 +142,9 @@ func (c *Core) probeServer(u *upstream) {
 
 // markDown keeps new requests away from a server that did not answer.
 func (c *Core) markDown(t *tx) {
+	if up := t.up; t.key != 0 && !c.nets[up.Network].Trusted && !c.servers[up.Remote.Addr().Unmap()] {
+		return // what a stranger sends may deserve no answer
+	}
 	const pause = 30 * time.Second
 	for _, d := range c.domains {
 		for _, u := range d.servers {

@@ -203,7 +203,7 @@ func TestRecord(t *testing.T) {
 	}
 	r := w.records[0]
 	if r.Seconds != 60 || r.Status != 200 || r.From != "sip:alice@example.com" || r.To != "sip:bob@example.com" || r.Caller != "10.0.0.5:5062" ||
-		r.Callee != "198.51.100.20:5060" || r.Networks != [2]string{"inside", "outside"} || len(r.Streams) != 1 || r.Streams[0].From[pinhole.Near].Packets != 7 {
+		r.Callee != "198.51.100.20:5060" || r.Networks != [2]string{"inside", "outside"} || len(r.Streams) != 1 || r.Streams[0].Received[pinhole.Near].Packets != 7 {
 		t.Errorf("%+v", r)
 	}
 	w.clean()
