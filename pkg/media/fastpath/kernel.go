@@ -169,7 +169,8 @@ func (k *kernel) each(f func(tcKey, *tcFlow)) error {
 	}
 }
 
-// devicesOf returns the devices that carry the addresses, and a reason for each address without one.
+// devicesOf returns the devices that carry the addresses, nil if that cannot be known, and a reason for
+// each address without one.
 func devicesOf(addrs []netip.Addr, loopback bool) (map[int]string, error) {
 	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
@@ -196,6 +197,9 @@ func devicesOf(addrs []netip.Addr, loopback bool) (map[int]string, error) {
 		if err == nil {
 			err = ethernet(l, loopback)
 		}
+		if err == nil {
+			err = noVRF(l)
+		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", a, err))
 			continue
@@ -203,6 +207,18 @@ func devicesOf(addrs []netip.Addr, loopback bool) (map[int]string, error) {
 		found[index] = l.Attrs().Name
 	}
 	return found, errors.Join(errs...)
+}
+
+// noVRF refuses devices whose packets are routed by another table than the daemon's sockets see.
+func noVRF(l netlink.Link) error {
+	if l.Attrs().MasterIndex == 0 {
+		return nil
+	}
+	master, err := netlink.LinkByIndex(l.Attrs().MasterIndex)
+	if err == nil && master.Type() == "vrf" {
+		err = fmt.Errorf("device %s is in the VRF %s", l.Attrs().Name, master.Attrs().Name)
+	}
+	return err
 }
 
 // ethernet tells whether packets of the device have Ethernet headers.

@@ -213,3 +213,49 @@ func TestChanges(t *testing.T) {
 		t.Errorf("%+v", st)
 	}
 }
+
+// TestMany: calls that come and go at the same time leave nothing behind, and each has its own figures.
+func TestMany(t *testing.T) {
+	r := newRig(t, options{})
+	flows := func() (n int) {
+		r.path.mu.Lock()
+		defer r.path.mu.Unlock()
+		must(t, r.path.kern.each(func(tcKey, *tcFlow) { n++ }))
+		return n
+	}
+	for range 3 {
+		const n = 60
+		var calls []*call
+		for range n {
+			c := r.call(pinhole.RTP)
+			c.pass(near, c.rtp(near))
+			c.pass(far, c.rtp(far))
+			calls = append(calls, c)
+		}
+		for _, c := range calls {
+			c.waitPath("tc")
+		}
+		if got := flows(); got != 2*n {
+			t.Errorf("%d flows, want %d", got, 2*n)
+		}
+		for i, c := range calls {
+			for range i % 7 {
+				c.pass(near, c.rtp(near))
+			}
+		}
+		for i, c := range calls {
+			if st := c.lease.Close().From[near]; int(st.Packets) != 1+i%7 || st.Bytes != 172*st.Packets || st.Lost != 0 {
+				t.Errorf("call %d: %+v", i, st)
+			}
+		}
+		if got := flows(); got != 0 {
+			t.Errorf("%d flows are left", got)
+		}
+	}
+	r.path.mu.Lock()
+	defer r.path.mu.Unlock()
+	if len(r.path.streams)+len(r.path.byKey)+len(r.path.dirty)+len(r.path.known) != 0 || len(r.path.bySlot) != len(r.path.free) {
+		t.Errorf("left: %d streams, %d keys, %d dirty, %d ways, %d places of %d free", len(r.path.streams),
+			len(r.path.byKey), len(r.path.dirty), len(r.path.known), len(r.path.free), len(r.path.bySlot))
+	}
+}

@@ -300,7 +300,12 @@ type call struct {
 // call opens and declares a lease; families are 4 or 6 for each side.
 func (r *rig) call(kind pinhole.Kind, families ...pinhole.Family) *call {
 	r.t.Helper()
-	req := pinhole.Request{Owner: "test", Label: r.t.Name(), Kind: kind, Networks: [2]string{"inside", "outside"}}
+	return r.callBetween([2]string{"inside", "outside"}, kind, families...)
+}
+
+func (r *rig) callBetween(networks [2]string, kind pinhole.Kind, families ...pinhole.Family) *call {
+	r.t.Helper()
+	req := pinhole.Request{Owner: "test", Label: r.t.Name(), Kind: kind, Networks: networks}
 	if len(families) == 0 {
 		families = []pinhole.Family{pinhole.IPv4, pinhole.IPv4}
 	}
@@ -451,4 +456,11 @@ func (r *rig) slot(c *call, s pinhole.Side) uint32 {
 	r.path.mu.Lock()
 	defer r.path.mu.Unlock()
 	return r.path.streams[r.socket(c, s)].forth.slot
+}
+
+// attached returns how many devices have the program.
+func (r *rig) attached() int {
+	r.path.mu.Lock()
+	defer r.path.mu.Unlock()
+	return len(r.path.kern.devices)
 }

@@ -147,16 +147,12 @@ func (p *Path) attachDevices() {
 	found, _ := devicesOf(p.addrs, p.ways.loopback)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.kern == nil {
+	if p.kern == nil || found == nil {
 		return
 	}
 	for index := range p.kern.devices {
-		if _, ok := found[index]; ok {
-			continue
-		}
-		p.log.Info("kernel media path: device has gone", zap.String("device", p.kern.devices[index].name))
-		if err := p.kern.detach(index); err != nil {
-			p.log.Warn("kernel media path: not detached", zap.Error(err))
+		if _, ok := found[index]; !ok {
+			p.detachLocked(index)
 		}
 	}
 	for index, name := range found {
@@ -167,6 +163,19 @@ func (p *Path) attachDevices() {
 			p.log.Warn("kernel media path: not attached", zap.Error(err))
 		} else {
 			p.log.Info("kernel media path: device has come", zap.String("device", name))
+		}
+	}
+}
+
+// detachLocked takes the program from a device, and the streams that came by it out of the kernel.
+func (p *Path) detachLocked(index int) {
+	p.log.Info("kernel media path: device has gone", zap.String("device", p.kern.devices[index].name))
+	if err := p.kern.detach(index); err != nil {
+		p.log.Warn("kernel media path: not detached", zap.Error(err))
+	}
+	for _, st := range p.streams {
+		if st.on && int(st.seen.Device) == index {
+			p.takeLocked(st, noProgram)
 		}
 	}
 }

@@ -233,3 +233,47 @@ func TestRouteLost(t *testing.T) {
 		t.Error("not carried")
 	}
 }
+
+// TestOneInterface: both networks of a call may be on one device.
+func TestOneInterface(t *testing.T) {
+	r := newRig(t, options{})
+	r.hosts[far] = r.hosts[near]
+	c := r.callBetween([2]string{"inside", "inside"}, pinhole.RTP)
+	c.offload()
+	for range 10 {
+		c.pass(near, c.rtp(near))
+		c.pass(far, c.rtp(far))
+	}
+	if a, b := c.moved(near), c.moved(far); a != 10 || b != 10 {
+		t.Errorf("%d and %d carried", a, b)
+	}
+}
+
+// TestAddressMoves: streams leave the kernel when their address leaves the device, and come back with it.
+func TestAddressMoves(t *testing.T) {
+	r := newRig(t, options{})
+	c := r.call(pinhole.RTP)
+	c.offload()
+	dev, err := netlink.LinkByName(r.hosts[near].dev)
+	must(t, err)
+	for _, a := range []string{"192.0.2.1/24", "2001:db8:1::1/64"} {
+		addr, err := netlink.ParseAddr(a)
+		must(t, err)
+		must(t, netlink.AddrDel(dev, addr))
+	}
+	c.waitPath("user")
+	for end := time.Now().Add(patience); r.attached() != 1; pause() {
+		if time.Now().After(end) {
+			t.Fatal("the program stays at the device")
+		}
+	}
+	addr, err := netlink.ParseAddr("192.0.2.1/24")
+	must(t, err)
+	must(t, netlink.AddrAdd(dev, addr))
+	c.waitPath("tc")
+	before := c.moved(near)
+	c.pass(near, c.rtp(near))
+	if c.moved(near) == before {
+		t.Error("not carried")
+	}
+}

@@ -2,6 +2,7 @@ package fastpath
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -14,15 +15,19 @@ const (
 	// lookEvery is how often routes and neighbours are looked at, restEvery how often at most.
 	lookEvery = time.Second
 	restEvery = 100 * time.Millisecond
+	// noProgram is a reason.
+	noProgram = "the device to the peer has no program"
 )
 
 // work brings streams into the kernel, and keeps their ways true, until ctx ends.
 func (p *Path) work(ctx context.Context, done chan<- struct{}) {
 	defer close(done)
-	p.watch(ctx)
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	p.watch(ctx, &watching)
 	tick := time.NewTicker(restEvery)
 	defer tick.Stop()
-	var looked time.Time
+	var looked, rerouted time.Time
 	for {
 		select {
 		case <-ctx.Done():
@@ -30,35 +35,46 @@ func (p *Path) work(ctx context.Context, done chan<- struct{}) {
 		case <-p.wake:
 			p.install()
 		case now := <-tick.C:
-			if due, routes := p.due(now, looked); due {
-				p.refreshWays(now, routes)
-				looked = now
+			due, routes := p.due(now, looked, rerouted)
+			if !due {
+				continue
+			}
+			p.refreshWays(now, routes)
+			if looked = now; routes {
+				rerouted = now
 			}
 		}
 	}
 }
 
-// due tells whether neighbours must be looked at, and whether routes too.
-func (p *Path) due(now, looked time.Time) (due, routes bool) {
+// due tells whether neighbours must be looked at, and whether routes too: these once a second at most,
+// as a router's table may never rest.
+func (p *Path) due(now, looked, rerouted time.Time) (due, routes bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	due, routes = p.changed || p.rerouted || now.Sub(looked) >= lookEvery, p.rerouted
-	p.changed, p.rerouted = false, false
+	routes = p.rerouted && now.Sub(rerouted) >= lookEvery
+	due = p.changed || routes || now.Sub(looked) >= lookEvery
+	if routes {
+		p.rerouted = false
+	}
+	if due {
+		p.changed = false
+	}
 	return due, routes
 }
 
 // watch has changes of routes and neighbours noticed soon. Where it fails, the timer still finds them.
-func (p *Path) watch(ctx context.Context) {
+func (p *Path) watch(ctx context.Context, watching *sync.WaitGroup) {
 	neighbours, routes := make(chan netlink.NeighUpdate), make(chan netlink.RouteUpdate)
 	if err := netlink.NeighSubscribe(neighbours, ctx.Done()); err != nil {
 		p.log.Warn("kernel media path: neighbours are not watched", zap.Error(err))
 	} else {
-		go drain(p, neighbours, &p.changed)
+		watching.Go(func() { drain(p, neighbours, &p.changed) })
 	}
 	if err := netlink.RouteSubscribe(routes, ctx.Done()); err != nil {
 		p.log.Warn("kernel media path: routes are not watched", zap.Error(err))
 	} else {
-		go drain(p, routes, &p.rerouted)
+		watching.Go(func() { drain(p, routes, &p.rerouted) })
 	}
 }
 
@@ -125,7 +141,7 @@ func (p *Path) putLocked(st *stream, r route, back, forth *way) string {
 	case forth.why != "":
 		return forth.why
 	case p.kern.devices[int(back.hop.Device)] == nil:
-		return "the device to the peer has no program"
+		return noProgram
 	}
 	st.counters = st.flow.Counters
 	v := r.value(st.counters.IsRTP(), p.dscp)
@@ -134,7 +150,7 @@ func (p *Path) putLocked(st *stream, r route, back, forth *way) string {
 	st.counters.HandOver(true)
 	if err := p.kern.objs.Flows.Put(&key, &v); err != nil {
 		st.counters.HandOver(false)
-		p.log.Error("kernel flow refused", zap.Stringer("local", st.sock.Local), zap.Error(err))
+		p.log.Debug("kernel flow refused", zap.Stringer("local", st.sock.Local), zap.Error(err))
 		return err.Error()
 	}
 	st.on, st.key, st.seen, st.back, st.forth = true, key, v, back, forth
