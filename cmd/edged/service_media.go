@@ -27,7 +27,15 @@ func buildMedia(_ context.Context, d *serviceDeps) (*service, error) {
 		serve: relay.Serve,
 		alive: func() { relay.Pinholes() },
 		status: func() any {
-			return map[string]any{"pinholes": len(relay.Pinholes()), "path": fmt.Sprint(path), "udp_ports": d.cfg.Pinholes.UDP.String()}
+			list, inKernel := relay.Pinholes(), 0
+			for _, p := range list {
+				if p.Path == "tc" {
+					inKernel++
+				}
+			}
+			return map[string]any{
+				"pinholes": len(list), "in_kernel": inKernel, "path": fmt.Sprint(path), "udp_ports": d.cfg.Pinholes.UDP.String(),
+			}
 		},
 		views: map[string]func() any{"pinholes": func() any {
 			list := relay.Pinholes()
