@@ -13,6 +13,7 @@ import (
 // TestCarried: every packet of a confirmed call passes in the kernel, with the right header and
 // checksum, and none comes to a socket of the gateway.
 func TestCarried(t *testing.T) {
+	needKernel(t)
 	for _, tt := range []struct {
 		name     string
 		families []pinhole.Family
@@ -63,6 +64,7 @@ func TestCarried(t *testing.T) {
 
 // TestUp: what the program leaves alone passes all the same, through the sockets.
 func TestUp(t *testing.T) {
+	needKernel(t)
 	for name, families := range map[string][]pinhole.Family{"v4": {4, 4}, "v6": {6, 6}, "v6 to v4": {6, 4}} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t, options{})

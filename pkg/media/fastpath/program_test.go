@@ -189,6 +189,7 @@ func (r route) leaving(payload []byte) frame {
 
 // TestRewrite: packets leave as if they had been made for their new addresses from scratch.
 func TestRewrite(t *testing.T) {
+	needKernel(t)
 	for name, r := range routes() {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t, r, true, nil)
@@ -225,6 +226,7 @@ func crossed(want frame, got []byte) frame {
 
 // TestRewriteSums: the checksums that are special.
 func TestRewriteSums(t *testing.T) {
+	needKernel(t)
 	for name, r := range routes() {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t, r, true, nil)
@@ -270,6 +272,7 @@ func TestRewriteSums(t *testing.T) {
 
 // TestUpUnchanged: what the program does not carry, it does not touch.
 func TestUpUnchanged(t *testing.T) {
+	needKernel(t)
 	for name, r := range routes() {
 		v4 := r.from.Addr().Is4()
 		for _, tt := range []struct {

@@ -19,6 +19,7 @@ import (
 // TestOffload: checksums are right whoever has to make them: the sender, the gateway's device, or nobody
 // because the packet never leaves the machine; and for senders that leave the cutting to the device.
 func TestOffload(t *testing.T) {
+	needKernel(t)
 	for name, families := range map[string][]pinhole.Family{"4-4": {4, 4}, "6-6": {6, 6}, "4-6": {4, 6}, "6-4": {6, 4}} {
 		for mask := range 4 {
 			sender, gateway := mask&1 != 0, mask&2 != 0
