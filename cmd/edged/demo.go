@@ -13,9 +13,10 @@ import (
 	"syscall"
 	"time"
 
-	"edged.dev/edged/internal/demophone/scenario"
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
+
+	"edged.dev/edged/internal/demophone/scenario"
 )
 
 // demoOptions are the flags of `edged demo`.

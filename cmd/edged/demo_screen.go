@@ -12,9 +12,10 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"golang.org/x/term"
+
 	"edged.dev/edged/internal/demophone"
 	"edged.dev/edged/internal/demophone/scenario"
-	"golang.org/x/term"
 )
 
 // demoScreen prints lines and, below them on a terminal, a table that is drawn anew in its place.
