@@ -8,8 +8,9 @@ import (
 	"sync"
 	"time"
 
-	"edged.dev/edged/internal/demophone"
 	"go.uber.org/zap"
+
+	"edged.dev/edged/internal/demophone"
 )
 
 // Stage holds the phones and the registrar of a plan. Its methods may be called concurrently.
