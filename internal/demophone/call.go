@@ -42,14 +42,8 @@ type Call struct {
 // Stats returns the audio counters so far.
 func (c *Call) Stats() StreamStats { return c.stream.Stats() }
 
-// Local is where this side receives audio.
-func (c *Call) Local() netip.AddrPort { return c.stream.Addr() }
-
 // Ended tells whether a BYE was sent or received.
 func (c *Call) Ended() bool { return c.ended.Load() }
-
-// Done is closed when the call has ended.
-func (c *Call) Done() <-chan struct{} { return c.done }
 
 // Length is the time from the answer to the end, or until now.
 func (c *Call) Length() time.Duration {

@@ -11,10 +11,8 @@ const frameSamples = 160
 
 // Tone frequencies in Hz. All are multiples of 50 Hz, so that each fits a whole number of times
 // into a frame and none leaks into another's Goertzel bin.
-var (
-	lowTones  = [4]int{400, 550, 700, 850}
-	highTones = [4]int{1150, 1400, 1650, 1900}
-)
+func lowTones() [4]int  { return [4]int{400, 550, 700, 850} }
+func highTones() [4]int { return [4]int{1150, 1400, 1650, 1900} }
 
 const (
 	toneAmplitude = 8000
@@ -33,14 +31,6 @@ const (
 	// Callee answered it.
 	Callee Role = "callee"
 )
-
-// other returns the opposite role.
-func (r Role) other() Role {
-	if r == Caller {
-		return Callee
-	}
-	return Caller
-}
 
 // Pattern is the audio of one direction of one call: an endless sequence of symbols 0-15, one
 // per frame of 20 ms. Both ends derive it from the Call-ID, which no edge may change.
@@ -76,7 +66,7 @@ func (p Pattern) Frame(i uint32) []byte { return toneFrame(p.Symbol(i)) }
 
 // toneFrame returns the µ-law frame of a symbol.
 func toneFrame(symbol byte) []byte {
-	lo, hi := lowTones[symbol>>2&3], highTones[symbol&3]
+	lo, hi := lowTones()[symbol>>2&3], highTones()[symbol&3]
 	out := make([]byte, frameSamples)
 	for n := range out {
 		t := 2 * math.Pi * float64(n) / 8000
@@ -100,8 +90,8 @@ func detect(frame []byte) (symbol byte, ok bool) {
 	if energy < minLevel*frameSamples {
 		return 0, false
 	}
-	lo, lowPower := strongest(x[:], lowTones[:])
-	hi, highPower := strongest(x[:], highTones[:])
+	lo, lowPower := strongest(x[:], lowTones())
+	hi, highPower := strongest(x[:], highTones())
 	// A pure tone of power P has Goertzel power P·N/2 times its energy.
 	if (lowPower+highPower)*2/frameSamples < minPurity*energy {
 		return 0, false
@@ -110,7 +100,7 @@ func detect(frame []byte) (symbol byte, ok bool) {
 }
 
 // strongest returns the index and the Goertzel power of the strongest of the tones in x.
-func strongest(x []float64, tones []int) (index int, power float64) {
+func strongest(x []float64, tones [4]int) (index int, power float64) {
 	for i, f := range tones {
 		if p := goertzel(x, f); p > power {
 			index, power = i, p
