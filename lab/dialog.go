@@ -45,7 +45,7 @@ func (a *Agent) NewDialog(next netip.AddrPort, uri string) *Dialog {
 // Send sends a request of the dialog and returns its CSeq number.
 func (d *Dialog) Send(method, body string, extra ...string) int {
 	d.Agent.t.Helper()
-	seq := d.Seq
+	var seq int
 	via := d.Agent.via()
 	switch method {
 	case "ACK":
