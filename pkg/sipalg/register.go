@@ -22,7 +22,6 @@ type binding struct {
 	network   string // of the registrar
 	callID    string
 	cseq      uint32
-	userAgent string
 	granted   time.Duration
 	at        time.Time
 	expires   time.Time
@@ -60,8 +59,8 @@ func (c *Core) registerResponse(t *tx) {
 			continue
 		}
 		c.ed.ReplaceSpan(na.URI, a.uri)
-		if exp, found := contactExpires(m, na); ok && found {
-			c.bind(t, a, binding{aor: aor, user: user, host: host, cseq: n}, exp)
+		if ok {
+			c.bind(t, a, binding{aor: aor, user: user, host: host, cseq: n}, contactExpires(m, na))
 		}
 	}
 	if ok {
@@ -97,16 +96,16 @@ func (c *Core) aor() (aor, user, host string) {
 }
 
 // contactExpires returns the lifetime that the registrar granted.
-func contactExpires(m *sipmsg.Message, na sipmsg.NameAddr) (time.Duration, bool) {
+func contactExpires(m *sipmsg.Message, na sipmsg.NameAddr) time.Duration {
 	if v, ok := na.Param("expires"); ok {
 		if n, ok := parseUint(v); ok {
-			return time.Duration(n) * time.Second, true
+			return time.Duration(n) * time.Second
 		}
 	}
 	if n, ok := m.Expires(); ok {
-		return time.Duration(n) * time.Second, true
+		return time.Duration(n) * time.Second
 	}
-	return time.Hour, true // RFC 3261 §10.3 item 7 leaves the default to the registrar
+	return time.Hour // RFC 3261 §10.3 item 7 leaves the default to the registrar
 }
 
 // bind keeps a binding, or renews it. A Contact that another flow of the same host had before moves here.
