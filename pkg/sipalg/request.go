@@ -73,7 +73,7 @@ func (c *Core) request(f flow.Flow) {
 	if c.scanner(f) {
 		return
 	}
-	if status, reason, extra := c.admissible(via); status != 0 {
+	if status, reason, extra := c.admissible(); status != 0 {
 		c.drop("refused_" + reasonLabel(status))
 		c.reply(f, via, status, reason, extra...)
 		return
@@ -179,7 +179,7 @@ func (c *Core) trying(t *tx) {
 }
 
 // admissible makes the checks of RFC 3261 §16.3 that end in a refusal.
-func (c *Core) admissible(via sipmsg.Via) (status int, reason string, extra []string) {
+func (c *Core) admissible() (status int, reason string, extra []string) {
 	m := &c.m
 	if n, ok := m.MaxForwards(); ok && n == 0 && !(m.Method() == "OPTIONS" && c.toEdge()) {
 		return 483, "Too Many Hops", nil

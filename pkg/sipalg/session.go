@@ -187,7 +187,7 @@ func (c *Core) observe(t *tx, f flow.Flow, status int) {
 	s.flows[far] = f
 	switch {
 	case t.invite && t.dialog == nil:
-		c.observeInvite(t, s, f, status)
+		c.observeInvite(t, s, status)
 	case t.method == "BYE" && status >= 200 && status != 401 && status != 407:
 		// Whatever the answer, its sender takes the dialog for ended (RFC 3261 §15.1.1).
 		c.endDialog(s, t.dialog)
@@ -200,7 +200,7 @@ func (c *Core) observe(t *tx, f flow.Flow, status int) {
 	}
 }
 
-func (c *Core) observeInvite(t *tx, s *session, f flow.Flow, status int) {
+func (c *Core) observeInvite(t *tx, s *session, status int) {
 	if status >= 300 {
 		if s.answered.IsZero() {
 			c.endSession(s, "failed", status)
