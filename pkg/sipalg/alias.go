@@ -40,6 +40,7 @@ const (
 
 type token [tokenLen]byte
 
+//nolint:gochecknoglobals // an Encoding is never written once it is made
 var tokenText = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
 
 // aliasFor returns the alias of the Contact uri sent by f, made if needed. It returns nil when there

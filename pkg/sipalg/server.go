@@ -57,10 +57,10 @@ type Server struct {
 	transport *transport.Transport
 	journal   *journal
 	outputs   sync.Pool
-	wake      chan struct{} // of size 1: the next timer is earlier than before
-	lookups   chan struct{} // of maxLookups: names being resolved
-	ready     chan struct{} // closed when all listeners are served
-	ctx       context.Context
+	wake      chan struct{}   // of size 1: the next timer is earlier than before
+	lookups   chan struct{}   // of maxLookups: names being resolved
+	ready     chan struct{}   // closed when all listeners are served
+	ctx       context.Context //nolint:containedctx // the server's own life, no request's
 	stop      context.CancelFunc
 	work      sync.WaitGroup
 	gate      sync.Mutex // nothing is added to work once ctx has ended
