@@ -94,8 +94,6 @@ type peer struct {
 	routes        []string
 	target        string
 	to            netip.AddrPort // where the first request goes
-	invite        string         // as sent
-	byConn        bool
 }
 
 // dial begins a dialog with a URI.
