@@ -117,7 +117,7 @@ func (w *writer) dropTrickle(k *mark) {
 			w.upTo(t[0][0])
 			w.pos = t[1][0]
 		} else {
-			w.upTo(t[i-1][1])
+			w.upTo(t[i-1][1]) //nolint:gosec // i > 0 here
 			w.pos = t[i][1]
 		}
 		return
