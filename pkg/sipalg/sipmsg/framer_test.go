@@ -131,7 +131,7 @@ func TestFramerErrors(t *testing.T) {
 		if !errors.As(err, &e) || e.Status != c.status || e.Reason != c.reason {
 			t.Errorf("%.60q: got %v, want %d %s", c.in, err, c.status, c.reason)
 		}
-		if _, _, again := f.Next([]byte("x")); again != err {
+		if _, _, again := f.Next([]byte("x")); !errors.Is(again, err) {
 			t.Errorf("%.60q: then %v", c.in, again)
 		}
 	}
