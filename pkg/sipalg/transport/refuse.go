@@ -22,7 +22,8 @@ func (c *conn) refuse(rest []byte, err error) {
 		return
 	}
 	var m sipmsg.Message
-	if m.Parse(rest[:head+4]); !m.Answerable() {
+	_ = m.Parse(rest[:head+4]) // that the message is faulty is known
+	if !m.Answerable() {
 		return
 	}
 	answer := sipmsg.AppendResponse(nil, &m, fault.Status, fault.Text, []byte(rand.Text()))
@@ -43,5 +44,5 @@ func (c *conn) hangUp() {
 		return
 	}
 	c.nc.SetReadDeadline(time.Now().Add(linger))
-	io.Copy(io.Discard, io.LimitReader(c.nc, int64(c.cfg.MaxMessage)))
+	_, _ = io.Copy(io.Discard, io.LimitReader(c.nc, int64(c.cfg.MaxMessage)))
 }

@@ -82,7 +82,7 @@ type Transport struct {
 	sources map[netip.Addr]int // accepted connections by source
 	serving int                // Serve and ServePacket calls that run
 	changed chan struct{}      // closed when serving grows
-	dialCtx context.Context    // lives while serving > 0; not a request's, so it may stand here
+	dialCtx context.Context    //nolint:containedctx // no request's: it lives while serving > 0
 	stop    context.CancelFunc
 	dialled sync.WaitGroup // dials and dialled connections
 }

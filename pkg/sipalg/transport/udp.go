@@ -105,7 +105,7 @@ func (t *Transport) packet(s *packetSock, b []byte, src netip.AddrPort) {
 		if !ok {
 			t.count.drop(badSTUN)
 		} else if len(answer) > 0 {
-			t.writePacket(s, answer, src)
+			_ = t.writePacket(s, answer, src) // counted there; the asker tries again
 		}
 	case blank(b):
 		t.count.drop(emptyDatagram)

@@ -150,7 +150,7 @@ func (c *conn) frame(r io.Reader) error {
 	case !blank(buf[:n]):
 		c.message(buf[:n:n])
 	case n == 4:
-		c.enqueue([]byte(pong)) // RFC 7118 §6: RFC 5626's keep-alive may be used too
+		_ = c.enqueue([]byte(pong)) // RFC 7118 §6: RFC 5626's keep-alive may be used too
 	}
 	return nil
 }
@@ -193,9 +193,9 @@ func (h *hijack) WriteHeader(status int) {
 		h.header.Set("Connection", "close")
 	}
 	fmt.Fprintf(bw, "HTTP/1.1 %d %s\r\n", status, http.StatusText(status))
-	h.header.Write(bw)
-	io.WriteString(bw, "\r\n")
-	bw.Flush()
+	_ = h.header.Write(bw)
+	fmt.Fprint(bw, "\r\n")
+	_ = bw.Flush() // who uses the connection next meets the error
 }
 
 func (h *hijack) Write(b []byte) (int, error) {
