@@ -4,7 +4,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 FUZZTIME ?= 60s
 
-.PHONY: help build demo test packages need-go fmt vet unit oracle fuzz fuzz-short lab lab-full bench-sip bench-media lint cover clean
+.PHONY: help build demo test packages need-go fmt vet unit oracle fuzz fuzz-short lab lab-full bench-sip bench-media tables lint cover clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -15,7 +15,7 @@ build: need-go ## bin/edged, one static binary
 demo: build ## real calls between two networks on this machine; no root, no packages
 	./bin/edged demo
 
-test: need-go packages fmt vet unit oracle fuzz-short lab ## every test; as root also installs what the lab needs
+test: need-go packages fmt vet unit tables oracle fuzz-short lab ## every test; as root also installs what the lab needs
 
 packages:
 	@tools/packages.sh
@@ -33,6 +33,11 @@ vet: need-go
 unit: need-go ## unit tests, with the race detector where there is a C compiler
 	@if command -v gcc >/dev/null || command -v cc >/dev/null; then set -x; CGO_ENABLED=1 go test -race ./...; \
 	else echo "no C compiler, so no race detector"; set -x; go test ./...; fi
+
+tables: need-go ## what becomes of each torture message (RFC 4475, RFC 5118) and of the SDP corpora
+	@mkdir -p bin
+	@go test -count=1 -v -run '^(TestRFC4475|TestRFC5118|TestCorpora)$$' ./pkg/sipalg ./pkg/sipalg/sdp >bin/tables.txt 2>&1 || { cat bin/tables.txt; exit 1; }
+	@sed -n 's/^ *[a-z_]*_test\.go:[0-9]*: //p; /SKIP/p' bin/tables.txt
 
 oracle: need-go ## the SIP codec against gosip's and sipgo's parsers; a module of its own
 	cd pkg/sipalg/sipmsg/oracle && go test ./...
