@@ -156,12 +156,9 @@ func (c *Core) markDown(t *tx) {
 }
 
 // hangup ends a call from the middle: a BYE to each side.
-func (c *Core) hangup(s *session, reason string) bool {
-	if s.ending || c.sessions[s.id] != s {
-		return false
-	}
-	if s.answered.IsZero() || len(s.dialogs) == 0 {
-		return false
+func (c *Core) hangup(s *session, reason string) {
+	if s.ending || c.sessions[s.id] != s || s.answered.IsZero() || len(s.dialogs) == 0 {
+		return
 	}
 	s.ending, s.reason = true, reason
 	c.log.Info("call ended by the edge", zap.String("call_id", s.callID), zap.String("reason", reason))
@@ -182,7 +179,6 @@ func (c *Core) hangup(s *session, reason string) bool {
 			}
 		})
 	}
-	return true
 }
 
 // killAnswer ends what a callee believes to be a call: ACK and BYE to the 2xx at hand.

@@ -307,19 +307,6 @@ func (s *Server) Drain() {
 	s.core.draining = true
 }
 
-// Hangup ends a call from the middle, by the ID of [CallInfo]; false if there is none such that is up.
-func (s *Server) Hangup(id string) bool {
-	n, ok := parseHex([]byte(id))
-	found := false
-	s.do(func(c *Core, out *Output) {
-		c.begin(time.Now(), out)
-		if call := c.sessions[n]; ok && call != nil {
-			found = c.hangup(call, "hung up by the operator")
-		}
-	})
-	return found
-}
-
 // Calls lists the live calls, oldest first.
 func (s *Server) Calls() []CallInfo {
 	s.mu.Lock()
