@@ -59,9 +59,6 @@ func (s *Session) NumMedia() int { return len(s.media) }
 // Media returns m-line i, 0 ≤ i < NumMedia.
 func (s *Session) Media(i int) *Media { return &s.media[i] }
 
-// Addr returns the session level's connection address; not valid if there is none or it is a name.
-func (s *Session) Addr() netip.Addr { return s.conn.addr }
-
 // Raw returns the parsed bytes.
 func (s *Session) Raw() []byte { return s.raw }
 
