@@ -36,9 +36,6 @@ func (e *Editor) Reset(m *Message) {
 // or because their bytes are not part of the message. It is 0 in a correct program.
 func (e *Editor) Conflicts() int { return e.conflicts }
 
-// Edited tells whether there are any edits.
-func (e *Editor) Edited() bool { return len(e.edits) > 0 }
-
 // replace adds an edit unless it overlaps another.
 func (e *Editor) replace(off, del int, with []byte) {
 	from := len(e.arena)

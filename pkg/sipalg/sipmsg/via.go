@@ -36,9 +36,6 @@ type Via struct {
 	TTL uint8
 }
 
-// Param finds a parameter in any case, see [Param].
-func (v Via) Param(name string) (value []byte, ok bool) { return Param(v.Params, name) }
-
 // ParseVia reads one Via element. Blanks are legal nearly everywhere: around the
 // slashes of "SIP/2.0/UDP", and around the colon of the port.
 func ParseVia(b []byte) (Via, error) {
