@@ -9,7 +9,7 @@ import (
 
 // ack forwards the ACK to a 2xx: it belongs to no transaction and is never answered (RFC 3261 §16.11,
 // §13.2.2.4). Its next hop is the session's, never what a stranger writes into it.
-func (c *Core) ack(f flow.Flow, via sipmsg.Via) {
+func (c *Core) ack(f flow.Flow, via *sipmsg.Via) {
 	if len(c.m.To().Tag()) == 0 {
 		c.drop("ack_unmatched")
 		return
@@ -32,7 +32,7 @@ func (c *Core) ack(f flow.Flow, via sipmsg.Via) {
 
 // repeatableID is the same for each repetition of a request: an ACK that is sent again must be the same
 // ACK to the next hop too (RFC 3261 §16.11).
-func (c *Core) repeatableID(via sipmsg.Via, f flow.Flow) uint64 {
+func (c *Core) repeatableID(via *sipmsg.Via, f flow.Flow) uint64 {
 	b := appendHex(c.keyBuf[:0], c.serverKey(&c.m, via, f))
 	b = append(append(b, "ACK"...), c.m.To().Tag()...)
 	return maphash.Bytes(c.seed, b) | 1

@@ -63,7 +63,6 @@ type Core struct {
 
 	// Scratch, valid within one call.
 	m, m2  sipmsg.Message
-	via    sipmsg.Via // top one of the request in m
 	ed     sipmsg.Editor
 	sdp    sdp.Session
 	keyBuf []byte

@@ -199,6 +199,7 @@ func (c *Core) hides(from, to string) bool {
 func (c *Core) editVias(t *tx, l *local, p flow.Proto) (hidden []byte) {
 	m, e := &c.m, &c.ed
 	hide := c.hides(t.up.Network, l.network)
+	via, _ := m.TopVia()
 	hash := c.loopHash()
 	b := append(c.buf[:0], l.viaFor(p)...)
 	b = appendHex(appendHex32(b, hash), t.id)
@@ -210,14 +211,14 @@ func (c *Core) editVias(t *tx, l *local, p flow.Proto) (hidden []byte) {
 		case hide:
 			b = append(b, "Via: "...)
 			if first {
-				b = c.appendVia(b, c.via, t.up)
+				b = c.appendVia(b, via, t.up)
 			} else {
 				b = append(b, el.Value...)
 			}
 			b = append(b, "\r\n"...)
 			e.DeleteElement(el)
 		case first:
-			c.buf2 = c.appendVia(c.buf2[:0], c.via, t.up)
+			c.buf2 = c.appendVia(c.buf2[:0], via, t.up)
 			if !bytes.Equal(c.buf2, el.Value) {
 				e.ReplaceElement(el, c.buf2)
 			}
@@ -410,7 +411,6 @@ func (c *Core) resolved(id uint64, targets []flow.Target) {
 	if c.m.Parse(raw) != nil {
 		return
 	}
-	c.via, _ = c.m.TopVia()
 	c.forgetEnded(t)
 	c.launch(t)
 }

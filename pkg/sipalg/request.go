@@ -42,7 +42,6 @@ func (c *Core) request(f flow.Flow) {
 		c.drop("no_via")
 		return
 	}
-	c.via = via
 	key := c.serverKey(m, via, f)
 	t := c.findServer(key)
 	if !c.charge(f, costDialog) || m.Method() == "CANCEL" && t == nil && !c.charge(f, costNew) {
@@ -81,7 +80,6 @@ func (c *Core) request(f flow.Flow) {
 	if inDialog {
 		c.unstrict()
 		via, _ = c.m.TopVia()
-		c.via = via
 	}
 	c.dispatch(f, via, key, inDialog)
 }
@@ -114,7 +112,7 @@ func (c *Core) unstrict() {
 }
 
 // dispatch finds the next hop and forwards, or refuses.
-func (c *Core) dispatch(f flow.Flow, via sipmsg.Via, key uint64, inDialog bool) {
+func (c *Core) dispatch(f flow.Flow, via *sipmsg.Via, key uint64, inDialog bool) {
 	m := &c.m
 	if m.Method() == "OPTIONS" && c.optionsToEdge(f, via) {
 		return
@@ -155,10 +153,9 @@ func (c *Core) dispatch(f flow.Flow, via sipmsg.Via, key uint64, inDialog bool) 
 		return
 	}
 	t := newTx(m.Method() == "INVITE" && !inDialog)
-	*t = tx{
-		room: t.room, key: key, method: m.Method(), invite: m.Method() == "INVITE", up: f, back: backFlow(f, via),
-		session: s, fromSide: byte(side), hop: h,
-	}
+	t.key, t.method, t.invite = key, m.Method(), m.Method() == "INVITE"
+	t.up, t.back, t.hop = f, backFlow(f, via), h
+	t.session, t.fromSide = s, byte(side)
 	if s != nil {
 		t.dialog = s.dialogOf(m)
 		s.note(m, side, f)
@@ -174,7 +171,8 @@ func (c *Core) dispatch(f flow.Flow, via sipmsg.Via, key uint64, inDialog bool) 
 
 // trying tells the sender of the INVITE at hand that it has arrived (RFC 3261 §16.2).
 func (c *Core) trying(t *tx) {
-	c.buf = c.appendReply(c.buf[:0], t.up, c.via, 100, "Trying", nil)
+	via, _ := c.m.TopVia()
+	c.buf = c.appendReply(c.buf[:0], t.up, via, 100, "Trying", nil)
 	c.out.sendCopy(t.back, c.buf)
 }
 
@@ -206,7 +204,7 @@ func (c *Core) admissible() (status int, reason string, extra []string) {
 
 // reply answers a request statelessly. Its To tag is a function of the transaction, so that
 // retransmissions get the same answer.
-func (c *Core) reply(f flow.Flow, via sipmsg.Via, status int, reason string, extra ...string) {
+func (c *Core) reply(f flow.Flow, via *sipmsg.Via, status int, reason string, extra ...string) {
 	if c.m.Method() == "BENOTIFY" {
 		return // its sender wants no answer ([MS-SIPRE])
 	}
@@ -219,7 +217,7 @@ func (c *Core) reply(f flow.Flow, via sipmsg.Via, status int, reason string, ext
 
 // appendReply writes a response to the request at hand, with received and rport in its top Via
 // (RFC 3261 §18.2.1, RFC 3581 §4).
-func (c *Core) appendReply(dst []byte, f flow.Flow, via sipmsg.Via, status int, reason string, toTag []byte, extra ...string) []byte {
+func (c *Core) appendReply(dst []byte, f flow.Flow, via *sipmsg.Via, status int, reason string, toTag []byte, extra ...string) []byte {
 	start := len(dst)
 	dst = sipmsg.AppendResponse(dst, &c.m, status, reason, toTag, extra...)
 	old := via.Element.Value
@@ -231,7 +229,7 @@ func (c *Core) appendReply(dst []byte, f flow.Flow, via sipmsg.Via, status int, 
 }
 
 // appendVia writes a received Via's value with received and rport filled in.
-func (c *Core) appendVia(dst []byte, via sipmsg.Via, f flow.Flow) []byte {
+func (c *Core) appendVia(dst []byte, via *sipmsg.Via, f flow.Flow) []byte {
 	start := len(dst)
 	first := true
 	for p := range bytes.SplitSeq(via.Element.Value, []byte{';'}) {
@@ -262,7 +260,7 @@ func (c *Core) appendVia(dst []byte, via sipmsg.Via, f flow.Flow) []byte {
 
 // backFlow is where responses go (RFC 3261 §18.2.2, RFC 3581): the source, unless the sender without
 // rport is its own neighbour, who may listen on another port than it sends from.
-func backFlow(f flow.Flow, via sipmsg.Via) flow.Flow {
+func backFlow(f flow.Flow, via *sipmsg.Via) flow.Flow {
 	if f.Proto.Stream() || via.HasRPort {
 		return f
 	}
@@ -283,7 +281,7 @@ func (c *Core) toEdge() bool {
 }
 
 // optionsToEdge answers a ping of the edge itself.
-func (c *Core) optionsToEdge(f flow.Flow, via sipmsg.Via) bool {
+func (c *Core) optionsToEdge(f flow.Flow, via *sipmsg.Via) bool {
 	if !c.toEdge() {
 		return false
 	}
@@ -297,7 +295,7 @@ func (c *Core) optionsToEdge(f flow.Flow, via sipmsg.Via) bool {
 }
 
 // cancelRequest answers a CANCEL and passes it on (RFC 3261 §16.10).
-func (c *Core) cancelRequest(f flow.Flow, via sipmsg.Via, t *tx) {
+func (c *Core) cancelRequest(f flow.Flow, via *sipmsg.Via, t *tx) {
 	if t == nil {
 		c.reply(f, via, 481, "Call/Transaction Does Not Exist")
 		return

@@ -76,7 +76,7 @@ const branchMagic = "z9hG4bKe"
 // serverKey matches a request to its server transaction: RFC 3261 §17.2.3 by branch and sent-by, or
 // by the RFC 2543 rule where the branch has no magic cookie. Connections keep apart what
 // careless clients make equal: two clients started in one second share Call-ID, tag and branch.
-func (c *Core) serverKey(m *sipmsg.Message, via sipmsg.Via, f flow.Flow) uint64 {
+func (c *Core) serverKey(m *sipmsg.Message, via *sipmsg.Via, f flow.Flow) uint64 {
 	b := c.keyBuf[:0]
 	if bytes.HasPrefix(via.Branch, []byte("z9hG4bK")) {
 		b = append(b, via.Branch...)

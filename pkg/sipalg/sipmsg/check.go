@@ -146,8 +146,8 @@ func (m *Message) checkAddresses() {
 	}
 	for _, id := range [...]HeaderID{Contact, Route, RecordRoute} {
 		for el := range m.Elements(id) {
-			n, err := ParseNameAddr(el.Value)
-			if err != nil || n.IsStar() && id != Contact {
+			var n NameAddr
+			if n.parse(el.Value) != nil || n.IsStar() && id != Contact {
 				m.failAddress(id)
 				break
 			}

@@ -166,7 +166,6 @@ func (m *Message) index(i, crs int) {
 			m.checkBytes(m.raw[:next], lines, crs)
 			return
 		}
-		f := field{start: uint32(i)}
 		for next < len(m.raw) && (m.raw[next] == ' ' || m.raw[next] == '\t') {
 			if end, next, ok = cutLine(m.raw, next); !ok {
 				break
@@ -174,8 +173,7 @@ func (m *Message) index(i, crs int) {
 			lines++
 			crs += next - end - 1
 		}
-		f.end = uint32(next)
-		if !m.addField(f, end) {
+		if !m.addField(i, end, next) {
 			m.hdrEnd, m.bodyStart = i, len(m.raw)
 			return
 		}
@@ -204,10 +202,16 @@ func (m *Message) checkBytes(b []byte, lines, crs int) {
 	}
 }
 
-// addField finishes f, whose value ends at or before end, and stores it. It
-// returns false when there are too many.
-func (m *Message) addField(f field, end int) bool {
-	b := m.raw[f.start:end]
+// addField indexes the header field from start to next, whose value ends at or before end. It returns
+// false when there are too many.
+func (m *Message) addField(start, end, next int) bool {
+	f := m.room()
+	if f == nil {
+		m.fail(400, "too_many_headers", "Too Many Header Fields")
+		return false
+	}
+	f.start, f.end, f.id = uint32(start), uint32(next), HeaderOther
+	b := m.raw[start:end]
 	e := skipToken(b, 0)
 	v := e
 	for v < len(b) && (b[v] == ' ' || b[v] == '\t') {
@@ -216,28 +220,15 @@ func (m *Message) addField(f field, end int) bool {
 	if e == 0 || v == len(b) || b[v] != ':' {
 		m.fail(400, "bad_header", "Bad Header Field")
 		// Keep the line with an empty name: it is copied but never found.
-		f.nameEnd, f.valStart, f.valEnd = f.start, f.start, f.start+uint32(len(b))
-		return m.store(f)
-	}
-	v = skipLWS(b, v+1)
-	ve := len(b)
-	for ve > v && isLWS(b[ve-1]) {
-		ve--
-	}
-	f.nameEnd, f.valStart, f.valEnd = f.start+uint32(e), f.start+uint32(v), f.start+uint32(ve)
-	f.id = classify(b[:e])
-	return m.store(f)
-}
-
-func (m *Message) store(f field) bool {
-	switch {
-	case m.n < inlineFields:
-		m.inline[m.n] = f
-	case m.n < maxFields:
-		m.spill = append(m.spill, f)
-	default:
-		m.fail(400, "too_many_headers", "Too Many Header Fields")
-		return false
+		f.nameEnd, f.valStart, f.valEnd = f.start, f.start, uint32(end)
+	} else {
+		v = skipLWS(b, v+1)
+		ve := len(b)
+		for ve > v && isLWS(b[ve-1]) {
+			ve--
+		}
+		f.nameEnd, f.valStart, f.valEnd = uint32(start+e), uint32(start+v), uint32(start+ve)
+		f.id = classify(b[:e])
 	}
 	m.n++
 	m.last[f.id] = uint16(m.n)
@@ -245,6 +236,18 @@ func (m *Message) store(f field) bool {
 		m.first[f.id] = uint16(m.n)
 	}
 	return true
+}
+
+// room returns the place of the next header field, nil when there are too many.
+func (m *Message) room() *field {
+	switch {
+	case m.n < inlineFields:
+		return &m.inline[m.n]
+	case m.n < maxFields:
+		m.spill = append(m.spill, field{})
+		return &m.spill[len(m.spill)-1]
+	}
+	return nil
 }
 
 func (m *Message) at(i int) *field {
@@ -322,14 +325,13 @@ const (
 	viewedTo
 )
 
-// TopVia returns the first Via element.
-func (m *Message) TopVia() (Via, bool) {
+// TopVia returns the first Via element. It is m's own: valid until the next Parse, not to be changed.
+func (m *Message) TopVia() (*Via, bool) {
 	if m.viewed&viewedVia == 0 {
 		m.viewed |= viewedVia
 		if el, ok := m.firstElement(HeaderVia); ok {
-			v, err := ParseVia(el.Value)
-			v.Element = el
-			m.via = v
+			err := m.via.parse(el.Value)
+			m.via.Element = el
 			if err == nil {
 				m.viewed |= goodVia
 			}
@@ -337,37 +339,31 @@ func (m *Message) TopVia() (Via, bool) {
 			m.via = Via{}
 		}
 	}
-	return m.via, m.viewed&goodVia != 0
+	return &m.via, m.viewed&goodVia != 0
 }
 
-// From returns the From header field; it is empty when that is missing or bad.
-func (m *Message) From() NameAddr {
+// From returns the From header field; it is empty when that is missing or bad. It is m's own, as [Message.TopVia] is.
+func (m *Message) From() *NameAddr {
 	if m.viewed&viewedFrom == 0 {
-		m.from = m.nameAddr(From)
+		m.nameAddr(&m.from, From)
 		m.viewed |= viewedFrom
 	}
-	return m.from
+	return &m.from
 }
 
-// To returns the To header field; it is empty when that is missing or bad.
-func (m *Message) To() NameAddr {
+// To returns the To header field; it is empty when that is missing or bad. It is m's own, as [Message.TopVia] is.
+func (m *Message) To() *NameAddr {
 	if m.viewed&viewedTo == 0 {
-		m.to = m.nameAddr(To)
+		m.nameAddr(&m.to, To)
 		m.viewed |= viewedTo
 	}
-	return m.to
+	return &m.to
 }
 
-func (m *Message) nameAddr(id HeaderID) NameAddr {
-	v, ok := m.Find(id)
-	if !ok {
-		return NameAddr{}
+func (m *Message) nameAddr(n *NameAddr, id HeaderID) {
+	if v, ok := m.Find(id); !ok || n.parse(v) != nil {
+		*n = NameAddr{}
 	}
-	n, err := ParseNameAddr(v)
-	if err != nil {
-		return NameAddr{}
-	}
-	return n
 }
 
 // CallID returns the Call-ID.

@@ -24,51 +24,57 @@ type NameAddr struct {
 }
 
 // Tag returns the tag parameter (RFC 3261 §19.3), empty if there is none.
-func (n NameAddr) Tag() []byte {
+func (n *NameAddr) Tag() []byte {
 	v, _ := Param(n.Params, "tag")
 	return v
 }
 
 // Param finds a header parameter in any case, see [Param].
-func (n NameAddr) Param(name string) (value []byte, ok bool) { return Param(n.Params, name) }
+func (n *NameAddr) Param(name string) (value []byte, ok bool) { return Param(n.Params, name) }
 
 // IsStar tells whether this is the Contact "*" (RFC 3261 §10.2.2).
-func (n NameAddr) IsStar() bool { return len(n.URI) == 1 && n.URI[0] == '*' }
+func (n *NameAddr) IsStar() bool { return len(n.URI) == 1 && n.URI[0] == '*' }
 
 // ParseNameAddr reads one element. It rejects an unclosed quote, a comma in an
 // unquoted display name, blanks inside the URI, and "?" in a URI that is not in
 // angle brackets (RFC 4475 quotbal, baddn, badaspec, regbadct).
 func ParseNameAddr(v []byte) (NameAddr, error) {
+	var n NameAddr
+	err := n.parse(v)
+	return n, err
+}
+
+func (n *NameAddr) parse(v []byte) error {
 	v = trim(v)
-	n := NameAddr{Value: v, Display: v[:0], URI: v[:0], Params: v[len(v):]}
+	*n = NameAddr{Value: v, Display: v[:0], URI: v[:0], Params: v[len(v):]}
 	if len(v) == 0 {
-		return n, errNameAddr
+		return errNameAddr
 	}
 	i := 0
 	if v[0] == '"' {
 		if i = skipQuoted(v, 0); i < 0 {
-			return n, errNameAddr
+			return errNameAddr
 		}
 		n.Display = v[:i]
 		if i = skipLWS(v, i); i == len(v) || v[i] != '<' {
 			// "Alice" sip:alice@example.org is not RFC 3261, but stands in Microsoft's traces.
-			return n, n.parseAddrSpec(v[i:])
+			return n.parseAddrSpec(v[i:])
 		}
 	} else {
 		i = bytes.IndexByte(v, '<')
 		if i < 0 || !isDisplay(v[:i]) {
-			return n, n.parseAddrSpec(v)
+			return n.parseAddrSpec(v)
 		}
 		n.Display = trim(v[:i])
 	}
 	n.Angle = true
 	e := bytes.IndexByte(v[i:], '>')
 	if e < 0 {
-		return n, errNameAddr
+		return errNameAddr
 	}
 	n.URI = v[i+1 : i+e]
 	n.Params = v[skipLWS(v, i+e+1):]
-	return n, n.check()
+	return n.check()
 }
 
 // isDisplay tells whether b can be the display name in front of "<". More than the

@@ -39,15 +39,21 @@ type Via struct {
 // ParseVia reads one Via element. Blanks are legal nearly everywhere: around the
 // slashes of "SIP/2.0/UDP", and around the colon of the port.
 func ParseVia(b []byte) (Via, error) {
+	var v Via
+	err := v.parse(b)
+	return v, err
+}
+
+func (v *Via) parse(b []byte) error {
 	b = trim(b)
-	v := Via{Value: b, Element: Element{Value: b}}
+	*v = Via{Value: b, Element: Element{Value: b}}
 	i, ok := v.parseProtocol(b)
 	if !ok {
-		return v, errVia
+		return errVia
 	}
 	h, err := parseHostPort(b[i:])
 	if err != nil {
-		return v, errVia
+		return errVia
 	}
 	v.Host, v.Port, v.V6 = h.host, h.port, h.v6
 	end := i + h.end
@@ -59,13 +65,13 @@ func ParseVia(b []byte) (Via, error) {
 			end++
 		}
 		if v.Port, ok = port(b[p:end]); !ok {
-			return v, errVia
+			return errVia
 		}
 		next = skipLWS(b, end)
 	}
 	v.SentBy = b[i:end]
 	v.Params = b[next:]
-	return v, v.parseParams()
+	return v.parseParams()
 }
 
 // parseProtocol reads "SIP / 2.0 / UDP " and returns the index of sent-by. The
