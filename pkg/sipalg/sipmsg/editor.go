@@ -248,7 +248,11 @@ func (e *Editor) setLength(n int) {
 // message. Without edits it appends m.Raw().
 func (e *Editor) AppendTo(dst []byte) []byte {
 	raw, at := e.m.raw, 0
-	dst = slices.Grow(dst, len(raw)+len(e.arena))
+	size := len(raw)
+	for _, c := range e.edits {
+		size += c.to - c.from - c.del
+	}
+	dst = slices.Grow(dst, size)
 	for _, c := range e.edits {
 		dst = append(dst, raw[at:c.off]...)
 		dst = append(dst, e.arena[c.from:c.to]...)

@@ -140,10 +140,24 @@ func classify(name []byte) HeaderID {
 		return compactForm(name[0] | 0x20)
 	}
 	id := candidate(key(n, name[0], name[n-1]))
-	if id == HeaderOther || !equalFold(name, headerName(id)) {
+	if id == HeaderOther || !isName(name, headerName(id)) {
 		return HeaderOther
 	}
 	return id
+}
+
+// isName compares a token with a name in lower case. Among the characters of a token only capital letters
+// become others of a name with the bit of lower case set.
+func isName(token []byte, name string) bool {
+	if len(token) != len(name) {
+		return false
+	}
+	for i := range token {
+		if token[i]|0x20 != name[i] {
+			return false
+		}
+	}
+	return true
 }
 
 func compactForm(c byte) HeaderID {
