@@ -70,3 +70,43 @@ func (f *cdrFile) Close() error {
 	}
 	return f.file.Close()
 }
+
+// cdrQueue stands between the calls and the disk: a slow disk must not hold up signalling.
+type cdrQueue struct {
+	file    *cdrFile
+	log     *zap.Logger
+	records chan any // 4096: some seconds of calls ending at the highest rate
+}
+
+func newCDRQueue(f *cdrFile, log *zap.Logger) *cdrQueue {
+	return &cdrQueue{file: f, log: log, records: make(chan any, 4096)}
+}
+
+// add queues a record. Where the queue is full it goes to the log, so that it is not lost.
+func (q *cdrQueue) add(record any) {
+	if q.file.path == "" {
+		return
+	}
+	select {
+	case q.records <- record:
+	default:
+		q.log.Error("call record queue is full", zap.Any("record", record))
+	}
+}
+
+// run writes until stop is closed and the queue is empty.
+func (q *cdrQueue) run(stop <-chan struct{}) {
+	for {
+		select {
+		case r := <-q.records:
+			q.file.write(r, q.log)
+		case <-stop:
+			select {
+			case r := <-q.records:
+				q.file.write(r, q.log)
+			default:
+				return
+			}
+		}
+	}
+}

@@ -68,3 +68,22 @@ func TestNoCallRecordsByDefault(t *testing.T) {
 		t.Error("something was written")
 	}
 }
+
+// TestCDRQueue: what was queued before the end is written, and a full queue blocks nobody.
+func TestCDRQueue(t *testing.T) {
+	f, path := testCDR(t)
+	q := newCDRQueue(f, zap.NewNop())
+	for i := range cap(q.records) + 10 {
+		q.add(map[string]int{"n": i})
+	}
+	stop := make(chan struct{})
+	close(stop)
+	q.run(stop)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(b), "\n"); n != cap(q.records) {
+		t.Fatalf("%d lines", n)
+	}
+}

@@ -23,6 +23,7 @@ func buildSIP(ctx context.Context, d *serviceDeps) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
+	queue := newCDRQueue(records, log)
 	socks, err := openSockets(ctx, d.cfg.SIP.Listen, nets)
 	if err != nil {
 		return nil, errors.Join(err, records.Close())
@@ -31,7 +32,7 @@ func buildSIP(ctx context.Context, d *serviceDeps) (*service, error) {
 		Networks: nets, Opener: d.opener, Limits: sipLimits(d.cfg), TLS: d.tls, Listeners: len(socks),
 		RouteTo: newRouteTable(nets).network, Resolve: newResolvers(nets, d.cfg.SIP.Listen).targets, StateDir: d.cfg.State.Dir,
 		Record: func(r sipalg.Record) {
-			records.write(r, log)
+			queue.add(r)
 			d.events.publish("call_ended", r)
 		},
 	}, log)
@@ -42,7 +43,14 @@ func buildSIP(ctx context.Context, d *serviceDeps) (*service, error) {
 	d.reg.MustRegister(server.Collector())
 	return &service{
 		serve: func(ctx context.Context) error {
+			stop, written := make(chan struct{}), make(chan struct{})
+			go func() {
+				defer close(written)
+				queue.run(stop)
+			}()
 			err := serveSIP(ctx, server, socks)
+			close(stop)
+			<-written
 			return errors.Join(err, records.Close())
 		},
 		ready: server.Ready(),
