@@ -1,29 +1,48 @@
 package sipmsg
 
-// Character classes of RFC 3261 §25.1 as bit sets: characters 0-63 and 64-127.
+// Character classes of RFC 3261 §25.1.
 const (
-	alnumLo = 0x03ff000000000000
-	alnumHi = 0x07fffffe07fffffe
-	// token adds - . ! % * _ + ` ' ~
-	tokenLo = alnumLo | 1<<'-' | 1<<'.' | 1<<'!' | 1<<'%' | 1<<'*' | 1<<'+' | 1<<'\''
-	tokenHi = alnumHi | 1<<('_'-64) | 1<<('`'-64) | 1<<('~'-64)
-	// host adds - . _ to alphanum; the underscore is no RFC 3261 but is common in private DNS.
-	hostLo = alnumLo | 1<<'-' | 1<<'.'
-	hostHi = alnumHi | 1<<('_'-64)
-	// lws is all below 64.
-	lws uint64 = 1<<' ' | 1<<'\t' | 1<<'\r' | 1<<'\n'
+	classToken = 1 << iota
+	// classHost adds the underscore to the RFC's host, as it is common in private DNS.
+	classHost
+	classScheme
+	classLWS
+	// classValueEnd ends a parameter's value that is not quoted.
+	classValueEnd
+	// classNoURI stands in no URI.
+	classNoURI
 )
 
-// inSet has no branch, as names mix letters with dashes and digits: shifts by 64 and more give 0.
-func inSet(c byte, lo, hi uint64) bool { return (lo>>c|hi>>(c-64))&1 != 0 }
+//nolint:gochecknoglobals // a table, never written once it is made
+var classes = classTable()
 
-func isToken(c byte) bool { return inSet(c, tokenLo, tokenHi) }
-func isHost(c byte) bool  { return inSet(c, hostLo, hostHi) }
+func classTable() (t [256]uint8) {
+	mark := func(class uint8, chars string) {
+		for _, c := range []byte(chars) {
+			t[c] |= class
+		}
+	}
+	const alnum = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+	const blanks = " \t\r\n"
+	mark(classToken, alnum+"-.!%*_+`'~")
+	mark(classHost, alnum+"-._")
+	mark(classScheme, alnum+"+-.")
+	mark(classLWS, blanks)
+	mark(classValueEnd, blanks+";\",")
+	mark(classNoURI, "<>\"\x7f")
+	for c := range byte(' ' + 1) {
+		t[c] |= classNoURI
+	}
+	return t
+}
+
+func isToken(c byte) bool { return classes[c]&classToken != 0 }
+func isHost(c byte) bool  { return classes[c]&classHost != 0 }
 func isDigit(c byte) bool { return c-'0' < 10 }
 
 // isLWS tells whether c is part of linear white space. A CR or LF inside a header
 // field's value can only be a fold, because Parse rejects bare ones.
-func isLWS(c byte) bool { return c <= ' ' && lws>>c&1 != 0 }
+func isLWS(c byte) bool { return classes[c]&classLWS != 0 }
 
 func lower(c byte) byte {
 	if c-'A' < 26 {

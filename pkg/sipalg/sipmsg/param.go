@@ -65,7 +65,7 @@ func valueEnd(b []byte, i int) int {
 	if i < len(b) && b[i] == '"' {
 		return skipQuoted(b, i)
 	}
-	for i < len(b) && b[i] != ';' && b[i] != '"' && b[i] != ',' && !isLWS(b[i]) {
+	for i < len(b) && classes[b[i]]&classValueEnd == 0 {
 		i++
 	}
 	return i

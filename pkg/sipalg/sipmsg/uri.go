@@ -48,14 +48,14 @@ func ParseURI(b []byte) (URI, error) {
 		return u, errURI
 	}
 	for _, c := range b[:colon] {
-		if !inSet(c, alnumLo|1<<'+'|1<<'-'|1<<'.', alnumHi) {
+		if classes[c]&classScheme == 0 {
 			return u, errURI
 		}
 	}
 	u.Scheme = b[:colon]
 	rest := b[colon+1:]
 	for _, c := range rest {
-		if c <= ' ' || c == '<' || c == '>' || c == '"' || c == 0x7f {
+		if classes[c]&classNoURI != 0 {
 			return u, errURI
 		}
 	}
