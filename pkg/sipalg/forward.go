@@ -15,7 +15,7 @@ import (
 )
 
 // growth is how much longer a request usually gets, in bytes.
-const growth = 512
+const growth = 320
 
 // maxDatagram is the size from which a request with an open transport goes by TCP: 200 bytes below
 // the Ethernet MTU (RFC 3261 §18.1.1).
@@ -233,7 +233,7 @@ func (c *Core) editVias(t *tx, l *local, p flow.Proto) (hidden []byte) {
 // editRoutes removes our Route value, adds hidden ones and records the edge where a dialog may begin.
 func (c *Core) editRoutes(t *tx, l *local) {
 	m, e := &c.m, &c.ed
-	n := 0
+	n := int16(0)
 	for el := range m.Elements(sipmsg.Route) {
 		if n == t.hop.pops {
 			break

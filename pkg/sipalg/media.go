@@ -21,14 +21,14 @@ const maxStreams = 16
 // stream is the pinhole of one m= line.
 type stream struct {
 	lease    pinhole.Lease
-	kind     pinhole.Kind
 	remote   [2]pinhole.Remote
-	prev     [2]pinhole.Remote // before the offer under way
-	fresh    bool              // opened by the offer under way
-	rejected bool              // the answer refused it
-	hold     [2]bool           // the side's last description puts it on hold
-	serial   uint32            // names it to the relay
-	silent   bool              // the relay hears nobody on it
+	prev     *[2]pinhole.Remote // before the offer under way; nil = there was nothing
+	kind     pinhole.Kind
+	fresh    bool    // opened by the offer under way
+	rejected bool    // the answer refused it
+	hold     [2]bool // the side's last description puts it on hold
+	silent   bool    // the relay hears nobody on it
+	serial   uint32  // names it to the relay
 }
 
 // offer says whose session description is at hand.
@@ -160,7 +160,7 @@ func (c *Core) relaySDP(dst, raw []byte, o *offer) ([]byte, error) {
 	}
 	for i := range *o.streams {
 		if st := &(*o.streams)[i]; o.first && !o.answer {
-			st.prev[o.side] = st.remote[o.side] // also of those that the offer does not touch
+			st.keep(o.side) // also of those that the offer does not touch
 		}
 	}
 	c.places = c.places[:0]
@@ -364,7 +364,7 @@ func (c *Core) rollback(d *dialog, side pinhole.Side) {
 		case st.lease == nil:
 		case st.fresh:
 			st.close()
-		case st.prev[side].Source.IsValid():
+		case st.prev != nil && st.prev[side].Source.IsValid():
 			st.remote[side] = st.prev[side]
 			_ = st.lease.Declare(side, st.prev[side]) // it was accepted before
 		}
@@ -405,6 +405,17 @@ func (d *dialog) fork(base *dialog) error {
 func (d *dialog) close() {
 	closeStreams(d.streams, nil)
 	d.streams = nil
+}
+
+// keep remembers what a side has told so far.
+func (st *stream) keep(side pinhole.Side) {
+	if st.prev == nil {
+		if !st.remote[side].Source.IsValid() {
+			return // the first offer: most calls have no other
+		}
+		st.prev = new([2]pinhole.Remote)
+	}
+	st.prev[side] = st.remote[side]
 }
 
 func (st *stream) close() {

@@ -29,7 +29,7 @@ func (c *Core) sendOwn(r ownRequest, h hop, done func(c *Core, status int)) {
 	var dest flow.Flow
 	switch {
 	case h.status != 0:
-		done(c, h.status)
+		done(c, int(h.status))
 		return
 	case h.flow.Remote.IsValid():
 		dest = h.flow

@@ -140,8 +140,8 @@ func (c *Core) dispatch(f flow.Flow, via *sipmsg.Via, key uint64, inDialog bool)
 		if h.status == 404 || h.status == 403 {
 			c.suspect(f)
 		}
-		c.drop("refused_" + reasonLabel(h.status))
-		c.reply(f, via, h.status, h.reason)
+		c.drop("refused_" + reasonLabel(int(h.status)))
+		c.reply(f, via, int(h.status), h.reason)
 		if s != nil && m.Method() == "BYE" {
 			c.endDialog(s, s.dialogOf(m)) // the other side is gone, and this one has hung up
 		}

@@ -15,22 +15,22 @@ import (
 
 // hop is where a request goes next, or why it goes nowhere.
 type hop struct {
-	status int // refused with this status
+	status int16 // refused with this status
+	named  bool  // need comes from a message, not from the configuration
+	open   bool  // the transport was left open: large requests may change to TCP
+	pops   int16 // own Route values to remove
 	reason string
 
 	network string
 	flow    flow.Flow     // the way, if there is one already
 	targets []flow.Target // else the addresses to try
 	need    server        // else the name to resolve
-	named   bool          // need comes from a message, not from the configuration
 	domain  string        // the configured domain that it is for
-	open    bool          // the transport was left open: large requests may change to TCP
 	ruri    []byte        // replaces the Request-URI; nil = as it is
-	pops    int           // own Route values to remove
 	routes  []string      // Route values to add: those that were hidden
 }
 
-func refuse(status int, reason string) hop { return hop{status: status, reason: reason} }
+func refuse(status int16, reason string) hop { return hop{status: status, reason: reason} }
 
 // domain is a compiled [Domain].
 type domain struct {
@@ -136,7 +136,7 @@ func (c *Core) networkOf(u sipmsg.URI, from string) string {
 }
 
 // ownRoutes tells whether the first Route value names the edge, and returns the next one.
-func (c *Core) ownRoutes() (pops int, next *sipmsg.URI) {
+func (c *Core) ownRoutes() (pops int16, next *sipmsg.URI) {
 	for el := range c.m.Elements(sipmsg.Route) {
 		na, err := sipmsg.ParseNameAddr(el.Value)
 		if err != nil {

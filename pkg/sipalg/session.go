@@ -26,8 +26,9 @@ type session struct {
 	contacts [2]*alias
 	routes   [2][]string // Route values that lead from the edge to each side
 	cseq     [2]uint32   // last CSeq number sent by each side
+	serial   uint32      // of its last stream
+	ending   bool
 
-	serial  uint32   // of its last stream
 	streams []stream // of the offer in the INVITE, until a first dialog takes them
 	one     [1]stream
 	dialogs []*dialog
@@ -36,7 +37,6 @@ type session struct {
 	status            int    // final status
 	reason            string // why it ended
 	expires           timer  // session timer (RFC 4028), or the longest life of a call without media
-	ending            bool
 }
 
 // A dialog is one answer to the INVITE.

@@ -25,13 +25,18 @@ type tx struct {
 	key    uint64
 	chain  *tx // next with the same key
 	method string
-	invite bool
-	state  txState
+
+	invite                bool
+	state                 txState
+	sent                  bool // down is known
+	fromSide              byte // pinhole.Side of the sender, in a session
+	offered               bool // the request carried an offer
+	carried               bool
+	cancelled, cancelSent bool
 
 	up   flow.Flow // who sent it
 	back flow.Flow // where responses go (RFC 3581)
 	down flow.Flow // by which it was sent on
-	sent bool      // down is known
 
 	targets []flow.Target // not tried yet
 	target  flow.Target   // being tried
@@ -44,21 +49,17 @@ type tx struct {
 	resp   []byte // last response sent back
 	status int    // of resp
 
-	session  *session
-	room     *session // for the session that an INVITE may begin: one allocation for both
-	dialog   *dialog  // of a request within one
-	fromSide byte     // pinhole.Side of the sender, in a session
-	offered  bool     // the request carried an offer
-	done     func(c *Core, status int)
+	session *session
+	room    *session // for the session that an INVITE may begin: one allocation for both
+	dialog  *dialog  // of a request within one
+	done    func(c *Core, status int)
 
 	serverTimer, clientTimer timer
 	serverIval, clientIval   time.Duration
 	clientEnd                time.Time // Timers B, F
 
-	size                  int // of the request as received
-	connPrev, connNext    *tx // others that were sent on by the same connection
-	carried               bool
-	cancelled, cancelSent bool
+	size               int // of the request as received
+	connPrev, connNext *tx // others that were sent on by the same connection
 }
 
 type txState uint8

@@ -11,6 +11,9 @@ const (
 	classValueEnd
 	// classNoURI stands in no URI.
 	classNoURI
+	// classNoAddress stands in no URI of an address, classNoDisplay in no display name without quotes.
+	classNoAddress
+	classNoDisplay
 )
 
 //nolint:gochecknoglobals // a table, never written once it is made
@@ -30,6 +33,8 @@ func classTable() (t [256]uint8) {
 	mark(classLWS, blanks)
 	mark(classValueEnd, blanks+";\",")
 	mark(classNoURI, "<>\"\x7f")
+	mark(classNoAddress, blanks+"<\"")
+	mark(classNoDisplay, ",;\">")
 	for c := range byte(' ' + 1) {
 		t[c] |= classNoURI
 	}

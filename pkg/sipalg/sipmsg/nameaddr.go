@@ -81,7 +81,7 @@ func (n *NameAddr) parse(v []byte) error {
 // RFC's tokens is let through (dots, parentheses, UTF-8), as phones send it.
 func isDisplay(b []byte) bool {
 	for _, c := range b {
-		if c == ',' || c == ';' || c == '"' || c == '>' {
+		if classes[c]&classNoDisplay != 0 {
 			return false
 		}
 	}
@@ -115,7 +115,7 @@ func (n *NameAddr) check() error {
 		return errNameAddr
 	}
 	for _, c := range n.URI {
-		if isLWS(c) || c == '<' || c == '"' {
+		if classes[c]&classNoAddress != 0 {
 			return errNameAddr
 		}
 	}
