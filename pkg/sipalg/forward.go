@@ -306,7 +306,7 @@ func (c *Core) editContacts(t *tx, f flow.Flow, l *local, side pinhole.Side, adj
 		if len(el.Value) == 1 && el.Value[0] == '*' {
 			continue
 		}
-		na, err := sipmsg.ParseNameAddr(el.Value)
+		na, err := c.m.Address(el)
 		if err != nil {
 			continue
 		}

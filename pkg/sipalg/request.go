@@ -231,12 +231,10 @@ func (c *Core) appendReply(dst []byte, f flow.Flow, via *sipmsg.Via, status int,
 // appendVia writes a received Via's value with received and rport filled in.
 func (c *Core) appendVia(dst []byte, via *sipmsg.Via, f flow.Flow) []byte {
 	start := len(dst)
-	first := true
-	for p := range bytes.SplitSeq(via.Element.Value, []byte{';'}) {
-		if first {
-			dst, first = append(dst, bytes.TrimSpace(p)...), false
-			continue
-		}
+	p, rest, more := bytes.Cut(via.Element.Value, []byte{';'})
+	dst = append(dst, bytes.TrimSpace(p)...)
+	for more {
+		p, rest, more = bytes.Cut(rest, []byte{';'})
 		name, _, _ := bytes.Cut(p, []byte{'='})
 		name = bytes.TrimSpace(name)
 		switch {

@@ -64,10 +64,7 @@ func (c *Core) route(f flow.Flow) hop {
 }
 
 func (c *Core) routeURI(f flow.Flow) hop {
-	u, err := sipmsg.ParseURI(c.m.RequestURI())
-	if err != nil {
-		return refuse(400, "Bad Request-URI")
-	}
+	u := *c.m.Target()
 	if a := c.aliasOf(u); a != nil {
 		return c.toAlias(a)
 	}
@@ -168,10 +165,7 @@ func (c *Core) routeInDialog(f flow.Flow) (hop, *session, pinhole.Side) {
 		side = s.sideOf(&c.m)
 		network = s.networks[side.Other()]
 	}
-	u, err := sipmsg.ParseURI(c.m.RequestURI())
-	if err != nil {
-		return refuse(400, "Bad Request-URI"), nil, 0
-	}
+	u := *c.m.Target()
 	a := c.aliasOf(u)
 	var h hop
 	switch {

@@ -144,12 +144,19 @@ func (m *Message) checkAddresses() {
 	if m.has(To) && (len(m.To().URI) == 0 || m.to.IsStar()) {
 		m.failAddress(To)
 	}
+	var other NameAddr
 	for _, id := range [...]HeaderID{Contact, Route, RecordRoute} {
 		for el := range m.Elements(id) {
-			var n NameAddr
+			n := &other
+			if id == Contact && m.contactAt == 0 {
+				n = &m.contact
+			}
 			if n.parse(el.Value) != nil || n.IsStar() && id != Contact {
 				m.failAddress(id)
 				break
+			}
+			if n == &m.contact {
+				m.contactAt = el.start
 			}
 		}
 	}

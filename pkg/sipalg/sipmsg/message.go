@@ -58,7 +58,11 @@ type Message struct {
 	// Views that routing asks for again and again, parsed once.
 	via      Via
 	from, to NameAddr
+	contact  NameAddr // the first one
+	target   URI      // of the Request-URI
 	viewed   uint8
+	// contactAt is where contact stands, 0 when it is not there or bad.
+	contactAt int
 
 	request   bool
 	methodID  methodID
@@ -96,6 +100,7 @@ func (m *Message) Parse(raw []byte) error {
 func (m *Message) reset(raw []byte) {
 	m.raw, m.spill, m.n = raw, m.spill[:0], 0
 	m.first, m.last, m.viewed = [numHeaders]uint16{}, [numHeaders]uint16{}, 0
+	m.contactAt = 0
 	m.request, m.answerable, m.err = false, false, nil
 	m.methodID, m.method, m.uri = methodOther, nil, nil
 	m.status, m.reason = 0, nil
@@ -283,6 +288,10 @@ func (m *Message) Method() string {
 // RequestURI returns the Request-URI as on the wire.
 func (m *Message) RequestURI() []byte { return m.uri }
 
+// Target returns the parts of the Request-URI. It is good after Parse has found no fault in a request. It is
+// m's own, as [Message.TopVia] is.
+func (m *Message) Target() *URI { return &m.target }
+
 // Status returns the status code of a response, 100-699, 0 for a request.
 func (m *Message) Status() int { return m.status }
 
@@ -358,6 +367,14 @@ func (m *Message) To() *NameAddr {
 		m.viewed |= viewedTo
 	}
 	return &m.to
+}
+
+// Address reads an element of m, as [ParseNameAddr] does.
+func (m *Message) Address(el Element) (NameAddr, error) {
+	if el.start == m.contactAt && el.start > 0 {
+		return m.contact, nil
+	}
+	return ParseNameAddr(el.Value)
 }
 
 func (m *Message) nameAddr(n *NameAddr, id HeaderID) {

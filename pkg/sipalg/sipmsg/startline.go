@@ -54,7 +54,7 @@ func (m *Message) requestLine(b []byte) bool {
 	case len(line) != len(b) || last <= end:
 		m.fail(400, "bad_request_line", "Bad Request Line")
 	default:
-		if _, err := ParseURI(m.uri); err != nil {
+		if m.target.parse(m.uri) != nil {
 			m.fail(400, "bad_request_uri", "Bad Request-URI")
 		}
 	}

@@ -42,31 +42,37 @@ func (u URI) Param(name string) (value []byte, ok bool) { return Param(u.Params,
 // ParseURI reads a URI (RFC 3261 §19.1, §25.1). Only sip and sips are taken apart;
 // of any other scheme the rest is opaque, which is no error.
 func ParseURI(b []byte) (URI, error) {
-	u := URI{Value: b}
+	var u URI
+	err := u.parse(b)
+	return u, err
+}
+
+func (u *URI) parse(b []byte) error {
+	*u = URI{Value: b}
 	colon := bytes.IndexByte(b, ':')
 	if colon < 1 || b[0]|0x20 < 'a' || b[0]|0x20 > 'z' {
-		return u, errURI
+		return errURI
 	}
 	for _, c := range b[:colon] {
 		if classes[c]&classScheme == 0 {
-			return u, errURI
+			return errURI
 		}
 	}
 	u.Scheme = b[:colon]
 	rest := b[colon+1:]
 	for _, c := range rest {
 		if classes[c]&classNoURI != 0 {
-			return u, errURI
+			return errURI
 		}
 	}
 	if !u.IsSIP() {
 		u.Opaque = rest
 		if len(rest) == 0 {
-			return u, errURI
+			return errURI
 		}
-		return u, nil
+		return nil
 	}
-	return u, u.parseSIP(rest)
+	return u.parseSIP(rest)
 }
 
 // parseSIP reads "[user[:password]@]host[:port][;params][?headers]". The user part
