@@ -62,11 +62,10 @@ func (c *Core) launch(t *tx) {
 		l = cmp.Or(c.localFor(dest.Network, chosen, dest.Remote.Addr()), l)
 	}
 	if t.session == nil && t.room != nil {
-		if c.sameCallID() >= maxSameCallID {
+		if t.session = c.newSession(t, l.network); t.session == nil {
 			c.refuseTx(t, 482, "Request Merged") // RFC 3261 §8.2.2.2; a spiral or two are legal
 			return
 		}
-		t.session = c.newSession(t, l.network)
 	}
 	status, reason := c.build(t, l, dest)
 	if status != 0 {

@@ -192,8 +192,7 @@ func (c *Core) admissible() (status int, reason string, extra []string) {
 	if len(unsupported) > 0 {
 		return 420, "Bad Extension", []string{"Unsupported: " + string(bytes.TrimSuffix(unsupported, []byte{','}))}
 	}
-	scheme, _, _ := bytes.Cut(m.RequestURI(), []byte{':'})
-	if !bytes.EqualFold(scheme, []byte("sip")) && !bytes.EqualFold(scheme, []byte("sips")) && !bytes.EqualFold(scheme, []byte("tel")) {
+	if !m.Target().IsSIP() && !bytes.EqualFold(m.Target().Scheme, []byte("tel")) {
 		return 416, "Unsupported URI Scheme", nil
 	}
 	if c.looped() {

@@ -56,16 +56,22 @@ const shareMax = 4 << 10
 // maxSameCallID bounds the sessions with one Call-ID: they are looked for one by one.
 const maxSameCallID = 16
 
-// sameCallID counts the sessions with the Call-ID of the message at hand.
-func (c *Core) sameCallID() (n int) {
-	for s := c.calls[maphash.Bytes(c.seed, c.m.CallID())]; s != nil; s = s.chain {
+// sameCallID counts the sessions in the chain that s begins.
+func (s *session) sameCallID() (n int) {
+	for ; s != nil; s = s.chain {
 		n++
 	}
 	return n
 }
 
-// newSession begins a session with the INVITE at hand, that leaves for network.
+// newSession begins a session with the INVITE at hand, that leaves for network; nil if there are too many
+// with its Call-ID.
 func (c *Core) newSession(t *tx, network string) *session {
+	h := maphash.Bytes(c.seed, c.m.CallID())
+	chain := c.calls[h]
+	if chain.sameCallID() >= maxSameCallID {
+		return nil
+	}
 	m := &c.m
 	from, _ := m.Find(sipmsg.From)
 	to, _ := m.Find(sipmsg.To)
@@ -92,10 +98,7 @@ func (c *Core) newSession(t *tx, network string) *session {
 	s.streams = s.one[:0]
 	s.flows[pinhole.Near] = t.up
 	s.expires.call = s
-	c.sessions[s.id] = s
-	h := maphash.String(c.seed, s.callID)
-	s.chain = c.calls[h]
-	c.calls[h] = s
+	s.chain, c.calls[h], c.sessions[s.id] = chain, s, s
 	c.count.calls++
 	s.note(m, pinhole.Near, t.up)
 	for el := range m.Elements(sipmsg.RecordRoute) {
