@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap"
 
 	"edged.dev/edged/pkg/sipalg/flow"
+	"edged.dev/edged/pkg/sipalg/sipmsg"
 )
 
 // stored is one line of the registration journal: a binding, or that it is gone. The first line of a
@@ -104,6 +105,10 @@ func (c *Core) restore(s stored) {
 	if s.Expires == nil || s.At == nil || !s.Expires.After(c.now) || len(s.Token) != tokenLen || len(c.nets[s.Network].Addresses) == 0 {
 		return
 	}
+	if !reachableURI(s.URI) {
+		c.log.Warn("registration journal: a Contact is no SIP URI", zap.String("aor", s.AOR))
+		return
+	}
 	a := c.aliases[string(s.Key)]
 	if a == nil {
 		a = &alias{token: token([]byte(s.Token)), key: string(s.Key), uri: []byte(s.URI), network: s.Network}
@@ -134,4 +139,11 @@ func (c *Core) restore(s stored) {
 	if c.cfg.Keepalive > 0 && a.nat && a.flow.Remote.IsValid() {
 		c.start(&b.keepalive, c.cfg.Keepalive)
 	}
+}
+
+// reachableURI tells whether a text can be a Request-URI: somebody may have edited the journal.
+func reachableURI(text string) bool {
+	u, err := sipmsg.ParseURI([]byte(text))
+	return err == nil && sipScheme(u) && len(u.Host) > 0 &&
+		!strings.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r == 0x7f })
 }
