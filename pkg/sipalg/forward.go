@@ -51,7 +51,7 @@ func (c *Core) launch(t *tx) {
 	}
 	l := c.localFor(dest.Network, dest.Proto, dest.Remote.Addr())
 	if l == nil {
-		c.refuseTx(t, 503, "No Listener On Network "+dest.Network)
+		c.finalLocal(t, 503, "No Listener On Network "+dest.Network)
 		return
 	}
 	switch {
@@ -63,7 +63,7 @@ func (c *Core) launch(t *tx) {
 	}
 	if t.session == nil && t.room != nil {
 		if t.session = c.newSession(t, l.network); t.session == nil {
-			c.refuseTx(t, 482, "Request Merged") // RFC 3261 §8.2.2.2; a spiral or two are legal
+			c.finalLocal(t, 482, "Request Merged") // RFC 3261 §8.2.2.2; a spiral or two are legal
 			return
 		}
 	}
@@ -72,7 +72,7 @@ func (c *Core) launch(t *tx) {
 		if t.method == "ACK" && t.session != nil {
 			c.hangup(t.session, "answer refused") // nobody can be told otherwise
 		}
-		c.refuseTx(t, status, reason)
+		c.finalLocal(t, status, reason)
 		return
 	}
 	if t.silent() {
@@ -180,12 +180,17 @@ func (c *Core) build(t *tx, l *local, dest flow.Flow) (status int, reason string
 		t.buf = make([]byte, 0, len(m.Raw())+len(vias)+growth)
 	}
 	t.buf = e.AppendTo(t.buf[:0])
-	t.outLen = len(t.buf)
-	line := bytes.Index(t.buf, []byte("\r\n")) + 2
-	t.viaEnd = line + bytes.Index(t.buf[line:], []byte("\r\n")) + 2
+	t.built()
 	t.buf = append(t.buf, vias...)
 	t.raw = nil
 	return 0, ""
+}
+
+// built takes note that buf holds the request as it is sent on, with our Via below the start line.
+func (t *tx) built() {
+	t.outLen = len(t.buf)
+	line := bytes.Index(t.buf, []byte("\r\n")) + 2
+	t.viaEnd = line + bytes.Index(t.buf[line:], []byte("\r\n")) + 2
 }
 
 // hides tells whether what a network says of its own hosts stays there when a message leaves for another.
@@ -390,7 +395,7 @@ func sipScheme(u sipmsg.URI) bool {
 	return bytes.EqualFold(u.Scheme, []byte("sip")) || bytes.EqualFold(u.Scheme, []byte("sips"))
 }
 
-// Resolved takes the answer to a query: the addresses of a name, or none.
+// resolved goes on with a transaction whose next hop was a name: to its addresses, if it has any.
 func (c *Core) resolved(id uint64, targets []flow.Target) {
 	t := c.waiting[id]
 	delete(c.waiting, id)
@@ -412,11 +417,6 @@ func (c *Core) resolved(id uint64, targets []flow.Target) {
 	}
 	c.forgetEnded(t)
 	c.launch(t)
-}
-
-// refuseTx fails a request that could not be sent on.
-func (c *Core) refuseTx(t *tx, status int, reason string) {
-	c.finalLocal(t, status, reason)
 }
 
 // finalLocal answers a request in the next hop's stead.

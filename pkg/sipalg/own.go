@@ -50,9 +50,7 @@ func (c *Core) sendOwn(r ownRequest, h hop, done func(c *Core, status int)) {
 		t.target = h.targets[0]
 	}
 	t.buf = r.appendTo(make([]byte, 0, 700), l, dest.Proto, t.id)
-	t.outLen = len(t.buf)
-	line := strings.Index(string(t.buf), "\r\n") + 2
-	t.viaEnd = line + strings.Index(string(t.buf[line:]), "\r\n") + 2
+	t.built()
 	if r.method == "ACK" {
 		c.transmit(t, l, dest)
 		c.end(t)
@@ -76,6 +74,14 @@ func (r ownRequest) appendTo(b []byte, l *local, p flow.Proto, id uint64) []byte
 	return b
 }
 
+// options is an OPTIONS from the edge itself, as it is known at l, to a URI.
+func (c *Core) options(uri string, l *local) ownRequest {
+	return ownRequest{
+		method: "OPTIONS", ruri: uri, from: "<sip:edge@" + l.hostport + ">;tag=" + string(appendHex(nil, c.newID())),
+		to: "<" + uri + ">", callID: string(appendHex(nil, c.newID())) + "@edge", cseq: 1,
+	}
+}
+
 // minKeepalive is the shortest interval that the pings of a client adapt to.
 const minKeepalive = 10 * time.Second
 
@@ -91,11 +97,7 @@ func (c *Core) ping(b *binding) {
 		b.interval = c.cfg.Keepalive
 	}
 	c.start(&b.keepalive, b.interval)
-	self := "<sip:edge@" + l.hostport + ">"
-	c.sendOwn(ownRequest{
-		method: "OPTIONS", ruri: string(b.alias.uri), from: self + ";tag=" + string(appendHex(nil, c.newID())),
-		to: "<" + string(b.alias.uri) + ">", callID: string(appendHex(nil, c.newID())) + "@edge", cseq: 1,
-	}, h, func(c *Core, status int) {
+	c.sendOwn(c.options(string(b.alias.uri), l), h, func(c *Core, status int) {
 		if status == 408 && b.interval > minKeepalive {
 			b.interval = max(b.interval/2, minKeepalive)
 			c.log.Info("client does not answer pings", zap.String("aor", b.aor), zap.Duration("interval", b.interval))
@@ -120,11 +122,7 @@ func (c *Core) probeServer(u *upstream) {
 	if l == nil {
 		return
 	}
-	to := "sip:" + tg.Addr.String()
-	c.sendOwn(ownRequest{
-		method: "OPTIONS", ruri: to, from: "<sip:edge@" + l.hostport + ">;tag=" + string(appendHex(nil, c.newID())),
-		to: "<" + to + ">", callID: string(appendHex(nil, c.newID())) + "@edge", cseq: 1,
-	}, hop{network: u.network, targets: []flow.Target{tg}}, func(c *Core, status int) {
+	c.sendOwn(c.options("sip:"+tg.Addr.String(), l), hop{network: u.network, targets: []flow.Target{tg}}, func(c *Core, status int) {
 		switch {
 		case status == 408 || status == 503:
 			if !u.down.After(c.now) {
@@ -188,13 +186,7 @@ func (c *Core) killAnswer(t *tx, f flow.Flow) {
 	to, _ := m.Find(sipmsg.To)
 	n, _ := m.CSeq()
 	r := ownRequest{method: "ACK", from: string(from), to: string(to), callID: string(m.CallID()), cseq: n}
-	for el := range m.Elements(sipmsg.RecordRoute) {
-		if c.isRecord(el.Value, t) {
-			break
-		}
-		r.routes = append(r.routes, string(el.Value))
-	}
-	slices.Reverse(r.routes)
+	r.routes = c.routesToCallee(t)
 	contact, _ := m.Find(sipmsg.Contact)
 	na, err := sipmsg.ParseNameAddr(contact)
 	if err != nil {
@@ -267,12 +259,12 @@ func (c *Core) Configure(cfg Config, limits Limits) {
 			u.probe.fire = func(c *Core) { c.probeServer(u) }
 			if a, ok := parseAddr([]byte(sv.Host)); ok {
 				u.targets = numericTargets(d.Network, sv.Proto, addrPort(a, portOr(sv.Port, sv.Proto)))
-				c.servers[a] = true
 			}
 			cd.servers = append(cd.servers, u)
 		}
 		c.domains[strings.ToLower(host)] = cd
 	}
+	c.noteServers()
 }
 
 // Begin starts the probes and look-ups; call it once, and again after Configure.

@@ -135,11 +135,7 @@ func (c *Core) networkOf(u sipmsg.URI, from string) string {
 // ownRoutes tells whether the first Route value names the edge, and returns the next one.
 func (c *Core) ownRoutes() (pops int16, next *sipmsg.URI) {
 	for el := range c.m.Elements(sipmsg.Route) {
-		na, err := sipmsg.ParseNameAddr(el.Value)
-		if err != nil {
-			break
-		}
-		u, err := sipmsg.ParseURI(na.URI)
+		u, err := addressURI(el.Value)
 		if err != nil {
 			break
 		}
@@ -210,7 +206,7 @@ func (c *Core) routeInDialog(f flow.Flow) (hop, *session, pinhole.Side) {
 
 // served tells whether a URI's host is the edge's own or one that sip.domains names.
 func (c *Core) served(u sipmsg.URI) bool {
-	return c.ownHost(u.Host) || c.domains[strings.ToLower(string(u.Host))] != nil
+	return c.ownHost(u.Host) || c.domainOf(u.Host) != nil
 }
 
 // guarded tells whether hosts of one network reach those of the other only where they are registered,
@@ -250,11 +246,7 @@ func (c *Core) recorded(f flow.Flow) (s *session, network string) {
 
 // recordOf reads one Route or Record-Route value; nothing if it is not ours.
 func (c *Core) recordOf(v []byte) (s *session, network string) {
-	na, err := sipmsg.ParseNameAddr(v)
-	if err != nil {
-		return nil, ""
-	}
-	u, err := sipmsg.ParseURI(na.URI)
+	u, err := addressURI(v)
 	if err != nil || c.ownURI(u) == nil {
 		return nil, ""
 	}
@@ -287,7 +279,7 @@ func (c *Core) toAlias(a *alias) hop {
 	if a.nat && a.binding != nil || c.nets[a.network].Trusted && !a.free && !c.itself(a, u) {
 		return refuse(480, "Flow Failed")
 	}
-	if d := c.domains[strings.ToLower(string(u.Host))]; d != nil && a.host == (netip.Addr{}) {
+	if d := c.domainOf(u.Host); d != nil && a.host == (netip.Addr{}) {
 		to := c.toDomain(d, u, false) // a redirection to a domain that is configured
 		to.ruri = a.uri
 		return to
@@ -320,13 +312,20 @@ func servicePort(port uint16) bool { return port > 0 && port < 1024 }
 
 // toRoute goes to a Route value.
 func (c *Core) toRoute(network, route string) hop {
-	na, err := sipmsg.ParseNameAddr([]byte(route))
-	if err == nil {
-		if u, err := sipmsg.ParseURI(na.URI); err == nil {
-			return c.toURI(network, u)
-		}
+	u, err := addressURI([]byte(route))
+	if err != nil {
+		return refuse(400, "Bad Route")
 	}
-	return refuse(400, "Bad Route")
+	return c.toURI(network, u)
+}
+
+// addressURI reads the URI of a Route or Record-Route value.
+func addressURI(v []byte) (sipmsg.URI, error) {
+	na, err := sipmsg.ParseNameAddr(v)
+	if err != nil {
+		return sipmsg.URI{}, err
+	}
+	return sipmsg.ParseURI(na.URI)
 }
 
 // toURI goes to a URI's host on a network (RFC 3263; maddr of RFC 3261 §19.1.1).
@@ -441,13 +440,7 @@ func (c *Core) ownToServer(u sipmsg.URI, s *upstream) []byte {
 	if s.Port != 0 {
 		b = appendUint(append(b, ':'), uint64(s.Port))
 	}
-	if len(u.Params) > 0 {
-		if u.Params[0] != ';' {
-			b = append(b, ';')
-		}
-		b = append(b, u.Params...)
-	}
-	return b
+	return append(b, u.Params...) // with their ";"
 }
 
 // loopHash covers what decides the way of a request (RFC 5393 §4.2.2). It is compared only within one

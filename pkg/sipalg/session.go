@@ -213,15 +213,7 @@ func (c *Core) observeInvite(t *tx, s *session, status int) {
 	if len(c.m.To().Tag()) == 0 {
 		return
 	}
-	var above []string
-	for el := range c.m.Elements(sipmsg.RecordRoute) {
-		if c.isRecord(el.Value, t) {
-			break
-		}
-		above = append(above, string(el.Value))
-	}
-	slices.Reverse(above) // a route set is the record reversed (§12.1.2)
-	s.routes[pinhole.Far] = above
+	s.routes[pinhole.Far] = c.routesToCallee(t)
 	if status < 200 {
 		return
 	}
@@ -237,6 +229,19 @@ func (c *Core) observeInvite(t *tx, s *session, status int) {
 	}
 	c.confirm(s, d)
 	c.watch(s)
+}
+
+// routesToCallee returns the route set from the edge to who sent the response at hand: what is recorded
+// above the edge's own value, reversed (§12.1.2).
+func (c *Core) routesToCallee(t *tx) (routes []string) {
+	for el := range c.m.Elements(sipmsg.RecordRoute) {
+		if c.isRecord(el.Value, t) {
+			break
+		}
+		routes = append(routes, string(el.Value))
+	}
+	slices.Reverse(routes)
+	return routes
 }
 
 // watch arms the session timer (RFC 4028 §8: the proxy drops its state when nobody refreshes).
