@@ -4,7 +4,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 FUZZTIME ?= 60s
 
-.PHONY: help build demo test packages need-go fmt vet unit oracle fuzz fuzz-short lab lab-full bench-sip bench-media tables lint cover clean
+.PHONY: help build demo test packages need-go fmt vet unit oracle fuzz fuzz-short lab lab-user lab-full bench-sip bench-media tables lint cover clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -15,7 +15,7 @@ build: need-go ## bin/edged, one static binary
 demo: build ## real calls between two networks on this machine; no root, no packages
 	./bin/edged demo
 
-test: need-go packages fmt vet unit tables oracle fuzz-short lab ## every test; as root also installs what the lab needs
+test: need-go packages fmt vet unit tables oracle fuzz-short lab lab-user ## every test; as root also installs what the lab needs
 
 packages:
 	@tools/packages.sh
@@ -52,6 +52,12 @@ lab: need-go ## real networks and real peers; needs root, skips loudly without
 	@go build -o bin/labreport ./tools/labreport
 	@echo "lab: network namespaces, sipp, baresip, kamailio; a line per case as it ends"
 	@go test -tags lab -count=1 -timeout 20m -json ./lab/... | bin/labreport
+
+lab-user: need-go ## the lab's calls again with edged as nobody, without a capability: media in user space
+	@go build -o bin/labreport ./tools/labreport
+	@echo "lab-user: the lab again, edged unprivileged"
+	@EDGED_LAB_UNPRIVILEGED=1 EDGED_LAB_DATAPATH=user \
+		go test -tags lab -count=1 -timeout 20m -json -skip 'FastPath|Control' ./lab/... | bin/labreport
 
 lab-full: ## the lab with the full loads: 1,000 calls at 50 a second each way
 	EDGED_LAB_FULL=1 $(MAKE) lab

@@ -44,6 +44,9 @@ type Edge struct {
 // reference tells whether the run is to prove the rig with Kamailio and rtpengine (EDGED_LAB_EDGE=reference).
 func reference() bool { return os.Getenv("EDGED_LAB_EDGE") == "reference" }
 
+// unprivileged tells whether edged is to run as nobody, without any capability (EDGED_LAB_UNPRIVILEGED=1).
+func unprivileged() bool { return os.Getenv("EDGED_LAB_UNPRIVILEGED") != "" }
+
 // Edge writes the configuration and starts edged on the gateway; it is ready when the call returns.
 func (r *Rig) Edge(t testing.TB, c EdgeConfig) *Edge {
 	t.Helper()
@@ -75,7 +78,12 @@ func (e *Edge) Start(t testing.TB) {
 	bin, err := edgedBinary()
 	must(t, "build edged", err)
 	e.runs++
-	e.proc = e.rig.GW.Start(t, fmt.Sprintf("edged-%d", e.runs), bin, "run", "--config", e.file, "--drain", or(e.config.Drain, "1s"))
+	argv := []string{bin, "run", "--config", e.file, "--drain", or(e.config.Drain, "1s")}
+	if unprivileged() {
+		e.giveAway(t)
+		argv = append(strings.Fields("setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=-all --bounding-set=-all --no-new-privs --pdeathsig KILL"), argv...)
+	}
+	e.proc = e.rig.GW.Start(t, fmt.Sprintf("edged-%d", e.runs), argv...)
 	eventually(t, 20*time.Second, "edged is ready", func() bool {
 		if !e.proc.Alive() {
 			return true
@@ -85,6 +93,26 @@ func (e *Edge) Start(t testing.TB) {
 	})
 	if !e.proc.Alive() {
 		t.Fatalf("edged ended: %v\n%s", e.proc.err, tail(e.proc.Log, 3000))
+	}
+}
+
+// giveAway lets the user nobody read and write what edged needs.
+func (e *Edge) giveAway(t testing.TB) {
+	t.Helper()
+	files := []string{e.file}
+	if e.config.TLS != nil {
+		files = append(files, e.config.TLS.Cert, e.config.TLS.Key, e.config.TLS.CA)
+	}
+	state := filepath.Join(e.rig.Dir, "state")
+	must(t, "state", filepath.WalkDir(state, func(path string, _ os.DirEntry, err error) error {
+		files = append(files, path)
+		return err
+	}))
+	for _, f := range files {
+		must(t, "give away", os.Chown(f, 65534, 65534))
+	}
+	for _, dir := range []string{e.rig.Dir, filepath.Dir(e.rig.Dir)} { // testing makes them for root alone
+		must(t, "give away", os.Chmod(dir, 0o755))
 	}
 }
 
@@ -109,6 +137,9 @@ func (c EdgeConfig) yaml(r *Rig) string {
 		c.Pinholes = "{udp: 50000-51999}"
 	}
 	fmt.Fprintf(&b, "pinholes: %s\n", c.Pinholes)
+	if path := os.Getenv("EDGED_LAB_DATAPATH"); path != "" && !strings.Contains(c.More, "media:") {
+		fmt.Fprintf(&b, "media: {datapath: %s}\n", path)
+	}
 	listen := []string{"udp://inside:5060", "tcp://inside:5060", "udp://outside:5060", "tcp://outside:5060"}
 	listen = append(listen, c.Listen...)
 	if c.TLS != nil {
