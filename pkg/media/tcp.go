@@ -213,12 +213,16 @@ func (j *joins) joinLocked(s pinhole.Side, conn, other *net.TCPConn) {
 	j.lease.relay.work.Go(func() { j.run(p) })
 }
 
-// run copies both ways until both have ended.
+// run copies both ways until both have ended, or lets the lease's owner do it.
 func (j *joins) run(p *join) {
-	var both sync.WaitGroup
-	both.Go(func() { j.copy(p, pinhole.Near) })
-	j.copy(p, pinhole.Far)
-	both.Wait()
+	if serve := j.lease.req.Serve; serve != nil {
+		serve(j.ctx, [2]net.Conn{p.conn[0], p.conn[1]}, func(from pinhole.Side, n int) { j.progress(p, from, int64(n)) })
+	} else {
+		var both sync.WaitGroup
+		both.Go(func() { j.copy(p, pinhole.Near) })
+		j.copy(p, pinhole.Far)
+		both.Wait()
+	}
 	p.conn[0].Close()
 	p.conn[1].Close()
 	r := j.lease.relay

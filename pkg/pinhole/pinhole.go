@@ -18,6 +18,7 @@ package pinhole
 import (
 	"context"
 	"errors"
+	"net"
 	"net/netip"
 	"time"
 )
@@ -99,6 +100,11 @@ type Request struct {
 	Networks [2]string
 	// Families are the address families of the local addresses at each end.
 	Families [2]Family
+	// Serve, for kind TCP, speaks on each joined pair of connections in the relay's stead, on a goroutine
+	// of its own: it moves what comes from conns[Near] to conns[Far] and back, and reads it on the way (H.245,
+	// T.120). It tells moved how many bytes came from a side, which keeps the pair from being idle. ctx ends
+	// with the lease; conns are closed when Serve returns and when the lease is closed. Nil: the relay copies.
+	Serve func(ctx context.Context, conns [2]net.Conn, moved func(from Side, bytes int))
 	// Idle is the time without any packet from either side after which OnIdle is called;
 	// 0 means the relay's default. Ends that are Quiet are not counted.
 	Idle time.Duration
