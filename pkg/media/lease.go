@@ -194,6 +194,9 @@ func (l *lease) targetLocked(s pinhole.Side, c int) (*Socket, netip.AddrPort) {
 	}
 	sock := l.ends[s].socks[c]
 	if g := l.legs[s][c]; g.latched.IsValid() {
+		if l.remote[s].Asymmetric && l.reachable[s] && g.latched.Addr() == declared.Addr() {
+			return sock, declared
+		}
 		return sock, g.latched
 	}
 	if !l.reachable[s] || l.elsewhereLocked(s, c) {

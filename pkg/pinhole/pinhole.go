@@ -126,6 +126,9 @@ type Remote struct {
 	Source netip.Addr
 	// Trusted says that the sender may name hosts other than itself (a configured server).
 	Trusted bool
+	// Asymmetric says that the peer may send from another port than Addr's, on which it alone receives
+	// (H.323; a SIP peer sends from where it receives). Behind a NAT only the port it sends from is known.
+	Asymmetric bool
 	// Quiet says that no packets are expected from this peer (hold, inactive, recvonly).
 	Quiet bool
 }
