@@ -61,6 +61,7 @@ func describe(t reflect.Type, field string) string {
 			"AllowTargets": "per network the hosts that anybody there may name as a media address",
 			"DSCP":         "DSCP of the packets sent, 0-63",
 			"Datapath":     "what may carry media: tc (the kernel, where it can), user, or auto (the best that the machine offers)",
+			"Pin":          "folder on a bpffs where the kernel's part outlives a crash of edged; empty: nowhere",
 			"Latch":        "learn the port, and behind a NAT the address, that a peer really sends from",
 		}[field]
 	}

@@ -33,9 +33,13 @@ func buildMedia(_ context.Context, d *serviceDeps) (*service, error) {
 					inKernel++
 				}
 			}
-			return map[string]any{
+			st := map[string]any{
 				"pinholes": len(list), "in_kernel": inKernel, "path": fmt.Sprint(path), "udp_ports": d.cfg.Pinholes.UDP.String(),
 			}
+			if fast, ok := path.(*fastpath.Path); ok {
+				st["adopted"] = fast.Adopted()
+			}
+			return st
 		},
 		views: map[string]func() any{"pinholes": func() any {
 			list := relay.Pinholes()
@@ -47,6 +51,10 @@ func buildMedia(_ context.Context, d *serviceDeps) (*service, error) {
 	}, nil
 }
 
+// pinOf returns where the kernel path is kept. Two daemons that share a state.dir could not live side by
+// side anyway, so it tells them apart.
+func pinOf(c *config) fastpath.Pin { return fastpath.Pin{Folder: c.Media.Pin, Name: c.State.Dir} }
+
 // openPath returns what moves media: the kernel where configuration and machine allow it, else user space.
 func openPath(d *serviceDeps) (media.Path, error) {
 	user, err := userpath.New(0)
@@ -57,7 +65,9 @@ func openPath(d *serviceDeps) (media.Path, error) {
 		return user, nil
 	}
 	log := d.log.Named("media")
-	fast, err := fastpath.New(user, d.cfg.networks(), d.cfg.Media.DSCP, log)
+	fast, err := fastpath.New(user, fastpath.Config{
+		Networks: d.cfg.networks(), DSCP: d.cfg.Media.DSCP, Idle: d.cfg.Pinholes.Idle, Pin: pinOf(d.cfg),
+	}, log)
 	if err != nil {
 		level := zap.InfoLevel
 		if d.cfg.Media.Datapath != media.DatapathAuto {

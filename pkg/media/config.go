@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -75,6 +76,8 @@ type Config struct {
 	Latch bool `yaml:"latch" json:"latch"`
 	// Datapath says what may carry UDP media: DatapathAuto, DatapathTC or DatapathUser.
 	Datapath string `yaml:"datapath" json:"datapath"`
+	// Pin is the folder on a bpffs where the kernel path is kept while no daemon runs; "" for none.
+	Pin string `yaml:"pin" json:"pin"`
 }
 
 // The values of Config.Datapath. The relay itself does as its Path does.
@@ -88,7 +91,9 @@ const (
 )
 
 // DefaultConfig returns the section "media" as it is when nothing is written.
-func DefaultConfig() Config { return Config{DSCP: 46, Latch: true, Datapath: DatapathAuto} }
+func DefaultConfig() Config {
+	return Config{DSCP: 46, Latch: true, Datapath: DatapathAuto, Pin: "/sys/fs/bpf/edged"}
+}
 
 // Fault is one thing that is wrong with a configuration.
 type Fault struct {
@@ -137,6 +142,9 @@ func (c Config) Validate() error {
 	}
 	if !slices.Contains([]string{DatapathAuto, DatapathTC, DatapathUser}, c.Datapath) {
 		errs = append(errs, Fault{"media.datapath", fmt.Sprintf("%q is not auto, tc or user", c.Datapath)})
+	}
+	if c.Pin != "" && (!filepath.IsAbs(c.Pin) || filepath.Clean(c.Pin) == "/") {
+		errs = append(errs, Fault{"media.pin", fmt.Sprintf("%q is not the absolute path of a folder", c.Pin)})
 	}
 	return errors.Join(errs...)
 }

@@ -40,7 +40,7 @@ allow_targets: {outside: [10.0.0.0/8, "2001:db8::/32"]}
 	if err := yaml.UnmarshalWithOptions([]byte("{dscp: 0, latch: false}"), &m, yaml.Strict()); err != nil {
 		t.Fatal(err)
 	}
-	if m != (Config{Datapath: DefaultConfig().Datapath}) {
+	if d := DefaultConfig(); m != (Config{Datapath: d.Datapath, Pin: d.Pin}) {
 		t.Errorf("%+v", m)
 	}
 }

@@ -1,6 +1,7 @@
 package media
 
 import (
+	"net/netip"
 	"sync/atomic"
 	"time"
 )
@@ -16,6 +17,13 @@ type carrier interface {
 	Refresh()
 	// Carries names what moves the packets that arrive at s, and says why it is nothing faster ("" if it is).
 	Carries(s *Socket) (path, why string)
+}
+
+// occupier is what a Path implements whose carrier may still have flows of an earlier run of the daemon.
+type occupier interface {
+	// Occupied tells whether such a flow uses the UDP address: no lease gets it. The relay asks with
+	// its lock held.
+	Occupied(local netip.AddrPort) bool
 }
 
 // Carried is what another carrier has moved since it was last told.

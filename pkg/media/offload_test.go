@@ -1,9 +1,16 @@
 package media
 
 import (
+	"context"
 	"encoding/binary"
+	"errors"
+	"net/netip"
 	"testing"
 	"time"
+
+	"go.uber.org/zap"
+
+	"edged.dev/edged/pkg/pinhole"
 )
 
 // TestHandOver: what a carrier counted adds to what the relay's own goroutines saw, and the gap that it
@@ -44,4 +51,37 @@ func TestHandOver(t *testing.T) {
 	if p, b := c.packets.Load(), c.bytes.Load(); p != 19+5+75+20 || b != 172*p {
 		t.Errorf("%d packets, %d bytes", p, b)
 	}
+}
+
+// haunted is a path whose carrier still has a flow of an earlier run.
+type haunted struct {
+	*heldPath
+	flow netip.AddrPort
+}
+
+func (h haunted) Occupied(local netip.AddrPort) bool { return local == h.flow }
+
+// TestPortsOfEarlierRun: no pinhole gets a port that a flow of an earlier run uses, nor that of its RTCP, and
+// nobody may name it as a media address.
+func TestPortsOfEarlierRun(t *testing.T) {
+	pin := DefaultPinholeConfig()
+	pin.UDP = PortRange{56110, 56113}
+	flow := netip.MustParseAddrPort("127.0.4.1:56112")
+	r, err := New(pin, DefaultConfig(), testNetworks(), haunted{newHeldPath(), flow}, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := mustOpen(t, r, testRequest(pinhole.RTP))
+	if p := l.Local(pinhole.Far).Addr.Port(); p != 56110 {
+		t.Errorf("got port %d, want 56110", p)
+	}
+	for _, k := range []pinhole.Kind{pinhole.RTP, pinhole.UDP} {
+		if _, err := r.Open(context.Background(), testRequest(k)); !errors.Is(err, pinhole.ErrExhausted) {
+			t.Errorf("%v: %v, want ErrExhausted", k, err)
+		}
+	}
+	if err := l.Declare(pinhole.Near, pinhole.Remote{Addr: flow, Source: flow.Addr()}); err == nil {
+		t.Error("the port of the flow is taken as a media address")
+	}
+	l.Close()
 }

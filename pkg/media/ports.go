@@ -22,6 +22,8 @@ type pool struct {
 	// resting are released ports in the order of their release; those before woken are free again.
 	resting []resting
 	woken   int
+	// occupied tells whether something else uses a port, such as a flow of an earlier run; nil: nothing does.
+	occupied func(port uint16) bool
 }
 
 type resting struct {
@@ -64,7 +66,7 @@ func (p *pool) take(now time.Time, count uint16, bind func(port uint16) error) (
 	start := rand.Uint32N(n)
 	for i := range n {
 		port := uint16(first + (start+i)%n*uint32(count))
-		if p.taken(port) || count == 2 && p.taken(port+1) {
+		if p.taken(port) || count == 2 && p.taken(port+1) || p.occupiedPair(port) {
 			continue
 		}
 		switch err := bind(port); {
@@ -77,6 +79,12 @@ func (p *pool) take(now time.Time, count uint16, bind func(port uint16) error) (
 		}
 	}
 	return 0, p.exhausted()
+}
+
+// occupiedPair tells whether the port or its neighbour, the other one of an RTP pair, is used by something
+// else: whoever sends RTP there still sends RTCP beside it.
+func (p *pool) occupiedPair(port uint16) bool {
+	return p.occupied != nil && (p.occupied(port) || p.occupied(port^1))
 }
 
 func (p *pool) exhausted() error {

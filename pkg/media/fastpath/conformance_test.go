@@ -24,7 +24,7 @@ func TestConformance(t *testing.T) {
 	pathtest.Run(t, func(t *testing.T) media.Path {
 		user, err := userpath.New(0)
 		must(t, err)
-		p, err := newPath(user, nets, dscp, zaptest.NewLogger(t), options{loopback: true})
+		p, err := newPath(user, Config{Networks: nets, DSCP: dscp}, zaptest.NewLogger(t), options{loopback: true})
 		must(t, err)
 		return p
 	})

@@ -3,6 +3,7 @@ package fastpath
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"time"
 
@@ -24,6 +25,12 @@ const (
 // kernel is the loaded program, its maps and the devices that it is attached to.
 type kernel struct {
 	objs tcObjects
+	// pins keeps it beyond the end of the daemon, nil if nothing is kept. Adopted tells whether the maps
+	// are those of an earlier run.
+	pins    *pins
+	adopted bool
+	// handle is that of this daemon's filters, where they are needed.
+	handle uint32
 	// clsact attaches as kernels before 6.6 do.
 	clsact  bool
 	devices map[int]*device
@@ -37,12 +44,21 @@ type device struct {
 	link link.Link
 }
 
-func load() (*kernel, error) {
+// load loads the program, to be forgotten with the daemon.
+func load() (*kernel, error) { return loadPinned(nil, 0) }
+
+// loadPinned loads the program, with the maps of an earlier run if there are such; keep may be nil. The
+// handle is this daemon's own.
+func loadPinned(keep *pins, handle uint32) (*kernel, error) {
 	k := &kernel{
-		devices: make(map[int]*device),
-		keys:    make([]tcKey, lookAt), values: make([]tcFlow, lookAt),
+		handle: handle, devices: make(map[int]*device),
+		keys: make([]tcKey, lookAt), values: make([]tcFlow, lookAt),
 	}
-	if err := loadTcObjects(&k.objs, nil); errors.Is(err, unix.EPERM) {
+	spec, err := loadTc()
+	if err != nil {
+		return nil, err
+	}
+	if err := k.load(spec, keep); errors.Is(err, unix.EPERM) {
 		return nil, fmt.Errorf("CAP_NET_ADMIN and CAP_BPF are needed: %w", unix.EPERM)
 	} else if err != nil {
 		return nil, fmt.Errorf("load: %w", err)
@@ -50,12 +66,35 @@ func load() (*kernel, error) {
 	return k, nil
 }
 
+func (k *kernel) load(spec *ebpf.CollectionSpec, keep *pins) error {
+	var earlier map[string]*ebpf.Map
+	if keep != nil {
+		if err := keep.useLayout(layoutOf(spec)); err != nil {
+			return err
+		}
+		earlier = keep.maps(spec)
+		defer closeMaps(earlier)
+	}
+	c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: earlier})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if keep != nil {
+		if err := keep.keep(c, earlier); err != nil {
+			return err
+		}
+		k.pins, k.adopted = keep, len(earlier) > 0
+	}
+	return c.Assign(&k.objs)
+}
+
 func (k *kernel) close() error {
 	var errs []error
 	for index := range k.devices {
 		errs = append(errs, k.detach(index))
 	}
-	return errors.Join(append(errs, k.objs.Close())...)
+	return errors.Join(append(errs, k.objs.Close(), k.pins.remove())...)
 }
 
 // renew lets the program go on until leaseTime after c.
@@ -63,22 +102,18 @@ func (k *kernel) renew(c clock) error {
 	return k.objs.LeaseUntil.Set(c.ns + uint64(leaseTime))
 }
 
-// attach puts the program at the ingress of a device.
+// attach puts the program at the ingress of a device, in the place of an earlier run's: no packet passes
+// without one of them.
 func (k *kernel) attach(index int, name string) error {
 	if k.devices[index] != nil {
 		return nil
 	}
 	d := &device{name: name}
 	if !k.clsact {
-		l, err := link.AttachTCX(link.TCXOptions{
-			Interface: index, Program: k.objs.Relay, Attach: ebpf.AttachTCXIngress,
-		})
-		switch {
-		case err == nil:
-			d.link = l
-		case errors.Is(err, ebpf.ErrNotSupported):
+		var err error
+		if d.link, err = k.attachLink(index); errors.Is(err, ebpf.ErrNotSupported) {
 			k.clsact = true
-		default:
+		} else if err != nil {
 			return fmt.Errorf("attach to %s: %w", name, err)
 		}
 	}
@@ -89,6 +124,27 @@ func (k *kernel) attach(index int, name string) error {
 	}
 	k.devices[index] = d
 	return nil
+}
+
+func (k *kernel) attachLink(index int) (link.Link, error) {
+	if l := k.pins.link("tcx", index); l != nil {
+		if err := l.Update(k.objs.Relay); err != nil {
+			l.Close()
+			return nil, err
+		}
+		return l, nil
+	}
+	l, err := link.AttachTCX(link.TCXOptions{
+		Interface: index, Program: k.objs.Relay, Attach: ebpf.AttachTCXIngress,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := k.pins.keepLink("tcx", index, l); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("pin: %w", err)
+	}
+	return l, nil
 }
 
 // attachFilter uses the clsact queueing discipline; it replaces what an earlier run left.
@@ -108,7 +164,7 @@ func (k *kernel) attachFilter(index int) error {
 func (k *kernel) filter(index int) *netlink.BpfFilter {
 	return &netlink.BpfFilter{
 		FilterAttrs: netlink.FilterAttrs{
-			LinkIndex: index, Parent: netlink.HANDLE_MIN_INGRESS, Handle: 0xed6ed, Priority: 1, Protocol: unix.ETH_P_ALL,
+			LinkIndex: index, Parent: netlink.HANDLE_MIN_INGRESS, Handle: k.handle, Priority: 1, Protocol: unix.ETH_P_ALL,
 		},
 		Fd: k.objs.Relay.FD(), Name: clsactName, DirectAction: true,
 	}
@@ -119,6 +175,11 @@ func (k *kernel) detach(index int) error {
 	d := k.devices[index]
 	delete(k.devices, index)
 	if d.link != nil {
+		if k.pins != nil {
+			if err := d.link.Unpin(); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
 		return d.link.Close()
 	}
 	err := netlink.FilterDel(k.filter(index))
@@ -126,6 +187,19 @@ func (k *kernel) detach(index int) error {
 		return nil
 	}
 	return err
+}
+
+// sweep removes what an earlier run has left at devices that are not configured any more.
+func (k *kernel) sweep() error {
+	errs := []error{k.pins.sweep(func(index int) bool { return k.devices[index] != nil })}
+	filters, err := filtersOf(k.handle)
+	errs = append(errs, err)
+	for index, f := range filters {
+		if k.devices[index] == nil || !k.clsact {
+			errs = append(errs, netlink.FilterDel(f))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // attachment names how the program is attached.

@@ -1,6 +1,7 @@
 package fastpath
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,6 +23,8 @@ type Path struct {
 	user *userpath.Path
 	log  *zap.Logger
 	dscp int
+	// idle is how long an adopted flow may be silent.
+	idle time.Duration
 	// addrs are the addresses whose devices get the program.
 	addrs []netip.Addr
 	ways  *ways
@@ -33,6 +36,8 @@ type Path struct {
 	streams map[*media.Socket]*stream
 	byKey   map[tcKey]*stream
 	dirty   map[*stream]struct{}
+	// adopted are the flows of an earlier run.
+	adopted map[tcKey]*adopted
 	known   map[wayKey]*way
 	bySlot  []*way
 	free    []uint32
@@ -62,11 +67,22 @@ type stream struct {
 
 var _ media.Path = (*Path)(nil)
 
+// Config is what the kernel path needs to know. The relay's own settings are in package media.
+type Config struct {
+	Networks pinhole.Networks
+	// DSCP marks what is forwarded, 0-63.
+	DSCP int
+	// Idle is how long the flows of an earlier run are kept without a packet; 0 means a minute.
+	Idle time.Duration
+	Pin  Pin
+}
+
 // New loads the program and attaches it to the devices that carry the networks' addresses, on top of
-// user, which it takes over. dscp is 0-63. An error means that this machine has no kernel path (no
-// privilege: CAP_NET_ADMIN and CAP_BPF; an old kernel; no fitting device): then user can be used alone.
-func New(user *userpath.Path, nets pinhole.Networks, dscp int, log *zap.Logger) (*Path, error) {
-	return newPath(user, nets, dscp, log, options{})
+// user, which it takes over. What an earlier run has pinned is adopted if it is in use, and else removed. An
+// error means that this machine has no kernel path (no privilege: CAP_NET_ADMIN and CAP_BPF; an old
+// kernel; no fitting device): then user can be used alone.
+func New(user *userpath.Path, c Config, log *zap.Logger) (*Path, error) {
+	return newPath(user, c, log, options{})
 }
 
 // options are for tests.
@@ -75,21 +91,21 @@ type options struct {
 	loopback, clsact bool
 }
 
-func newPath(user *userpath.Path, nets pinhole.Networks, dscp int, log *zap.Logger, o options) (*Path, error) {
+func newPath(user *userpath.Path, c Config, log *zap.Logger, o options) (*Path, error) {
 	p := &Path{
-		user: user, log: log, dscp: dscp,
+		user: user, log: log, dscp: c.DSCP, idle: cmp.Or(c.Idle, time.Minute),
 		ways:    &ways{loopback: o.loopback},
 		wake:    make(chan struct{}, 1),
 		streams: make(map[*media.Socket]*stream),
 		byKey:   make(map[tcKey]*stream),
+		adopted: make(map[tcKey]*adopted),
 		dirty:   make(map[*stream]struct{}),
 		known:   make(map[wayKey]*way),
 	}
-	for _, n := range nets {
+	for _, n := range c.Networks {
 		p.addrs = append(p.addrs, n.Addresses...)
 	}
-	var err error
-	if p.kern, err = load(); err != nil {
+	if err := p.load(c.Pin); err != nil {
 		return nil, err
 	}
 	p.kern.clsact = o.clsact
@@ -99,7 +115,27 @@ func newPath(user *userpath.Path, nets pinhole.Networks, dscp int, log *zap.Logg
 	return p, nil
 }
 
-// start attaches the program for the first time.
+// load loads the program. Where it cannot be pinned it works all the same, until the daemon ends.
+func (p *Path) load(pin Pin) error {
+	name, err := instanceName(pin.Name)
+	if err != nil {
+		return err
+	}
+	var keep *pins
+	var why error
+	if pin.Folder != "" {
+		keep, why = openPins(pin)
+	}
+	if p.kern, err = loadPinned(keep, handleOf(name)); err != nil {
+		return errors.Join(err, keep.remove())
+	}
+	if why != nil {
+		p.log.Warn("kernel media path: not pinned, so media ends with the daemon; see media.pin", zap.Error(why))
+	}
+	return nil
+}
+
+// start attaches the program for the first time. What runs already gets its lease first.
 func (p *Path) start() error {
 	if err := p.ways.forget(); err != nil {
 		return err
@@ -122,8 +158,15 @@ func (p *Path) start() error {
 	if len(names) == 0 {
 		return fmt.Errorf("no device can carry media: %w", missing)
 	}
+	if err := p.kern.sweep(); err != nil {
+		p.log.Warn("kernel media path: leftovers of an earlier run not removed", zap.Error(err))
+	}
 	slices.Sort(names)
-	p.log.Info("kernel media path", zap.Strings("devices", names), zap.String("attached", p.kern.attachment()), zap.NamedError("without", missing))
+	p.log.Info("kernel media path", zap.Strings("devices", names), zap.String("attached", p.kern.attachment()),
+		zap.Bool("pinned", p.kern.pins != nil), zap.NamedError("without", missing))
+	if p.kern.adopted {
+		return p.adopt(c)
+	}
 	return nil
 }
 

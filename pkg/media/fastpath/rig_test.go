@@ -11,11 +11,14 @@ import (
 	"os/exec"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 	"unsafe"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"go.uber.org/zap/zaptest"
@@ -86,6 +89,9 @@ type rig struct {
 	hosts [2]*host
 	path  *Path
 	relay *media.Relay
+	// ports and idle are used by serve; their zero values are the defaults.
+	ports media.PortRange
+	idle  time.Duration
 }
 
 const (
@@ -96,31 +102,53 @@ const (
 
 func newRig(t *testing.T, o options) *rig {
 	t.Helper()
+	r := newHosts(t)
+	r.serve(Pin{}, o)
+	return r
+}
+
+// newHosts makes a rig without a relay.
+func newHosts(t *testing.T) *rig {
+	t.Helper()
 	needKernel(t)
 	r := &rig{t: t}
 	r.hosts[near] = newHost(t, "near0", "192.0.2.", "2001:db8:1::")
 	r.hosts[far] = newHost(t, "far0", "198.51.100.", "2001:db8:2::")
-	nets := pinhole.Networks{
+	return r
+}
+
+func gatewayNetworks() pinhole.Networks {
+	return pinhole.Networks{
 		"inside":  {Addresses: gatewayAddrs("192.0.2.1", "2001:db8:1::1"), Trusted: true},
 		"outside": {Addresses: gatewayAddrs("198.51.100.1", "2001:db8:2::1")},
 	}
+}
+
+// serve runs a relay until the test ends, or the function returned is called.
+func (r *rig) serve(pin Pin, o options) (end func()) {
+	t, nets := r.t, gatewayNetworks()
+	t.Helper()
 	user, err := userpath.New(1)
 	must(t, err)
-	r.path, err = newPath(user, nets, dscp, zaptest.NewLogger(t), o)
+	r.path, err = newPath(user, Config{Networks: nets, DSCP: dscp, Pin: pin, Idle: r.idle}, zaptest.NewLogger(t), o)
 	must(t, err)
-	pin, cfg := media.DefaultPinholeConfig(), media.DefaultConfig()
-	pin.Quarantine = 0
+	ports, cfg := media.DefaultPinholeConfig(), media.DefaultConfig()
+	ports.Quarantine = 0
+	if r.ports != (media.PortRange{}) {
+		ports.UDP = r.ports
+	}
 	cfg.DSCP = dscp
-	r.relay, err = media.New(pin, cfg, nets, r.path, zaptest.NewLogger(t))
+	r.relay, err = media.New(ports, cfg, nets, r.path, zaptest.NewLogger(t))
 	must(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- r.relay.Serve(ctx) }()
-	t.Cleanup(func() {
+	end = sync.OnceFunc(func() {
 		cancel()
 		must(t, <-done)
 	})
-	return r
+	t.Cleanup(end)
+	return end
 }
 
 func gatewayAddrs(list ...string) (addrs []netip.Addr) {
@@ -463,4 +491,17 @@ func (r *rig) attached() int {
 	r.path.mu.Lock()
 	defer r.path.mu.Unlock()
 	return len(r.path.kern.devices)
+}
+
+// programsAt returns how many tcx programs a device has at its ingress.
+func programsAt(dev string) (int, error) {
+	l, err := netlink.LinkByName(dev)
+	if err != nil {
+		return 0, err
+	}
+	got, err := link.QueryPrograms(link.QueryOptions{Target: l.Attrs().Index, Attach: ebpf.AttachTCXIngress})
+	if err != nil {
+		return 0, err
+	}
+	return len(got.Programs), nil
 }

@@ -140,6 +140,11 @@ func (p *Path) reconsider(turned map[*way]bool, now time.Time) {
 			p.lookLocked(st)
 		}
 	}
+	for k, a := range p.adopted {
+		if turned[a.back] {
+			p.turnLocked(k, a)
+		}
+	}
 }
 
 // attachDevices puts the program on devices that have got one of the addresses.
@@ -176,6 +181,11 @@ func (p *Path) detachLocked(index int) {
 	for _, st := range p.streams {
 		if st.on && int(st.seen.Device) == index {
 			p.takeLocked(st, noProgram)
+		}
+	}
+	for k, a := range p.adopted {
+		if int(a.device) == index {
+			p.abandonLocked(k)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package fastpath
 
 import (
 	"context"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -146,7 +147,11 @@ func (p *Path) putLocked(st *stream, r route, back, forth *way) string {
 	st.counters = st.flow.Counters
 	v := r.value(st.counters.IsRTP(), p.dscp)
 	v.Device, v.Hop = back.hop.Device, forth.slot
+	if c, err := readClock(); err == nil {
+		v.Last = c.ns // so that a daemon that finds it knows how old it is at most
+	}
 	key := keyOf(st.sock.Local)
+	p.abandonLocked(key)
 	st.counters.HandOver(true)
 	if err := p.kern.objs.Flows.Put(&key, &v); err != nil {
 		st.counters.HandOver(false)
@@ -176,8 +181,10 @@ func (p *Path) Refresh() {
 	}
 	var unknown []tcKey
 	err = p.kern.each(func(k tcKey, v *tcFlow) {
-		if st := p.byKey[k]; st != nil {
+		if st, a := p.byKey[k], p.adopted[k]; st != nil {
 			p.tell(st, v, c)
+		} else if a != nil {
+			a.last = v.Last
 		} else {
 			unknown = append(unknown, k)
 		}
@@ -190,6 +197,7 @@ func (p *Path) Refresh() {
 			p.log.Error("kernel media path: unknown flow not removed", zap.Error(err))
 		}
 	}
+	p.ageLocked(c.ns)
 }
 
 // tellLocked adds the last figures of a stream to its counters.
@@ -211,4 +219,5 @@ var _ interface {
 	media.Path
 	Refresh()
 	Carries(*media.Socket) (string, string)
+	Occupied(netip.AddrPort) bool
 } = (*Path)(nil)
