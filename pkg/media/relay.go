@@ -176,16 +176,12 @@ func (r *Relay) poolLocked(addr netip.Addr, tcp bool) *pool {
 	return p
 }
 
-// ownPortLocked tells whether a is a port of a lease or of a flow of an earlier run, by its bound or its
-// advertised address.
+// ownPortLocked tells whether a is a port of a lease, by its bound or its advertised address.
 func (r *Relay) ownPortLocked(a netip.AddrPort) bool {
 	for _, nw := range r.nets {
 		for _, bound := range nw.Addresses {
 			if bound != a.Addr() && nw.Public(bound) != a.Addr() {
 				continue
-			}
-			if o, ok := r.path.(occupier); ok && o.Occupied(netip.AddrPortFrom(bound, a.Port())) {
-				return true
 			}
 			for _, tcp := range []bool{false, true} {
 				if p := r.pools[poolKey{bound, tcp}]; p != nil && p.holds(a.Port()) {
