@@ -65,7 +65,7 @@ lab-full: ## the lab with the full loads: 1,000 calls at 50 a second each way
 bench-sip: need-go ## calls a second against Kamailio and rtpengine; needs root
 	go run ./bench/sip
 
-bench-media: need-go ## packets a second against rtpengine; needs root
+bench-media: need-go ## media through tc, XDP, user space, rtpengine, nftables NAT, routing; 15 minutes; needs root
 	go run ./bench/media
 
 lint: need-go ## golangci-lint, the version of tools/lint (the first run builds it)

@@ -1,18 +1,19 @@
-// Command media measures the relay's user-space path against rtpengine's: the same
-// streams, the same core, one after the other, in several rounds. It needs root.
+// Command media measures the paths of media through a gateway side by side: edged's (tc, xdp, user space),
+// rtpengine's, nftables NAT, plain routing, and an XDP program that discards, which is the floor. It needs root.
 //
-//	namespace gen              namespace gw                  namespace sink
-//	AF_PACKET, sendmmsg ─ veth ─► relay or rtpengine ─ veth ─► counted, dropped
-//	    CPU 0                     CPU 1 (NAPI thread too)        CPU 0
+//	namespace gen                 namespace gw                    namespace sink
+//	BPF, live frames ──── veth ──► path under test ──── veth ─────► XDP: counts, verifies, drops
+//	    CPU 0                     CPU 1: NAPI threads, relay         CPU 0
 //
-// For each number of streams and packet size the highest rate with at most 1 % loss
-// (or later than 10 ms) is searched. CPU is that of the relay's threads and of the NAPI thread that receives for
-// it. The generator's own limit is printed first: figures near it say nothing of the
-// gateway. The relay under test is this program, started with the argument "relay".
+// In each round every mode carries every case, one mode after the other, and a ratio is that of one round: what
+// disturbs the machine disturbs both. Kernel paths are flooded; what is too much is lost in the ring before the
+// gateway. For relays the highest rate with at most 1 % loss and a p99 below 20 ms is searched. CPU is that of the
+// gateway's NAPI threads and of the relay's, per packet that arrived. The relay is this program, started with the
+// argument "relay". See docs/performance.md.
 package main
 
 import (
-	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -22,18 +23,24 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"text/tabwriter"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
+// options are the command line.
 type options struct {
-	rounds  int
-	trial   time.Duration
-	streams []int
-	sizes   []int
-	out     string
-	peer    bool
-	verbose bool
+	rounds        int
+	trial, steady time.Duration
+	coalesce      time.Duration
+	modes         []mode
+	streams       []int
+	sizes         []int
+	// steadyStreams of steadySize bytes is the case of which delays are measured.
+	steadyStreams, steadySize int
+	bursts                    bool
+	out                       string
+	verbose                   bool
 }
 
 func main() {
@@ -49,51 +56,89 @@ func main() {
 	}
 }
 
-func parseOptions() (options, error) {
-	var o options
-	var streams, sizes string
-	flag.IntVar(&o.rounds, "rounds", 3, "interleaved rounds")
-	flag.DurationVar(&o.trial, "trial", 250*time.Millisecond, "length of one trial")
-	flag.StringVar(&streams, "streams", "1,100,1000,4900", "numbers of streams")
-	flag.StringVar(&sizes, "sizes", "172,1200", "UDP payload sizes")
-	flag.StringVar(&o.out, "out", filepath.Join("bench", "out", "media.json"), "result file")
-	flag.BoolVar(&o.peer, "peer", true, "measure rtpengine too")
-	flag.BoolVar(&o.verbose, "v", false, "print every trial")
-	flag.Parse()
-	for _, list := range []struct {
-		text string
-		to   *[]int
-	}{{streams, &o.streams}, {sizes, &o.sizes}} {
-		for f := range strings.SplitSeq(list.text, ",") {
-			n, err := strconv.Atoi(f)
-			if err != nil || n < 1 || n > 60000 {
-				return o, fmt.Errorf("%q is no list of numbers", list.text)
-			}
-			*list.to = append(*list.to, n)
+func parseOptions(args []string) (options, error) {
+	o := options{steadyStreams: 1000, steadySize: 172}
+	f := flag.NewFlagSet("bench-media", flag.ContinueOnError)
+	var names []string
+	for _, m := range modes() {
+		names = append(names, m.name)
+	}
+	f.IntVar(&o.rounds, "rounds", 3, "interleaved rounds")
+	f.DurationVar(&o.trial, "trial", 300*time.Millisecond, "length of one trial")
+	f.DurationVar(&o.steady, "steady", time.Second, "length of a trial of delays at 50,000 packets/s, of 1,000 streams of 172 bytes; 0: none")
+	f.DurationVar(&o.coalesce, "coalesce", 100*time.Microsecond, "how long the gateway's devices collect packets; 0: an interrupt for each")
+	list := f.String("modes", strings.Join(names, ","), "what to measure")
+	streams := f.String("streams", "1,100,1000,4900", "numbers of streams")
+	sizes := f.String("sizes", "172,1200", "UDP payload sizes, multiples of 4")
+	f.BoolVar(&o.bursts, "bursts", false, "also bursts of 16 x 1,200 bytes, 100 streams, as of video")
+	f.StringVar(&o.out, "out", filepath.Join("bench", "out", "media.json"), "result file; the plot stands beside it")
+	f.BoolVar(&o.verbose, "v", false, "print every trial")
+	if err := f.Parse(args); err != nil {
+		return o, err
+	}
+	var errs []error
+	for name := range strings.SplitSeq(*list, ",") {
+		i := slices.Index(names, name)
+		if i < 0 {
+			errs = append(errs, fmt.Errorf("-modes: %q is none of %s", name, strings.Join(names, ", ")))
+			continue
+		}
+		o.modes = append(o.modes, modes()[i])
+	}
+	var err error
+	o.streams, err = numbers("-streams", *streams, 1, maxStreams)
+	errs = append(errs, err)
+	o.sizes, err = numbers("-sizes", *sizes, minSize, maxSize)
+	errs = append(errs, err)
+	for _, s := range o.sizes {
+		if s%4 != 0 {
+			errs = append(errs, fmt.Errorf("-sizes: %d is no multiple of 4", s))
 		}
 	}
-	return o, nil
+	return o, errors.Join(errs...)
 }
 
-// result is one measurement of one product.
-type result struct {
-	// rate is in packets/s, cost in ns of CPU per packet; allocs is per packet, -1 if not known.
-	rate, cost, allocs float64
+func numbers(name, list string, least, most int) (ns []int, err error) {
+	for f := range strings.SplitSeq(list, ",") {
+		n, err := strconv.Atoi(f)
+		if err != nil || n < least || n > most {
+			return nil, fmt.Errorf("%s: %q is not in %d-%d", name, f, least, most)
+		}
+		ns = append(ns, n)
+	}
+	return ns, nil
 }
 
-type caseKey struct {
-	streams, size int
+// cases returns what is sent, in order.
+func (o options) cases() (ks []caseKey) {
+	for _, size := range o.sizes {
+		for _, n := range o.streams {
+			ks = append(ks, caseKey{n, size, 1})
+		}
+	}
+	if o.bursts {
+		ks = append(ks, caseKey{100, 1200, 16})
+	}
+	return ks
 }
 
 func bench() error {
-	o, err := parseOptions()
+	o, err := parseOptions(os.Args[1:])
+	if errors.Is(err, flag.ErrHelp) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
 	if os.Geteuid() != 0 {
-		return fmt.Errorf("namespaces need root")
+		return errors.New("this needs root: it makes network namespaces, loads BPF programs and uses real-time priorities")
 	}
-	rig, err := newRig()
+	unlock, err := lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	rig, err := newRig(o.coalesce)
 	if err != nil {
 		return err
 	}
@@ -106,130 +151,78 @@ func bench() error {
 		rig.close()
 		os.Exit(1)
 	}()
-	alone, err := rig.generatorAlone(o.trial)
+	res, err := rig.rounds(o)
 	if err != nil {
 		return err
 	}
-	fmt.Printf("generator and network alone: %.0f kpps of 172 bytes\n", alone/1000)
-	results := map[string]map[caseKey][]result{"edged": {}, "rtpengine": {}}
-	products := []string{"edged", "rtpengine"}
-	if !o.peer {
-		products = products[:1]
+	if err := report(o, res); err != nil {
+		return err
+	}
+	if rig.bad > 0 {
+		return fmt.Errorf("%d of %d verified packets had a wrong checksum", rig.bad, rig.verified)
+	}
+	return nil
+}
+
+// lock waits until no other run measures on this machine.
+func lock() (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(os.TempDir(), "edged-bench-media.lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
+		fmt.Println("another bench-media runs; waiting for its end")
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+			return nil, fmt.Errorf("lock: %w", err)
+		}
+	}
+	return func() { f.Close() }, nil
+}
+
+// results are those of each mode and case, by round; absent says why a mode has none.
+type results struct {
+	of            map[string]map[caseKey][]result
+	absent        map[string]string
+	verified, bad uint64
+}
+
+func (r *rig) rounds(o options) (*results, error) {
+	res := &results{of: make(map[string]map[caseKey][]result), absent: make(map[string]string)}
+	for _, m := range o.modes {
+		res.of[m.name] = make(map[caseKey][]result)
 	}
 	for round := range o.rounds {
-		for _, size := range o.sizes {
-			for _, n := range o.streams {
-				for _, product := range products {
-					r, err := rig.measure(product, n, size, o.trial)
-					if err != nil {
-						return fmt.Errorf("%s, %d streams of %d bytes: %w", product, n, size, err)
-					}
-					k := caseKey{n, size}
-					results[product][k] = append(results[product][k], r)
-					fmt.Printf("round %d  %-9s %5d x %4d B  %7.1f kpps  %6.0f ns/packet\n",
-						round+1, product, n, size, r.rate/1000, r.cost)
+		for _, k := range o.cases() {
+			steady := time.Duration(0)
+			if (k == caseKey{o.steadyStreams, o.steadySize, 1}) {
+				steady = o.steady
+			}
+			for _, m := range o.modes {
+				if res.absent[m.name] != "" {
+					continue
 				}
+				got, err := r.measure(m, k, o.trial, steady)
+				if errors.Is(err, errUnavailable) {
+					res.absent[m.name] = err.Error()
+					fmt.Printf("%s: %v\n", m.text, err)
+					continue
+				}
+				if err != nil {
+					return nil, fmt.Errorf("%s, %v: %w", m.text, k, err)
+				}
+				res.of[m.name][k] = append(res.of[m.name][k], got)
+				progress(round+1, o.rounds, m, k, got)
 			}
 		}
 	}
-	return report(o, results)
+	res.verified, res.bad = r.verified, r.bad
+	return res, nil
 }
 
-// line is one entry of the result file.
-type line struct {
-	Name      string  `json:"name"`
-	Peer      string  `json:"peer"`
-	Metric    string  `json:"metric"`
-	Edged     float64 `json:"edged"`
-	PeerValue float64 `json:"peer_value"`
-	Ratio     float64 `json:"ratio"`
-	Better    string  `json:"better"`
-	Runs      int     `json:"runs"`
-}
-
-// report prints the medians and writes the file. A ratio is the median of the rounds' own ratios,
-// since what disturbs the machine in a round disturbs both.
-func report(o options, results map[string]map[caseKey][]result) error {
-	lines := []line{}
-	w := tabwriter.NewWriter(os.Stdout, 2, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "streams\tbytes\tedged kpps\trtpengine\tratio\tedged ns/packet\trtpengine\tratio\tallocs/packet\t")
-	for _, size := range o.sizes {
-		for _, n := range o.streams {
-			k := caseKey{n, size}
-			e, p := results["edged"][k], results["rtpengine"][k]
-			name := fmt.Sprintf("%d streams of %d bytes", n, size)
-			rate := compare(name, "packets/s at <= 1 % loss", "higher", e, p, func(r result) float64 { return r.rate })
-			cost := compare(name, "CPU ns/packet", "lower", e, p, func(r result) float64 { return r.cost })
-			allocs := line{
-				Name: name, Metric: "allocations/packet", Better: "lower", Runs: len(e),
-				Edged: median(e, func(r result) float64 { return r.allocs }),
-			}
-			lines = append(lines, rate, cost, allocs)
-			fmt.Fprintf(w, "%d\t%d\t%.1f\t%.1f\t%.2f\t%.0f\t%.0f\t%.2f\t%.4f\t\n", n, size, rate.Edged/1000, rate.PeerValue/1000,
-				rate.Ratio, cost.Edged, cost.PeerValue, cost.Ratio, allocs.Edged)
-		}
+func progress(round, rounds int, m mode, k caseKey, r result) {
+	fmt.Printf("round %d/%d  %-9s  %-32v %8.1f kpps %7.0f ns/packet", round, rounds, m.name, k, r.rate/1000, r.cost)
+	if r.p99 > 0 {
+		fmt.Printf("   at 50 kpps: p50 %.0f p99 %.0f µs, %.0f ns/packet", r.p50, r.p99, r.steady)
 	}
-	if err := w.Flush(); err != nil {
-		return err
-	}
-	if growth, ok := growth(o, results["edged"]); ok {
-		lines = append(lines, growth)
-		fmt.Printf("edged: a packet at 4900 streams costs %.2f x one at 100\n", growth.Ratio)
-	}
-	text, err := json.MarshalIndent(lines, "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(o.out), 0o755); err != nil {
-		return err
-	}
-	return os.WriteFile(o.out, append(text, '\n'), 0o644)
-}
-
-func compare(name, metric, better string, e, p []result, value func(result) float64) line {
-	l := line{Name: name, Metric: metric, Better: better, Runs: len(e), Edged: median(e, value)}
-	if len(p) > 0 {
-		l.Peer, l.PeerValue = "rtpengine (user space)", median(p, value)
-		var ratios []float64
-		for i := range min(len(e), len(p)) {
-			ratios = append(ratios, value(e[i])/value(p[i]))
-		}
-		l.Ratio = middle(ratios)
-	}
-	return l
-}
-
-// growth compares the cost of a packet at 4900 streams with that at 100.
-func growth(o options, e map[caseKey][]result) (line, bool) {
-	size := o.sizes[0]
-	few, many := e[caseKey{100, size}], e[caseKey{4900, size}]
-	if len(few) == 0 || len(many) == 0 {
-		return line{}, false
-	}
-	cost := func(r result) float64 { return r.cost }
-	l := line{
-		Name: fmt.Sprintf("4900 streams against 100, %d bytes", size), Peer: "edged at 100 streams", Metric: "CPU ns/packet",
-		Better: "lower", Runs: len(many), Edged: median(many, cost), PeerValue: median(few, cost),
-	}
-	l.Ratio = l.Edged / l.PeerValue
-	return l, true
-}
-
-func median(rs []result, value func(result) float64) float64 {
-	var vs []float64
-	for _, r := range rs {
-		vs = append(vs, value(r))
-	}
-	return middle(vs)
-}
-
-func middle(vs []float64) float64 {
-	if len(vs) == 0 {
-		return 0
-	}
-	slices.Sort(vs)
-	if n := len(vs); n%2 == 0 {
-		return (vs[n/2-1] + vs[n/2]) / 2
-	}
-	return vs[len(vs)/2]
+	fmt.Println()
 }

@@ -4,125 +4,206 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net/netip"
 	"time"
 )
 
-// trial is what happened at one rate.
-type trial struct {
-	// arrived came in time; total came before the next trial. Sockets can hold more packets than a trial
-	// sends, so without the difference a relay would seem as fast as its buffers are large.
-	sent, arrived, total uint64
-	took                 time.Duration
-	cpu                  time.Duration
-	mallocs              uint64
+const (
+	// The search begins at firstRate packets/s and climbs by the factor climb. It is slow because an overload
+	// can do lasting harm: rtpengine gives a flooded socket up.
+	firstRate, climb = 25e3, 1.6
+	maxSteps         = 11
+	// A rate is carried if no more than lossLimit is lost, and 99 % are not later than lateLimit.
+	lossLimit, lateLimit = 0.01, 20 * time.Millisecond
+	// ruin is the loss after which a relay is started afresh.
+	ruin = 0.3
+	// steadyRate is that at which delays are compared, packets/s.
+	steadyRate = 50e3
+	// patience is how long streams may take to be where they belong.
+	patience = 20 * time.Second
+)
+
+// result is one measurement of one mode.
+type result struct {
+	// rate is in packets/s, cost in ns of CPU per packet; allocs is per packet, -1 if not known.
+	rate, cost, allocs float64
+	// p50 and p99 are delays in µs at steadyRate, steady the cost there; 0 if not measured.
+	p50, p99, steady float64
 }
 
-func (t trial) loss() float64 { return 1 - float64(t.arrived)/float64(t.sent) }
+// caseKey is what is sent.
+type caseKey struct {
+	streams, size, burst int
+}
 
-func (t trial) rate() float64 { return float64(t.arrived) / t.took.Seconds() }
+func (k caseKey) String() string {
+	s := fmt.Sprintf("%d streams of %d bytes", k.streams, k.size)
+	if k.burst > 1 {
+		s += fmt.Sprintf(", bursts of %d", k.burst)
+	}
+	return s
+}
 
-// ruin is the loss after which a product is started afresh.
-const ruin = 0.3
-
-// search looks for the highest rate that a product carries with at most 1 % loss: upwards from a low
-// rate until it loses, then between the last two. The climb is slow because an overload can do lasting
-// harm: rtpengine gives a flooded socket up. So both products are started afresh after a heavy loss.
-type search struct {
-	rig     *rig
-	product string
-	streams int
-	size    int
-	length  time.Duration
-	gw      gateway
-	gen     *generator
+// bout is a mode that carries a case.
+type bout struct {
+	*rig
+	mode
+	caseKey
+	gateway *gateway
 	best    trial
 }
 
-func (r *rig) measure(product string, streams, size int, length time.Duration) (result, error) {
-	s := &search{rig: r, product: product, streams: streams, size: size, length: length}
-	if err := s.start(); err != nil {
+// measure returns what a mode makes of a case; with steady also of steadyRate for that time.
+func (r *rig) measure(m mode, k caseKey, length, steady time.Duration) (result, error) {
+	b := &bout{rig: r, mode: m, caseKey: k}
+	if err := b.begin(); err != nil {
 		return result{}, err
 	}
-	defer s.stop()
+	defer b.end()
+	var res result
+	if m.process() {
+		if err := b.prove(); err != nil {
+			return res, err
+		}
+	}
+	if steady > 0 && m.name != modeDrop {
+		t, err := b.try(steadyRate, steady)
+		if err != nil {
+			return res, err
+		}
+		us := func(p float64) float64 { return float64(t.percentile(p)) / float64(time.Microsecond) }
+		res.p50, res.p99, res.steady = us(50), us(99), t.cost()
+	}
+	if err := b.findBest(length); err != nil {
+		return res, err
+	}
+	res.rate, res.cost, res.allocs = b.best.rate(), b.best.cost(), -1
+	if b.gateway.mallocs != nil && b.best.arrived > 0 {
+		res.allocs = float64(b.best.mallocs) / float64(b.best.arrived)
+	}
+	return res, nil
+}
+
+// process tells whether a process sends the packets, and so leaves their checksums to the network card.
+func (m mode) process() bool { return !m.flood }
+
+// begin opens the way, and lets each stream be heard once, so that no trial pays for what is done once.
+func (b *bout) begin() error {
+	var err error
+	if b.gateway, err = b.start(b.rig, b.streams); err != nil {
+		return err
+	}
+	g := b.gateway
+	err = b.aim(traffic{
+		srcMAC: b.genMAC, dstMAC: b.inMAC, src: netip.MustParseAddr(genAddr), dst: g.addr, to: g.ports,
+		size: b.size, burst: b.burst,
+	})
+	for late := time.Now().Add(patience); err == nil; {
+		if err = b.greet(b.gen, genAddr, g.addr.String(), g.ports); err != nil {
+			break
+		}
+		if err = b.greet(b.sink, sinkAddr, gwOutAddr, g.far); err != nil {
+			break
+		}
+		time.Sleep(settle)
+		if g.ready == nil {
+			return nil
+		}
+		var is bool
+		var why string
+		if is, why, err = b.settled(); is {
+			return nil
+		}
+		if err == nil && time.Now().After(late) {
+			err = errors.New(why)
+		}
+	}
+	b.end()
+	return err
+}
+
+// settled waits a while for the streams to be where they belong.
+func (b *bout) settled() (is bool, why string, err error) {
+	for range 20 {
+		if is, why, err = b.gateway.ready(); is || err != nil {
+			return is, why, err
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	return false, why, nil
+}
+
+func (b *bout) end() {
+	if b.gateway != nil {
+		b.gateway.stop()
+	}
+	b.gateway = nil
+}
+
+// prove has the gateway complete the checksums of what programs send, which is otherwise the network card's
+// work, and has them verified.
+func (b *bout) prove() error {
+	offload := func(on string) error {
+		_, err := run("ip", "netns", "exec", b.gw, "ethtool", "-K", b.outDev, "tx", on)
+		return err
+	}
+	if err := offload("off"); err != nil {
+		return err
+	}
+	t, err := b.try(10e3, 200*time.Millisecond)
+	if err == nil && t.verified == 0 {
+		err = fmt.Errorf("no checksum could be verified: %d of %d packets arrived", t.arrived, t.sent)
+	}
+	return errors.Join(err, offload("on"))
+}
+
+// findBest finds what the mode can do at most.
+func (b *bout) findBest(length time.Duration) (err error) {
+	if b.flood {
+		if b.best, err = b.try(0, length); err == nil && b.best.arrived == 0 {
+			err = errors.New("nothing arrived")
+		}
+		return err
+	}
 	rate, step := firstRate, climb
 	for steps := 0; steps < maxSteps && step > 1.06; steps++ {
-		good, err := s.try(rate)
-		if err != nil {
-			return result{}, err
-		}
+		good, err := b.carries(rate, length)
 		switch {
+		case err != nil:
+			return err
 		case good:
 			rate *= step
-		case s.best.sent == 0:
+		case b.best.sent == 0:
 			rate /= 2
 		default:
 			rate, step = rate/math.Sqrt(step), math.Sqrt(step)
 		}
 	}
-	if s.best.sent == 0 {
-		return result{}, errors.New("no rate without loss was found")
+	if b.best.sent == 0 {
+		return errors.New("no rate without loss was found")
 	}
-	res := result{rate: s.best.rate(), cost: float64(s.best.cpu) / float64(s.best.total), allocs: -1}
-	if _, ok := s.gw.mallocs(); ok {
-		res.allocs = float64(s.best.mallocs) / float64(s.best.total)
-	}
-	return res, nil
+	return nil
 }
 
-// start starts the product, and lets each stream be heard once, so that no trial pays for latching.
-func (s *search) start() error {
-	var err error
-	switch s.product {
-	case "edged":
-		s.gw, err = s.rig.startRelay(s.streams)
-	default:
-		s.gw, err = s.rig.startRTPEngine(s.streams)
-	}
-	if err != nil {
-		return err
-	}
-	if s.gen, err = newGenerator(s.rig, s.gw.ports(), s.size); err != nil {
-		return err
-	}
-	rate := max(2000, 2.5*float64(s.streams))
-	_, _, err = s.gen.run(rate, max(100*time.Millisecond, time.Duration(float64(s.streams)/rate*1.2*float64(time.Second))))
-	time.Sleep(settle)
-	return err
-}
-
-func (s *search) stop() {
-	if s.gen != nil {
-		s.gen.close()
-	}
-	if s.gw != nil {
-		s.gw.stop()
-	}
-}
-
-// try tells whether the product carries the rate. A trial that fails is made a second time, for the
-// machine may have been busy with something else, or the generator with it.
-func (s *search) try(rate float64) (bool, error) {
+// carries tells whether the rate is carried. A trial that fails is made a second time, for the machine may have
+// been busy with something else, or the generator with it.
+func (b *bout) carries(rate float64, length time.Duration) (bool, error) {
 	for range 2 {
-		t, err := s.rig.try(s.gw, s.gen, rate, s.length)
+		t, err := b.try(rate, length)
 		if err != nil {
 			return false, err
 		}
-		asked := float64(t.sent) / t.took.Seconds()
-		if s.rig.verbose {
-			fmt.Printf("  %-9s asked %7.0f sent %7.0f arrived %7.0f packets/s, %5.2f %% lost, %5.0f ns/packet\n", s.product, rate,
-				asked, t.rate(), 100*t.loss(), float64(t.cpu)/float64(max(t.total, 1)))
-		}
-		if t.loss() <= lossLimit {
-			if t.rate() > rateOf(s.best) {
-				s.best = t
+		if t.loss() <= lossLimit && t.percentile(99) <= lateLimit {
+			if t.rate() > b.best.rate() {
+				b.best = t
 			}
-			if asked > 0.97*rate {
+			if t.asked() > 0.97*rate {
 				return true, nil
 			}
 		}
 		if t.loss() >= ruin {
-			s.stop()
-			if err := s.start(); err != nil {
+			b.end()
+			if err := b.begin(); err != nil {
 				return false, err
 			}
 		}
@@ -130,67 +211,58 @@ func (s *search) try(rate float64) (bool, error) {
 	return false, nil
 }
 
-func rateOf(t trial) float64 {
-	if t.took == 0 {
-		return 0
-	}
-	return t.rate()
-}
-
 // try sends at a rate for a time and counts what arrives.
-func (r *rig) try(gw gateway, g *generator, rate float64, length time.Duration) (trial, error) {
-	before, err := r.sunk()
-	if err != nil {
-		return trial{}, err
+func (b *bout) try(rate float64, length time.Duration) (t trial, err error) {
+	at, g := b.objs.Sunk, b.gateway
+	if b.name == modeDrop {
+		at = b.objs.Discarded
 	}
-	cpu, err := r.cpu(gw.pid())
-	if err != nil {
-		return trial{}, err
-	}
-	mallocs, _ := gw.mallocs()
-	var t trial
-	t.sent, t.took, err = g.run(rate, length)
+	before, delaysBefore, err := b.received(at)
 	if err != nil {
 		return t, err
 	}
-	time.Sleep(grace)
-	inTime, err := r.sunk()
+	mallocs, err := g.allocations()
 	if err != nil {
+		return t, err
+	}
+	cpu, err := b.cpu(g.pid)
+	if err != nil {
+		return t, err
+	}
+	if t, err = b.send(rate, length); err != nil {
 		return t, err
 	}
 	time.Sleep(settle)
-	cpuAfter, err := r.cpu(gw.pid())
+	cpuAfter, err := b.cpu(g.pid)
 	if err != nil {
 		return t, err
 	}
-	after, err := r.sunk()
+	mallocsAfter, err := g.allocations()
 	if err != nil {
 		return t, err
 	}
-	mallocsAfter, _ := gw.mallocs()
-	// More than was sent are packets that had waited since the trial before.
-	t.arrived, t.total = min(inTime-before, t.sent), after-before
-	t.cpu, t.mallocs = cpuAfter-cpu, mallocsAfter-mallocs
+	after, delays, err := b.received(at)
+	if err != nil {
+		return t, err
+	}
+	for i := range delays {
+		delays[i] -= delaysBefore[i]
+	}
+	t.arrived, t.cpu, t.mallocs, t.delays = after.Packets-before.Packets, cpuAfter-cpu, mallocsAfter-mallocs, delays
+	t.verified, t.bad, t.unfinished = after.Verified-before.Verified, after.Bad-before.Bad, after.Unfinished-before.Unfinished
+	b.verified += t.verified
+	b.bad += t.bad
+	if b.verbose {
+		fmt.Printf("  %-9s asked %8.0f sent %8.0f arrived %8.0f packets/s, %5.2f %% lost, %5.0f ns/packet, p50 %v p99 %v, %d verified, %d bad, %d unfinished\n",
+			b.name, rate, t.asked(), t.rate(), 100*t.loss(), t.cost(), t.percentile(50), t.percentile(99), t.verified, t.bad, t.unfinished)
+	}
 	return t, nil
 }
 
-// generatorAlone measures the generator and the first link without a relay: what the rig can give.
-func (r *rig) generatorAlone(length time.Duration) (float64, error) {
-	if _, err := run("ip", "netns", "exec", r.gw, "nft", "add table ip alone; "+
-		"add chain ip alone in { type filter hook prerouting priority -400; }; add rule ip alone in udp dport 1-65535 drop"); err != nil {
-		return 0, err
+// allocations returns how many allocations a relay has made, 0 if that cannot be known.
+func (g *gateway) allocations() (uint64, error) {
+	if g.mallocs == nil {
+		return 0, nil
 	}
-	g, err := newGenerator(r, []uint16{50000}, 172)
-	if err != nil {
-		return 0, err
-	}
-	defer g.close()
-	sent, took, err := g.run(maxRate, length)
-	if err != nil {
-		return 0, err
-	}
-	if _, err := run("ip", "netns", "exec", r.gw, "nft", "delete table ip alone"); err != nil {
-		return 0, err
-	}
-	return float64(sent) / took.Seconds(), nil
+	return g.mallocs()
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -15,130 +16,191 @@ import (
 	"go.uber.org/zap"
 
 	"edged.dev/edged/pkg/media"
+	"edged.dev/edged/pkg/media/fastpath"
 	"edged.dev/edged/pkg/media/userpath"
 	"edged.dev/edged/pkg/pinhole"
 )
 
-// serveRelay is the relay under test, without signalling. It opens and declares leases, prints their
-// near ports as one line of JSON, and then prints the number of allocations so far for each line
-// that it reads; at the end of its input it ends.
+// opened is the first line of the relay process: the ports of its leases, or why there are none.
+type opened struct {
+	Near, Far []uint16
+	// Unavailable says why this machine does not have the path.
+	Unavailable string
+}
+
+// state is its answer to every line that it reads.
+type state struct {
+	Mallocs uint64
+	// Heard is how many leases know both peers; Carried counts the near ends by their path, Why is why one
+	// of them has nothing faster.
+	Heard   int
+	Carried map[string]int
+	Why     string
+}
+
+// serveRelay is the relay under test, without signalling: its arguments are the path (user, tc, xdp) and the
+// number of streams. It ends at the end of its input.
 func serveRelay(args []string) error {
-	n, err := strconv.Atoi(args[0])
-	if err != nil {
-		return err
+	if len(args) != 2 {
+		return errors.New("relay: want PATH STREAMS")
 	}
-	path, err := userpath.New(0)
+	n, err := strconv.Atoi(args[1])
 	if err != nil {
-		return err
+		return fmt.Errorf("relay: %w", err)
+	}
+	out := json.NewEncoder(os.Stdout)
+	r, err := newRelay(args[0])
+	if err != nil {
+		return out.Encode(opened{Unavailable: err.Error()})
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- r.Serve(ctx) }()
+	first, err := openLeases(ctx, r, n)
+	if err == nil {
+		err = out.Encode(first)
+	}
+	for in := bufio.NewScanner(os.Stdin); err == nil && in.Scan(); {
+		err = out.Encode(stateOf(r, in.Text() == "all"))
+	}
+	cancel()
+	return errors.Join(err, <-done)
+}
+
+func newRelay(datapath string) (*media.Relay, error) {
+	cfg := media.DefaultConfig()
+	cfg.Datapath = datapath
+	if err := cfg.Validate(); err != nil {
+		return nil, err
 	}
 	nets := pinhole.Networks{
 		"in":  {Addresses: []netip.Addr{netip.MustParseAddr(gwInAddr)}, Trusted: true},
 		"out": {Addresses: []netip.Addr{netip.MustParseAddr(gwOutAddr)}},
 	}
+	user, err := userpath.New(0)
+	if err != nil {
+		return nil, err
+	}
+	var path media.Path = user
+	if datapath != media.DatapathUser {
+		if path, err = fastpath.New(user, nets, cfg.DSCP, zap.NewNop()); err != nil {
+			return nil, err
+		}
+	}
 	pin := media.DefaultPinholeConfig()
 	pin.PerOwner, pin.UDP = 65536, media.PortRange{First: 20000, Last: 59999}
-	r, err := media.New(pin, media.DefaultConfig(), nets, path, zap.NewNop())
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- r.Serve(ctx) }()
-	ports, err := openLeases(ctx, r, n)
-	if err != nil {
-		cancel()
-		return err
-	}
-	if err := json.NewEncoder(os.Stdout).Encode(ports); err != nil {
-		cancel()
-		return err
-	}
-	in := bufio.NewScanner(os.Stdin)
-	for in.Scan() {
-		var m runtime.MemStats
-		runtime.ReadMemStats(&m)
-		fmt.Println(m.Mallocs)
-	}
-	cancel()
-	return <-done
+	return media.New(pin, cfg, nets, path, zap.NewNop())
 }
 
-func openLeases(ctx context.Context, r *media.Relay, n int) ([]uint16, error) {
-	var ports []uint16
+func openLeases(ctx context.Context, r *media.Relay, n int) (opened, error) {
+	var o opened
 	for i := range n {
 		l, err := r.Open(ctx, pinhole.Request{Owner: "bench", Networks: [2]string{"in", "out"}})
 		if err != nil {
-			return nil, err
+			return o, err
 		}
 		for s, host := range []string{genAddr, sinkAddr} {
-			a := netip.AddrPortFrom(netip.MustParseAddr(host), uint16(firstPort+2*i))
+			a := netip.AddrPortFrom(netip.MustParseAddr(host), peerPort(i))
 			if err := l.Declare(pinhole.Side(s), pinhole.Remote{Addr: a, Source: a.Addr()}); err != nil {
-				return nil, err
+				return o, err
 			}
 		}
-		ports = append(ports, l.Local(pinhole.Near).Addr.Port())
+		o.Near = append(o.Near, l.Local(pinhole.Near).Addr.Port())
+		o.Far = append(o.Far, l.Local(pinhole.Far).Addr.Port())
 	}
-	return ports, nil
+	return o, nil
+}
+
+func stateOf(r *media.Relay, all bool) state {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	s := state{Mallocs: m.Mallocs, Carried: make(map[string]int)}
+	if !all {
+		return s
+	}
+	for _, i := range r.Pinholes() {
+		if i.Ends[pinhole.Near].Latched.IsValid() && i.Ends[pinhole.Far].Latched.IsValid() {
+			s.Heard++
+		}
+		s.Carried[i.Ends[pinhole.Near].Path]++
+		if i.Ends[pinhole.Near].Why != "" {
+			s.Why = i.Ends[pinhole.Near].Why
+		}
+	}
+	return s
 }
 
 // relayProcess is the program above, running in the gateway.
 type relayProcess struct {
-	cmd   *exec.Cmd
-	in    io.WriteCloser
-	out   *bufio.Reader
-	where []uint16
+	cmd *exec.Cmd
+	in  io.WriteCloser
+	out *json.Decoder
 }
 
-// command runs a program in the gateway on its core.
-func (r *rig) command(name string, args ...string) *exec.Cmd {
-	all := append([]string{"netns", "exec", r.gw, "nice", "-n", strconv.Itoa(nice), "taskset", "-c", strconv.Itoa(gwCPU), name}, args...)
-	return exec.Command("ip", all...)
+// errUnavailable says that this machine, or this edged, has no such path.
+var errUnavailable = errors.New("not available")
+
+func relayIn(datapath string) func(r *rig, streams int) (*gateway, error) {
+	return func(r *rig, streams int) (*gateway, error) {
+		self, err := os.Executable()
+		if err != nil {
+			return nil, err
+		}
+		p := &relayProcess{cmd: r.command(self, "relay", datapath, strconv.Itoa(streams))}
+		p.cmd.Stderr = os.Stderr
+		if p.in, err = p.cmd.StdinPipe(); err != nil {
+			return nil, err
+		}
+		out, err := p.cmd.StdoutPipe()
+		if err != nil {
+			return nil, err
+		}
+		p.out = json.NewDecoder(out)
+		if err := p.cmd.Start(); err != nil {
+			return nil, err
+		}
+		g, err := p.open(datapath, streams)
+		if err != nil {
+			p.stop()
+			return nil, fmt.Errorf("relay: %w", err)
+		}
+		return g, nil
+	}
 }
 
-func (r *rig) startRelay(streams int) (gateway, error) {
-	self, err := os.Executable()
-	if err != nil {
+func (p *relayProcess) open(datapath string, streams int) (*gateway, error) {
+	var o opened
+	if err := p.out.Decode(&o); err != nil {
 		return nil, err
 	}
-	p := &relayProcess{cmd: r.command(self, "relay", strconv.Itoa(streams))}
-	p.cmd.Stderr = os.Stderr
-	if p.in, err = p.cmd.StdinPipe(); err != nil {
-		return nil, err
+	if o.Unavailable != "" {
+		return nil, fmt.Errorf("%w: %s", errUnavailable, o.Unavailable)
 	}
-	out, err := p.cmd.StdoutPipe()
-	if err != nil {
-		return nil, err
-	}
-	p.out = bufio.NewReader(out)
-	if err := p.cmd.Start(); err != nil {
-		return nil, err
-	}
-	line, err := p.out.ReadBytes('\n')
-	if err == nil {
-		err = json.Unmarshal(line, &p.where)
-	}
-	if err != nil {
-		p.stop()
-		return nil, fmt.Errorf("relay did not start: %w", err)
-	}
-	return p, nil
+	return &gateway{
+		addr: netip.MustParseAddr(gwInAddr), ports: o.Near, far: o.Far,
+		// ip, chrt and taskset have replaced themselves by the relay.
+		pid: p.cmd.Process.Pid,
+		mallocs: func() (uint64, error) {
+			s, err := p.ask("mallocs")
+			return s.Mallocs, err
+		},
+		ready: func() (bool, string, error) {
+			s, err := p.ask("all")
+			why := fmt.Sprintf("%d of %d streams heard, carried by %v %s", s.Heard, streams, s.Carried, s.Why)
+			return s.Heard == streams && s.Carried[datapath] == streams, why, err
+		},
+		stop: p.stop,
+	}, nil
 }
 
-func (p *relayProcess) ports() []uint16 { return p.where }
-
-// pid is that of the relay itself: ip, nice and taskset have replaced themselves by it.
-func (p *relayProcess) pid() int { return p.cmd.Process.Pid }
-
-func (p *relayProcess) mallocs() (uint64, bool) {
-	if _, err := io.WriteString(p.in, "\n"); err != nil {
-		return 0, false
+func (p *relayProcess) ask(what string) (s state, err error) {
+	if _, err := io.WriteString(p.in, what+"\n"); err != nil {
+		return s, fmt.Errorf("relay: %w", err)
 	}
-	line, err := p.out.ReadString('\n')
-	if err != nil {
-		return 0, false
+	if err := p.out.Decode(&s); err != nil {
+		return s, fmt.Errorf("relay: %w", err)
 	}
-	n, err := strconv.ParseUint(line[:len(line)-1], 10, 64)
-	return n, err == nil
+	return s, nil
 }
 
 func (p *relayProcess) stop() {

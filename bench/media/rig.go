@@ -4,10 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"runtime"
 	"strconv"
 	"strings"
@@ -22,26 +22,28 @@ const (
 	sinkAddr, gwOutAddr = "10.77.2.2", "10.77.2.1"
 	firstPort           = 20000 // of the peers' ports; two for each stream
 	genCPU, gwCPU       = 0, 1
-	nice                = -15
-	maxRate             = 2e6
-	// The search begins at firstRate packets/s and climbs by this factor.
-	firstRate, climb = 25e3, 1.6
-	maxSteps         = 11
-	lossLimit        = 0.01
-	// grace is how late a packet may arrive; settle is how long the rest may take before the next trial.
-	grace  = 10 * time.Millisecond
-	settle = 100 * time.Millisecond
+	// Real-time priorities: a gateway's receiving goes before its programs, as a softirq does, and the
+	// sink's before the generator, whose end somebody must notice.
+	prioRelay, prioNAPI      = 1, 2
+	prioGenerator, prioWatch = 1, 3
+	// settle is how long the last packets of a trial may take.
+	settle = 60 * time.Millisecond
 )
 
-// rig is the three namespaces.
+// rig is the three namespaces, the wire through them, and how to look at the gateway.
 type rig struct {
-	gen, gw, sink string
-	// genMAC and gwMAC are the ends of the first link.
-	genMAC, gwMAC net.HardwareAddr
-	// napi are the kernel threads that receive for the gateway.
-	napi []int
-	// verbose prints every trial.
-	verbose bool
+	*wire
+	gen, gw, sink          string
+	genDev, inDev          string
+	outDev, sinkDev        string
+	genMAC, inMAC, sinkMAC net.HardwareAddr
+	// kernel are the threads whose CPU time is the gateway's: NAPI, and what the softirqs of its core leave over.
+	kernel []int
+	// verified and bad are the checksums of all trials.
+	verified, bad uint64
+	// coalesce is how long the gateway's devices collect packets before they wake it, as network cards do.
+	coalesce time.Duration
+	verbose  bool
 }
 
 func run(name string, args ...string) (string, error) {
@@ -52,9 +54,19 @@ func run(name string, args ...string) (string, error) {
 	return string(out), nil
 }
 
-func newRig() (*rig, error) {
+// newRig builds all of it. The names of the devices hold the process's number: they are in the names of the
+// kernel's threads, which have no namespaces.
+func newRig(coalesce time.Duration) (*rig, error) {
 	id := strconv.Itoa(os.Getpid())
-	r := &rig{gen: "bm-gen-" + id, gw: "bm-gw-" + id, sink: "bm-sink-" + id}
+	r := &rig{
+		coalesce: coalesce,
+		gen:      "bm-gen-" + id, gw: "bm-gw-" + id, sink: "bm-sink-" + id,
+		genDev: "gen" + id, inDev: "in" + id, outDev: "out" + id, sinkDev: "snk" + id,
+	}
+	var err error
+	if r.wire, err = newWire(); err != nil {
+		return nil, err
+	}
 	if err := r.build(); err != nil {
 		r.close()
 		return nil, err
@@ -63,115 +75,156 @@ func newRig() (*rig, error) {
 }
 
 func (r *rig) build() error {
-	steps := [][]string{
-		{"ip", "netns", "add", r.gen}, {"ip", "netns", "add", r.gw}, {"ip", "netns", "add", r.sink},
-		{"ip", "-n", r.gen, "link", "add", "gen0", "type", "veth", "peer", "name", "in0", "netns", r.gw},
-		{"ip", "-n", r.gw, "link", "add", "out0", "type", "veth", "peer", "name", "sink0", "netns", r.sink},
-		{"ip", "-n", r.gen, "addr", "add", genAddr + "/24", "dev", "gen0"},
-		{"ip", "-n", r.gw, "addr", "add", gwInAddr + "/24", "dev", "in0"},
-		{"ip", "-n", r.gw, "addr", "add", gwOutAddr + "/24", "dev", "out0"},
-		{"ip", "-n", r.sink, "addr", "add", sinkAddr + "/24", "dev", "sink0"},
-		{"ip", "-n", r.gw, "link", "set", "lo", "up"},
-		{"ip", "-n", r.gen, "link", "set", "gen0", "up"}, {"ip", "-n", r.gw, "link", "set", "in0", "up"},
-		{"ip", "-n", r.gw, "link", "set", "out0", "up"}, {"ip", "-n", r.sink, "link", "set", "sink0", "up"},
-		// GRO gives veth NAPI, which can then be a thread whose CPU is known.
-		{"ip", "netns", "exec", r.gw, "ethtool", "-K", "in0", "gro", "on"},
-		{"ip", "netns", "exec", r.sink, "ethtool", "-K", "sink0", "gro", "on"},
-		{"ip", "netns", "exec", r.gw, "sh", "-c", "echo 1 > /sys/class/net/in0/threaded"},
-		{"ip", "netns", "exec", r.sink, "sh", "-c", "echo 1 > /sys/class/net/sink0/threaded"},
-		{"ip", "netns", "exec", r.sink, "nft", "add table ip count; " +
-			"add chain ip count in { type filter hook prerouting priority -400; }; " +
-			fmt.Sprintf("add rule ip count in udp dport %d-65535 drop", firstPort)},
-	}
-	for _, s := range steps {
+	for _, s := range r.steps() {
 		if _, err := run(s[0], s[1:]...); err != nil {
 			return err
 		}
 	}
-	var err error
-	if r.genMAC, err = mac(r.gen, "gen0"); err != nil {
+	if err := r.names(); err != nil {
 		return err
 	}
-	if r.gwMAC, err = mac(r.gw, "in0"); err != nil {
-		return err
-	}
-	sinkMAC, err := mac(r.sink, "sink0")
+	sink, err := attach(r.sink, r.sinkDev, r.objs.Sink)
 	if err != nil {
-		return err
+		return fmt.Errorf("attach the sink: %w", err)
 	}
-	if _, err := run("ip", "-n", r.gw, "neigh", "add", sinkAddr, "lladdr", sinkMAC.String(), "dev", "out0"); err != nil {
-		return err
-	}
-	return r.pinNAPI()
+	r.links = append(r.links, sink)
+	return r.pinThreads()
 }
 
-func mac(ns, dev string) (net.HardwareAddr, error) {
-	out, err := run("ip", "-n", ns, "-o", "link", "show", dev)
-	if err != nil {
-		return nil, err
+// steps makes the network. GRO gives veth NAPI, which can then be a thread whose CPU time is known. What reaches
+// the stack of a peer is dropped, for nobody listens there, and an ICMP error would disturb. The sink collects packets
+// too: else who sends to it would pay for waking it, which a network card does not ask for.
+func (r *rig) steps() [][]string {
+	in := func(ns string, args ...string) []string { return append([]string{"ip", "netns", "exec", ns}, args...) }
+	steps := [][]string{
+		{"ip", "netns", "add", r.gen},
+		{"ip", "netns", "add", r.gw},
+		{"ip", "netns", "add", r.sink},
+		{"ip", "-n", r.gen, "link", "add", r.genDev, "type", "veth", "peer", "name", r.inDev, "netns", r.gw},
+		{"ip", "-n", r.gw, "link", "add", r.outDev, "type", "veth", "peer", "name", r.sinkDev, "netns", r.sink},
+		in(r.gw, "sysctl", "-qw", "net.ipv4.ip_forward=1"),
 	}
-	m := regexp.MustCompile(`link/ether (\S+)`).FindStringSubmatch(out)
-	if m == nil {
-		return nil, fmt.Errorf("no MAC address in %q", out)
+	for _, d := range []struct {
+		ns, dev, addr, gateway string
+		coalesce               time.Duration
+	}{
+		{r.gen, r.genDev, genAddr, gwInAddr, 0},
+		{r.gw, r.inDev, gwInAddr, "", r.coalesce},
+		{r.gw, r.outDev, gwOutAddr, "", r.coalesce},
+		{r.sink, r.sinkDev, sinkAddr, gwOutAddr, r.coalesce / 2},
+	} {
+		steps = append(steps, []string{"ip", "-n", d.ns, "addr", "add", d.addr + "/24", "dev", d.dev},
+			[]string{"ip", "-n", d.ns, "link", "set", "lo", "up"},
+			[]string{"ip", "-n", d.ns, "link", "set", d.dev, "up"},
+			in(d.ns, "ethtool", "-K", d.dev, "gro", "on"), // not earlier: the peer's ability to be redirected to would not change
+			in(d.ns, "sh", "-c", "echo 1 > /sys/class/net/"+d.dev+"/threaded"))
+		if d.coalesce > 0 {
+			steps = append(steps, in(d.ns, "sh", "-c", fmt.Sprintf("cd /sys/class/net/%s && echo 1 > napi_defer_hard_irqs && echo %d > gro_flush_timeout",
+				d.dev, d.coalesce.Nanoseconds())))
+		}
+		if d.gateway != "" {
+			steps = append(steps, []string{"ip", "-n", d.ns, "route", "add", "default", "via", d.gateway},
+				in(d.ns, "nft", "add table ip quiet; add chain ip quiet in { type filter hook prerouting priority -400; }; "+
+					"add rule ip quiet in ip protocol udp drop"))
+		}
 	}
-	return net.ParseMAC(m[1])
+	return steps
 }
 
-// pinNAPI puts the threads that receive for the gateway on its core, the sink's on the other.
-func (r *rig) pinNAPI() error {
+// names finds out Ethernet addresses, and tells everybody those of the neighbours.
+func (r *rig) names() error {
+	macs := make(map[string]net.HardwareAddr)
+	for _, d := range [][2]string{{r.gen, r.genDev}, {r.gw, r.inDev}, {r.gw, r.outDev}, {r.sink, r.sinkDev}} {
+		err := within(d[0], func() error {
+			i, err := net.InterfaceByName(d[1])
+			if err != nil {
+				return err
+			}
+			macs[d[1]] = i.HardwareAddr
+			if d[1] == r.genDev {
+				r.device, r.wire.gen = uint32(i.Index), r.gen
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	r.genMAC, r.inMAC, r.sinkMAC = macs[r.genDev], macs[r.inDev], macs[r.sinkDev]
+	for _, n := range [][4]string{
+		{r.gen, gwInAddr, r.inDev, r.genDev},
+		{r.gw, genAddr, r.genDev, r.inDev},
+		{r.gw, sinkAddr, r.sinkDev, r.outDev},
+		{r.sink, gwOutAddr, r.outDev, r.sinkDev},
+	} {
+		if _, err := run("ip", "-n", n[0], "neigh", "replace", n[1], "lladdr", macs[n[2]].String(), "dev", n[3]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pinThreads puts the threads that receive for the gateway on its core, the others' on the other.
+func (r *rig) pinThreads() error {
 	comms, err := filepath.Glob("/proc/[0-9]*/comm")
 	if err != nil {
 		return err
 	}
+	napi := 0
 	for _, path := range comms {
 		text, err := os.ReadFile(path)
 		if err != nil {
 			continue // it has ended
 		}
-		name := string(text)
-		pid, _ := strconv.Atoi(strings.Split(path, "/")[2])
+		name, thread := strings.TrimSpace(string(text)), 0
+		if thread, err = strconv.Atoi(strings.Split(path, "/")[2]); err != nil {
+			return err
+		}
+		is := func(dev string) bool { return strings.HasPrefix(name, "napi/"+dev+"-") }
 		switch {
-		case strings.HasPrefix(name, "napi/in0-"):
-			r.napi = append(r.napi, pid)
-			err = errors.Join(pin(pid, gwCPU), first(pid))
-		case strings.HasPrefix(name, "napi/sink0-"):
-			err = errors.Join(pin(pid, genCPU), first(pid))
+		case is(r.inDev), is(r.outDev):
+			napi++
+			r.kernel = append(r.kernel, thread)
+			err = realTime(thread, gwCPU, prioNAPI)
+		case is(r.genDev), is(r.sinkDev):
+			err = realTime(thread, genCPU, prioNAPI)
+		case name == "ksoftirqd/"+strconv.Itoa(gwCPU):
+			r.kernel = append(r.kernel, thread)
 		}
 		if err != nil {
 			return err
 		}
 	}
-	if len(r.napi) == 0 {
-		return errors.New("the gateway has no NAPI thread: its CPU cannot be told")
+	if napi < 2 {
+		return errors.New("the gateway has no NAPI threads: its CPU cannot be told")
 	}
 	return nil
 }
 
-// pin puts a thread (0: the calling one) on a core, before others there.
-func pin(tid, cpu int) error {
+// realTime puts a thread (0: the calling one) on a core, before every ordinary program there.
+func realTime(thread, cpu, priority int) error {
 	var set unix.CPUSet
 	set.Set(cpu)
-	if err := unix.SchedSetaffinity(tid, &set); err != nil {
-		return fmt.Errorf("pin %d to CPU %d: %w", tid, cpu, err)
+	if err := unix.SchedSetaffinity(thread, &set); err != nil {
+		return fmt.Errorf("pin %d to CPU %d: %w", thread, cpu, err)
 	}
-	return unix.Setpriority(unix.PRIO_PROCESS, tid, nice)
-}
-
-// first lets a kernel thread run before every program, as a softirq does: else the rings between the
-// namespaces, of 256 packets, overflow whenever a program uses up its slice.
-func first(tid int) error {
-	attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}
-	return unix.SchedSetAttr(tid, &attr, 0)
+	attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: uint32(priority)}
+	if err := unix.SchedSetAttr(thread, &attr, 0); err != nil {
+		return fmt.Errorf("real-time priority of %d: %w", thread, err)
+	}
+	return nil
 }
 
 // close ends what runs in the gateway, and deletes the namespaces.
 func (r *rig) close() {
 	pids, _ := run("ip", "netns", "pids", r.gw)
 	for _, f := range strings.Fields(pids) {
-		if pid, err := strconv.Atoi(f); err == nil {
+		// A thread of this process may have stayed there, see within.
+		if pid, err := strconv.Atoi(f); err == nil && pid != os.Getpid() {
 			_ = unix.Kill(pid, unix.SIGKILL) // it may have ended by itself
 		}
 	}
+	r.wire.close()
 	for _, ns := range []string{r.gen, r.gw, r.sink} {
 		// A namespace that was not made cannot be deleted; nothing is left either way.
 		_, _ = run("ip", "netns", "del", ns)
@@ -197,41 +250,17 @@ func within(ns string, f func() error) error {
 	return <-failed
 }
 
-// sunk returns how many packets have arrived at the sink.
-func (r *rig) sunk() (n uint64, err error) {
-	err = within(r.sink, func() error {
-		text, err := os.ReadFile("/proc/thread-self/net/dev")
-		if err != nil {
-			return err
-		}
-		m := regexp.MustCompile(`sink0: *\d+ +(\d+)`).FindStringSubmatch(string(text))
-		if m == nil {
-			return fmt.Errorf("no sink0 in %q", text)
-		}
-		n, err = strconv.ParseUint(m[1], 10, 64)
-		return err
-	})
-	return n, err
-}
-
-// gateway is a relay under test.
-type gateway interface {
-	// ports are where the streams' near peers send to.
-	ports() []uint16
-	pid() int
-	// mallocs returns the number of allocations so far, false if that cannot be known.
-	mallocs() (uint64, bool)
-	stop()
-}
-
-// cpu returns the CPU time of the gateway: all threads of the process, and the NAPI threads.
+// cpu returns the CPU time of the gateway: all threads of the process (0: none), and the kernel's.
 func (r *rig) cpu(pid int) (time.Duration, error) {
-	paths, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
-	if err != nil {
-		return 0, err
+	var paths []string
+	if pid != 0 {
+		var err error
+		if paths, err = filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid)); err != nil {
+			return 0, err
+		}
 	}
-	for _, tid := range r.napi {
-		paths = append(paths, fmt.Sprintf("/proc/%d/schedstat", tid))
+	for _, thread := range r.kernel {
+		paths = append(paths, fmt.Sprintf("/proc/%d/schedstat", thread))
 	}
 	var sum time.Duration
 	for _, p := range paths {
@@ -246,4 +275,28 @@ func (r *rig) cpu(pid int) (time.Duration, error) {
 		sum += time.Duration(ns)
 	}
 	return sum, nil
+}
+
+// greet sends one packet of each stream from a peer of the gateway (gen or sink), so that a relay knows where
+// its peers are before anything is measured. It takes its time: a relay in user space must not lose any.
+func (r *rig) greet(ns, from, to string, ports []uint16) error {
+	t := traffic{src: netip.MustParseAddr(from), dst: netip.MustParseAddr(to), to: ports, size: 160, burst: 1}
+	return within(ns, func() error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+		if err != nil {
+			return fmt.Errorf("raw socket: %w", err)
+		}
+		defer unix.Close(fd)
+		peer := &unix.SockaddrInet4{Addr: t.dst.As4()}
+		for i := range ports {
+			// Without a UDP checksum, as IPv4 allows.
+			if err := unix.Sendto(fd, t.frame(i)[ethLen:], 0, peer); err != nil {
+				return fmt.Errorf("greet: %w", err)
+			}
+			if i%8 == 7 {
+				time.Sleep(time.Millisecond)
+			}
+		}
+		return nil
+	})
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os/exec"
 	"regexp"
 	"strconv"
@@ -21,12 +22,15 @@ type engine struct {
 
 const ngAddr = "127.0.0.1:2223"
 
-func (r *rig) startRTPEngine(streams int) (gateway, error) {
+func startRTPEngine(r *rig, streams int) (*gateway, error) {
 	e := &engine{cmd: r.command("rtpengine", "--foreground", "--table=-1", "--num-threads=1", "--log-level=2",
 		"--interface=in/"+gwInAddr, "--interface=out/"+gwOutAddr, "--listen-ng="+ngAddr,
 		"--port-min=20000", "--port-max=59999", "--timeout=600", "--silent-timeout=600", "--pidfile=/dev/null")}
+	if _, err := exec.LookPath("rtpengine"); err != nil {
+		return nil, fmt.Errorf("%w: %w", errUnavailable, err)
+	}
 	if err := e.cmd.Start(); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("rtpengine: %w", err)
 	}
 	err := within(r.gw, func() error {
 		c, err := net.Dial("udp", ngAddr)
@@ -45,7 +49,7 @@ func (r *rig) startRTPEngine(streams int) (gateway, error) {
 		e.stop()
 		return nil, fmt.Errorf("rtpengine: %w", err)
 	}
-	return e, nil
+	return &gateway{addr: netip.MustParseAddr(gwInAddr), ports: e.where, pid: e.cmd.Process.Pid, stop: e.stop}, nil
 }
 
 func (e *engine) ready() error {
@@ -62,7 +66,7 @@ func (e *engine) ready() error {
 // call makes a call of one stream by an offer and its answer.
 func (e *engine) call(i int) error {
 	sdp := func(host string) string {
-		return fmt.Sprintf("v=0\r\no=- 1 1 IN IP4 %s\r\ns=-\r\nc=IN IP4 %s\r\nt=0 0\r\nm=audio %d RTP/AVP 0\r\n", host, host, firstPort+2*i)
+		return fmt.Sprintf("v=0\r\no=- 1 1 IN IP4 %s\r\ns=-\r\nc=IN IP4 %s\r\nt=0 0\r\nm=audio %d RTP/AVP 0\r\n", host, host, peerPort(i))
 	}
 	id := str(fmt.Sprintf("call-%d", i))
 	offer := "d7:call-id" + id + "7:command5:offer9:directionl2:in3:oute8:from-tag1:a3:ICE6:remove3:sdp" + str(sdp(genAddr)) + "e"
@@ -109,12 +113,6 @@ func (e *engine) ask(command string) (string, error) {
 		return reply, nil
 	}
 }
-
-func (e *engine) ports() []uint16 { return e.where }
-
-func (e *engine) pid() int { return e.cmd.Process.Pid }
-
-func (e *engine) mallocs() (uint64, bool) { return 0, false }
 
 func (e *engine) stop() {
 	if e.ng != nil {

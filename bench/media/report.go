@@ -1,0 +1,197 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"text/tabwriter"
+)
+
+// row is one entry of the result file.
+type row struct {
+	Name   string  `json:"name"`
+	Peer   string  `json:"peer"`
+	Metric string  `json:"metric"`
+	Edged  float64 `json:"edged"`
+	Value  float64 `json:"peer_value"`
+	Ratio  float64 `json:"ratio"`
+	Better string  `json:"better"`
+	Runs   int     `json:"runs"`
+}
+
+// metric is one figure of a result.
+type metric struct {
+	text, better string
+	value        func(result) float64
+}
+
+func rateMetric() metric {
+	return metric{"packets/s", "higher", func(r result) float64 { return r.rate }}
+}
+
+func costMetric() metric {
+	return metric{"CPU ns/packet", "lower", func(r result) float64 { return r.cost }}
+}
+
+func p50Metric() metric {
+	return metric{"µs of delay at 50,000 packets/s, p50", "lower", func(r result) float64 { return r.p50 }}
+}
+
+func p99Metric() metric {
+	return metric{"µs of delay at 50,000 packets/s, p99", "lower", func(r result) float64 { return r.p99 }}
+}
+
+func steadyMetric() metric {
+	return metric{"CPU ns/packet at 50,000 packets/s", "lower", func(r result) float64 { return r.steady }}
+}
+
+// rows compares each of edged's paths with each of the others, in every case.
+func (rs *results) rows(o options) (all []row) {
+	for _, k := range o.cases() {
+		for _, ours := range o.modes {
+			if !ours.ours || len(rs.of[ours.name][k]) == 0 {
+				continue
+			}
+			for _, peer := range o.modes {
+				if peer.name != ours.name {
+					all = append(all, rs.compare(ours, peer, k)...)
+				}
+			}
+			if allocs := rs.allocs(ours.name, k); allocs >= 0 {
+				all = append(all, row{
+					Name: ours.text + ", " + k.String(), Metric: "allocations/packet", Better: "lower",
+					Edged: allocs, Runs: len(rs.of[ours.name][k]),
+				})
+			}
+		}
+	}
+	return all
+}
+
+// compare returns what both have in common of a case; a floor has no delay.
+func (rs *results) compare(ours, peer mode, k caseKey) (all []row) {
+	for _, m := range []metric{rateMetric(), costMetric(), p50Metric(), p99Metric(), steadyMetric()} {
+		ratio, ok := rs.ratio(m, ours.name, k, peer.name, k)
+		if !ok {
+			continue
+		}
+		all = append(all, row{
+			Name: ours.text + ", " + k.String(), Peer: peer.text, Metric: m.text, Better: m.better, Ratio: ratio,
+			Edged: median(rs.of[ours.name][k], m.value), Value: median(rs.of[peer.name][k], m.value),
+			Runs: min(len(rs.of[ours.name][k]), len(rs.of[peer.name][k])),
+		})
+	}
+	return all
+}
+
+// ratio is the median of the rounds' own ratios, since what disturbs the machine in a round disturbs both.
+// It is false if there is none.
+func (rs *results) ratio(m metric, a string, ka caseKey, b string, kb caseKey) (float64, bool) {
+	as, bs := rs.of[a][ka], rs.of[b][kb]
+	var ratios []float64
+	for i := range min(len(as), len(bs)) {
+		if x, y := m.value(as[i]), m.value(bs[i]); x > 0 && y > 0 {
+			ratios = append(ratios, x/y)
+		}
+	}
+	return middle(ratios), len(ratios) > 0
+}
+
+// allocs is the median of allocations per packet, -1 if they are not known.
+func (rs *results) allocs(mode string, k caseKey) float64 {
+	if len(rs.of[mode][k]) == 0 {
+		return -1
+	}
+	return median(rs.of[mode][k], func(r result) float64 { return r.allocs })
+}
+
+func median(rs []result, value func(result) float64) float64 {
+	var vs []float64
+	for _, r := range rs {
+		vs = append(vs, value(r))
+	}
+	return middle(vs)
+}
+
+// middle returns the median, 0 of nothing.
+func middle(vs []float64) float64 {
+	vs = slices.Sorted(slices.Values(vs))
+	n := len(vs)
+	switch {
+	case n == 0:
+		return 0
+	case n%2 == 0:
+		return (vs[n/2-1] + vs[n/2]) / 2
+	}
+	return vs[n/2]
+}
+
+// report prints the medians and the bars, and writes the result file and the plot.
+func report(o options, rs *results) error {
+	rs.table(os.Stdout, o)
+	rs.steadyTable(os.Stdout, o)
+	rs.barTable(os.Stdout)
+	fmt.Printf("%d checksums verified, %d bad\n", rs.verified, rs.bad)
+	rows := rs.rows(o)
+	text, err := json.MarshalIndent(rows, "", "  ")
+	if err != nil {
+		return fmt.Errorf("report: %w", err)
+	}
+	if err := os.MkdirAll(filepath.Dir(o.out), 0o755); err != nil {
+		return fmt.Errorf("report: %w", err)
+	}
+	return errors.Join(os.WriteFile(o.out, append(text, '\n'), 0o600),
+		rs.plot(strings.TrimSuffix(o.out, filepath.Ext(o.out))+".svg", o))
+}
+
+// table prints kpps, ns/packet, and the ratio of the rate to routing's.
+func (rs *results) table(out io.Writer, o options) {
+	w := tabwriter.NewWriter(out, 2, 0, 2, ' ', tabwriter.AlignRight)
+	defer w.Flush()
+	fmt.Fprintln(w, "\nkpps / CPU ns per packet / ratio to plain routing's kpps\t")
+	fmt.Fprint(w, "mode\t")
+	for _, k := range o.cases() {
+		if fmt.Fprintf(w, "%d x %d B\t", k.streams, k.size); k.burst > 1 {
+			fmt.Fprintf(w, "bursts of %d\t", k.burst)
+		}
+	}
+	fmt.Fprintln(w)
+	for _, m := range o.modes {
+		fmt.Fprintf(w, "%s\t", m.text)
+		if why := rs.absent[m.name]; why != "" {
+			fmt.Fprintf(w, "%s\t\n", why)
+			continue
+		}
+		for _, k := range o.cases() {
+			r := rs.of[m.name][k]
+			fmt.Fprintf(w, "%.0f / %.0f", median(r, rateMetric().value)/1000, median(r, costMetric().value))
+			if ratio, ok := rs.ratio(rateMetric(), m.name, k, modeRoute, k); ok {
+				fmt.Fprintf(w, " / %.2f", ratio)
+			}
+			fmt.Fprint(w, "\t")
+		}
+		fmt.Fprintln(w)
+	}
+}
+
+// steadyTable prints the delays at the same rate for all.
+func (rs *results) steadyTable(out io.Writer, o options) {
+	k := caseKey{o.steadyStreams, o.steadySize, 1}
+	w := tabwriter.NewWriter(out, 2, 0, 2, ' ', tabwriter.AlignRight)
+	defer w.Flush()
+	for i, m := range o.modes {
+		if i == 0 {
+			fmt.Fprintf(w, "\nat 50,000 packets/s, %v\tp50 µs\tp99 µs\tCPU ns/packet\t\n", k)
+		}
+		r := rs.of[m.name][k]
+		if median(r, p99Metric().value) > 0 {
+			fmt.Fprintf(w, "%s\t%.0f\t%.0f\t%.0f\t\n", m.text, median(r, p50Metric().value), median(r, p99Metric().value),
+				median(r, steadyMetric().value))
+		}
+	}
+}
