@@ -40,3 +40,23 @@ func TestAsymmetric(t *testing.T) {
 		})
 	}
 }
+
+// TestAsymmetricNewPort: where an asymmetric peer receives may change without its source being doubted.
+func TestAsymmetricNewPort(t *testing.T) {
+	r, path := newTestRelay(t, nil)
+	l := mustOpen(t, r, testRequest(pinhole.RTP))
+	defer l.Close()
+	declareBoth(t, l)
+	far, sends := l.Local(pinhole.Far).Addr, netip.AddrPortFrom(farPhone.Addr(), 7000)
+	for _, receives := range []netip.AddrPort{farPhone, netip.AddrPortFrom(farPhone.Addr(), 4100)} {
+		if err := l.Declare(pinhole.Far, pinhole.Remote{Addr: receives, Source: farPhone.Addr(), Asymmetric: true}); err != nil {
+			t.Fatal(err)
+		}
+		if to := path.packet(far, sends, make([]byte, 172)); to != nearPhone {
+			t.Errorf("a packet went to %v while the peer receives at %v", to, receives)
+		}
+		if to := path.packet(l.Local(pinhole.Near).Addr, nearPhone, make([]byte, 172)); to != receives {
+			t.Errorf("a packet went to %v, not %v", to, receives)
+		}
+	}
+}

@@ -146,8 +146,10 @@ func (l *lease) declareLocked(s pinhole.Side, remote pinhole.Remote, reachable b
 		l.active = now
 	}
 	l.remote[s], l.reachable[s] = remote, reachable
+	// The source of an asymmetric peer says nothing of where it receives: a new port there changes no source.
+	keep := remote.Asymmetric && old[rtp].IsValid() && old[rtp].Addr() == remote.Addr.Addr()
 	for c, g := range l.legs[s] {
-		if g != nil && (old[c] != l.declaredLocked(s, c) || old[rtp] != remote.Addr) {
+		if g != nil && !keep && (old[c] != l.declaredLocked(s, c) || old[rtp] != remote.Addr) {
 			g.rearm(old[c], now)
 		}
 	}
