@@ -270,10 +270,15 @@ func (p *Path) reasonLocked(st *stream) string {
 		return "the peer has sent nothing yet"
 	}
 	// Without a confirmed peer there the destination is only what signalling said.
-	if peer := p.streams[f.Out]; !f.To.Valid() || peer == nil || peer.flow == nil || peer.flow.From != f.To {
+	if peer := p.streams[f.Out]; !f.To.Valid() || peer == nil || peer.flow == nil || !sameHost(peer.flow.From, f.To) {
 		return "the other peer has sent nothing yet"
 	}
 	return ""
+}
+
+// sameHost tells whether a confirmed source is at the host of b; the port may be another one (H.323).
+func sameHost(source, b media.Sockaddr) bool {
+	return source.Valid() && source.AddrPort().Addr() == b.AddrPort().Addr()
 }
 
 // takeLocked takes the stream out of the kernel and tells the counters the last figures.
