@@ -61,10 +61,13 @@ func openPath(d *serviceDeps) (media.Path, error) {
 	if err != nil {
 		return nil, err
 	}
+	log := d.log.Named("media")
 	if d.cfg.Media.Datapath == media.DatapathUser {
+		if err := fastpath.Forget(pinOf(d.cfg)); err != nil {
+			log.Warn("what an earlier run has left in the kernel is not removed", zap.Error(err))
+		}
 		return user, nil
 	}
-	log := d.log.Named("media")
 	fast, err := fastpath.New(user, fastpath.Config{
 		Networks: d.cfg.networks(), DSCP: d.cfg.Media.DSCP, Idle: d.cfg.Pinholes.Idle, Pin: pinOf(d.cfg),
 	}, log)

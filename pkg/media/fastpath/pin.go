@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -23,8 +24,8 @@ type Pin struct {
 	Name string
 }
 
-// errLive says that a daemon holds what it has pinned.
-var errLive = errors.New("a running daemon holds it")
+// ErrLive says that a daemon holds what it has pinned.
+var ErrLive = errors.New("a running daemon holds it")
 
 // pins is one daemon's part of the folder. It is locked as long as the daemon lives, however it ends.
 //
@@ -39,11 +40,23 @@ type pins struct {
 
 // instanceName is made of the network namespace, whose devices and addresses these are, and of a name.
 func instanceName(name string) (string, error) {
+	ns, err := networkNamespace()
+	return fmt.Sprintf("%d-%08x", ns, hashOf(name)), err
+}
+
+func networkNamespace() (uint64, error) {
 	var st unix.Stat_t
 	if err := unix.Stat("/proc/thread-self/ns/net", &st); err != nil {
-		return "", fmt.Errorf("network namespace: %w", err)
+		return 0, fmt.Errorf("network namespace: %w", err)
 	}
-	return fmt.Sprintf("%d-%08x", st.Ino, hashOf(name)), nil
+	return st.Ino, nil
+}
+
+// namespaceOf returns the network namespace of an instance, 0 if its name does not say so.
+func namespaceOf(instance string) uint64 {
+	ino, _, _ := strings.Cut(instance, "-")
+	n, _ := strconv.ParseUint(ino, 10, 64)
+	return n
 }
 
 // handleOf returns the handle of an instance's filters, where the program is one.
@@ -53,13 +66,6 @@ func hashOf(name string) uint32 {
 	h := fnv.New32a()
 	_, _ = h.Write([]byte(name))
 	return h.Sum32()
-}
-
-// namespaceOf returns the network namespace of an instance, 0 if its name does not say so.
-func namespaceOf(instance string) uint64 {
-	ino, _, _ := strings.Cut(instance, "-")
-	n, _ := strconv.ParseUint(ino, 10, 64)
-	return n
 }
 
 // openPins locks the daemon's part of the folder, which stays empty until the program is loaded.
@@ -75,7 +81,7 @@ func openPins(p Pin) (*pins, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	f, err := lock(dir)
+	f, err := lock(dir, lockPatience)
 	if err != nil {
 		return nil, err
 	}
@@ -85,13 +91,8 @@ func openPins(p Pin) (*pins, error) {
 // onBPF tells whether the folder is on a bpffs, or can be made there.
 func onBPF(folder string) error {
 	var st unix.Statfs_t
-	at := folder
-	err := unix.Statfs(at, &st)
-	for errors.Is(err, unix.ENOENT) && at != "/" && at != "." {
-		at = filepath.Dir(at)
-		err = unix.Statfs(at, &st)
-	}
-	if err != nil {
+	at := existing(folder)
+	if err := unix.Statfs(at, &st); err != nil {
 		return fmt.Errorf("%s: %w", at, err)
 	}
 	if st.Type != unix.BPF_FS_MAGIC {
@@ -100,8 +101,33 @@ func onBPF(folder string) error {
 	return nil
 }
 
-// lock locks a folder. Its last user removes it, perhaps between our opening and locking it.
-func lock(dir string) (*os.File, error) {
+// existing returns the folder, or what it would be made in.
+func existing(folder string) string {
+	for {
+		_, err := os.Stat(folder)
+		if up := filepath.Dir(folder); errors.Is(err, fs.ErrNotExist) && up != folder {
+			folder = up
+			continue
+		}
+		return folder
+	}
+}
+
+// lockPatience is how long to wait for who only looks at a folder, or is just ending.
+const lockPatience = time.Second
+
+// lock locks a folder, and waits for it if it must.
+func lock(dir string, patience time.Duration) (*os.File, error) {
+	for end := time.Now().Add(patience); ; <-time.After(20 * time.Millisecond) {
+		f, err := tryLock(dir)
+		if !errors.Is(err, ErrLive) || !time.Now().Before(end) {
+			return f, err
+		}
+	}
+}
+
+// tryLock locks a folder, and makes it again if its last user has removed it between our opening and locking it.
+func tryLock(dir string) (*os.File, error) {
 	for {
 		f, err := os.Open(dir)
 		if err != nil {
@@ -110,7 +136,7 @@ func lock(dir string) (*os.File, error) {
 		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 			f.Close()
 			if errors.Is(err, unix.EWOULDBLOCK) {
-				err = errLive
+				err = ErrLive
 			}
 			return nil, fmt.Errorf("%s: %w", dir, err)
 		}

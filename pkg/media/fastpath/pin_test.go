@@ -381,6 +381,139 @@ func TestAdoptedWay(t *testing.T) {
 	})
 }
 
+// TestInspect: what a killed daemon has left is shown, and removed; what a live one holds only by force.
+func TestInspect(t *testing.T) {
+	both(t, func(t *testing.T, clsact bool) {
+		r := newHosts(t)
+		pin := Pin{Folder: bpffs(t), Name: "a"}
+		if list, err := Inspect(pin.Folder); err != nil || len(list) != 0 {
+			t.Fatalf("before there is anything: %v, %v", list, err)
+		}
+		v := r.daemon(script{Pin: pin, Clsact: clsact}, 1)
+		c := v.calls[0]
+		c.pass(near, c.rtp(near))
+		inspect := func() State {
+			t.Helper()
+			list, err := Inspect(pin.Folder)
+			must(t, err)
+			if len(list) != 1 {
+				t.Fatalf("%d instances", len(list))
+			}
+			return list[0]
+		}
+		s := inspect()
+		if !s.Live || !s.Here || !s.Readable || s.LeaseSeconds < 1 || s.LeaseSeconds > leaseTime.Seconds() || len(s.Programs) == 0 {
+			t.Errorf("%+v", s)
+		}
+		kind := map[bool]string{false: "tcx", true: "clsact"}[clsact]
+		if len(s.Devices) != 2 || s.Devices[0].Attached != kind || s.Devices[1].Attached != kind || s.Devices[0].Name == "" {
+			t.Errorf("devices %+v", s.Devices)
+		}
+		want := FlowState{Local: c.local[near], Peer: c.peers[near].addr(), Out: c.local[far], To: c.peers[far].addr()}
+		found := false
+		for _, f := range s.Flows {
+			if f.Local == want.Local {
+				found = f.Peer == want.Peer && f.Out == want.Out && f.To == want.To && f.Packets == 1 && f.Bytes == 172 && f.IdleSeconds < 60
+			}
+		}
+		if len(s.Flows) != 2 || !found {
+			t.Errorf("flows %+v, want one like %+v", s.Flows, want)
+		}
+		if removed, err := Detach(pin.Folder, false); !errors.Is(err, ErrLive) || len(removed) != 0 {
+			t.Errorf("a live daemon's: %v, %v", removed, err)
+		}
+		c.pass(near, c.rtp(near))
+		v.kill()
+		if inspect().Live {
+			t.Error("a killed daemon lives")
+		}
+		removed, err := Detach(pin.Folder, false)
+		must(t, err)
+		if len(removed) != 1 || removed[0] != s.Instance {
+			t.Errorf("removed %v", removed)
+		}
+		wantClean(t, pin)
+	})
+}
+
+// TestDetachForced: with force even a live daemon loses its programs; it goes on in user space.
+func TestDetachForced(t *testing.T) {
+	both(t, func(t *testing.T, clsact bool) {
+		r := newHosts(t)
+		pin := Pin{Folder: bpffs(t), Name: "a"}
+		end := r.serve(pin, options{clsact: clsact})
+		c := r.call(pinhole.RTP)
+		c.offload()
+		_, err := Detach(pin.Folder, true)
+		must(t, err)
+		wantClean(t, pin)
+		before := datagrams(t)
+		c.pass(near, c.rtp(near))
+		if datagrams(t) == before {
+			t.Error("the packet did not come to a socket")
+		}
+		end()
+		wantClean(t, pin)
+	})
+}
+
+// TestForget: a daemon that is told to stay in user space removes what it left in the kernel.
+func TestForget(t *testing.T) {
+	both(t, func(t *testing.T, clsact bool) {
+		r := newHosts(t)
+		pin := Pin{Folder: bpffs(t), Name: "a"}
+		must(t, Forget(pin)) // there is nothing
+		v := r.daemon(script{Pin: pin, Clsact: clsact}, 1)
+		v.kill()
+		must(t, Forget(Pin{Folder: pin.Folder, Name: "b"}))
+		if len(entries(pin.Folder)) != 1 {
+			t.Error("another daemon's pins are removed")
+		}
+		must(t, Forget(pin))
+		wantClean(t, pin)
+	})
+}
+
+// TestDiagnose: the rig's own devices can carry media, other addresses cannot.
+func TestDiagnose(t *testing.T) {
+	newHosts(t)
+	nets := gatewayNetworks()
+	worst := func(list []Finding) Level {
+		for _, l := range []Level{Fail, Warn} {
+			for _, f := range list {
+				if f.Level == l {
+					t.Logf("%+v", f)
+					return l
+				}
+			}
+		}
+		return OK
+	}
+	if got := worst(Diagnose(Config{Networks: nets, Pin: Pin{Folder: bpffs(t)}}, true)); got != OK {
+		t.Errorf("%s, want ok", got)
+	}
+	if got := worst(Diagnose(Config{Networks: nets}, true)); got != Warn {
+		t.Errorf("without pins: %s, want warn", got)
+	}
+	nets["dmz"] = pinhole.Network{Addresses: gatewayAddrs("203.0.113.1")}
+	for wanted, want := range map[bool]Level{true: Fail, false: Warn} {
+		if got := worst(Diagnose(Config{Networks: nets, Pin: Pin{Folder: bpffs(t)}}, wanted)); got != want {
+			t.Errorf("an address without a device: %s, want %s", got, want)
+		}
+	}
+}
+
+// TestVersion: kernels of distributions have much behind their numbers.
+func TestVersion(t *testing.T) {
+	for release, want := range map[string][2]int{
+		"6.18.44": {6, 18}, "5.10.0-28-amd64": {5, 10}, "6.6-rc1": {6, 6}, "4.19.0+": {4, 19}, "7": {7, 0}, "": {0, 0},
+	} {
+		if major, minor := version(release); [2]int{major, minor} != want {
+			t.Errorf("%q is read as %d.%d", release, major, minor)
+		}
+	}
+}
+
 // attachedTo returns how many tcx programs a device has at its ingress.
 func attachedTo(t *testing.T, dev string) int {
 	t.Helper()
