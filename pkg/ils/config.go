@@ -1,0 +1,184 @@
+package ils
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"edged.dev/edged/pkg/pinhole"
+)
+
+// Ports of calls, as NetMeeting has them ([MS-TAIL] 4.1: sport).
+const (
+	portH323 = 1720
+	portT120 = 1503
+)
+
+// Builtin is the value of Server that has the edge be the directory itself.
+const Builtin = "builtin"
+
+// Config is the section "ils" of the configuration.
+type Config struct {
+	// Listen are the listeners: tcp://NETWORK:PORT; usually the ports 389 and 1002.
+	Listen []Listen `yaml:"listen" json:"listen" jsonschema:"description=ILS (LDAP) listeners: tcp://NETWORK:PORT; usually ports 389 and 1002"`
+	// Server is the directory, HOST:PORT, or "builtin".
+	Server string `yaml:"server" json:"server,omitempty" jsonschema:"description=the directory: HOST:PORT; or builtin: the edge is a small directory itself"`
+	// Servers are other directories for the clients of a network; the key is the network's name.
+	Servers map[string]string `yaml:"servers" json:"servers,omitempty" jsonschema:"description=another directory for the clients of one network; the key is the network's name"`
+	// Pool are public addresses of the edge's of which each registered user gets one to himself while any is free.
+	Pool []netip.Addr `yaml:"pool" json:"pool,omitempty" jsonschema:"description=public addresses of which each registered inside user gets one to himself while any is free; without them users share the network's and are told apart by the name that is called"`
+	// Dedicated says that the directory holds nothing but calls: addresses are edited without further evidence.
+	Dedicated bool `yaml:"dedicated" json:"dedicated,omitempty" jsonschema:"default=false,description=the directory is an ILS and nothing else: edit addresses even in entries that do not look like a user's"`
+	// Lifetime is how long a registration holds that names no lifetime.
+	Lifetime time.Duration `yaml:"lifetime" json:"lifetime,omitempty" jsonschema:"type=string,default=1h,description=how long a registration holds that names no lifetime"`
+	// Memory is how long it is remembered whom an outside host looked up last.
+	Memory time.Duration `yaml:"memory" json:"memory,omitempty" jsonschema:"type=string,default=10m,description=how long it is remembered whom an outside host looked up last; its calls go there"`
+	// Ports are the edge's public ports of calls, written into entries in place of the hosts' own.
+	Ports Ports `yaml:"ports" json:"ports,omitempty" jsonschema:"description=the edge's public ports of calls; written into entries in place of the hosts' own"`
+	// MaxMessage bounds a message, in octets. Longer ones of a directory pass unread.
+	MaxMessage int `yaml:"max_message" json:"max_message,omitempty" jsonschema:"minimum=4096,maximum=16777216,default=262144,description=octets of the longest message that is read; longer requests are refused and longer answers pass unread"`
+	// Idle ends a connection on which nothing passes.
+	Idle time.Duration `yaml:"idle" json:"idle,omitempty" jsonschema:"type=string,default=15m,description=a connection on which nothing passes for so long is closed"`
+}
+
+// Ports are public ports of calls.
+type Ports struct {
+	H323 uint16 `yaml:"h323" json:"h323,omitempty" jsonschema:"default=1720,description=public port of H.323 calls"`
+	T120 uint16 `yaml:"t120" json:"t120,omitempty" jsonschema:"default=1503,description=public port of T.120 calls"`
+}
+
+// DefaultConfig returns the defaults; the section is off as long as Listen is empty.
+func DefaultConfig() Config {
+	return Config{
+		Lifetime: time.Hour, Memory: 10 * time.Minute, Ports: Ports{H323: portH323, T120: portT120},
+		MaxMessage: 256 << 10, Idle: 15 * time.Minute,
+	}
+}
+
+// Listen is one listener.
+type Listen struct {
+	Network string
+	Port    uint16
+}
+
+// UnmarshalText reads "tcp://NETWORK:PORT".
+func (l *Listen) UnmarshalText(b []byte) error {
+	rest, ok := strings.CutPrefix(string(b), "tcp://")
+	network, port, ok2 := strings.Cut(rest, ":")
+	if !ok || !ok2 || network == "" {
+		return fmt.Errorf("%q is not tcp://NETWORK:PORT, e.g. tcp://inside:389", b)
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil || n == 0 {
+		return fmt.Errorf("%q: port %q is not a number from 1 to 65535", b, port)
+	}
+	l.Network, l.Port = network, uint16(n)
+	return nil
+}
+
+// MarshalText writes "tcp://NETWORK:PORT".
+func (l Listen) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
+
+// String returns "tcp://NETWORK:PORT".
+func (l Listen) String() string { return fmt.Sprintf("tcp://%s:%d", l.Network, l.Port) }
+
+// server returns the directory for the clients of a network.
+func (c Config) server(network string) string {
+	if s, ok := c.Servers[network]; ok {
+		return s
+	}
+	return c.Server
+}
+
+// Fault is one thing wrong with the section; Key is relative to it, e.g. "listen[2]".
+type Fault struct{ Key, Text string }
+
+// Error returns "key: text".
+func (f Fault) Error() string { return f.Key + ": " + f.Text }
+
+// FaultKey returns the key, for whoever knows its line.
+func (f Fault) FaultKey() string { return f.Key }
+
+// Validate returns all faults of the section, each a [Fault], joined. The networks are those of the
+// whole configuration.
+func (c Config) Validate(nets pinhole.Networks) error {
+	v := validation{nets: nets}
+	seen := map[Listen]bool{}
+	for i, l := range c.Listen {
+		key := fmt.Sprintf("listen[%d]", i)
+		v.network(key, l.Network)
+		if seen[l] {
+			v.fault(key, "%s is listed twice", l)
+		}
+		seen[l] = true
+		if c.server(l.Network) == "" {
+			v.fault(key, "there is no server for it; set server, e.g. 198.51.100.30:389")
+		}
+	}
+	v.server("server", c.Server)
+	for name, s := range c.Servers {
+		v.network("servers."+name, name)
+		v.server("servers."+name, s)
+	}
+	v.pool(c.Pool)
+	for key, d := range map[string]time.Duration{"lifetime": c.Lifetime, "memory": c.Memory, "idle": c.Idle} {
+		if d < time.Second || d > 7*24*time.Hour {
+			v.fault(key, "%v is not between 1s and 168h", d)
+		}
+	}
+	if c.MaxMessage < 4096 || c.MaxMessage > 16<<20 {
+		v.fault("max_message", "%d is not between 4096 and 16777216", c.MaxMessage)
+	}
+	for key, p := range map[string]uint16{"ports.h323": c.Ports.H323, "ports.t120": c.Ports.T120} {
+		if p == 0 {
+			v.fault(key, "0 is no port")
+		}
+	}
+	return errors.Join(v.errs...)
+}
+
+// validation collects faults.
+type validation struct {
+	nets pinhole.Networks
+	errs []error
+}
+
+func (v *validation) fault(key, format string, a ...any) {
+	v.errs = append(v.errs, Fault{key, fmt.Sprintf(format, a...)})
+}
+
+func (v *validation) network(key, name string) {
+	if _, ok := v.nets[name]; !ok {
+		v.fault(key, "network %q is not defined under networks", name)
+	}
+}
+
+func (v *validation) server(key, s string) {
+	if s == "" || s == Builtin {
+		return
+	}
+	host, port, err := net.SplitHostPort(s)
+	n, errPort := strconv.ParseUint(port, 10, 16)
+	if err != nil || host == "" || errPort != nil || n == 0 {
+		v.fault(key, "%q is neither HOST:PORT nor %s", s, Builtin)
+	}
+}
+
+func (v *validation) pool(pool []netip.Addr) {
+	seen := map[netip.Addr]bool{}
+	for i, a := range pool {
+		key := fmt.Sprintf("pool[%d]", i)
+		switch {
+		case !a.IsValid(): // could not be read: said already
+		case !a.Is4() || a.IsUnspecified() || a.IsMulticast():
+			v.fault(key, "%s is no IPv4 address of a host; entries hold no other", a)
+		case seen[a]:
+			v.fault(key, "%s is listed twice", a)
+		}
+		seen[a] = true
+	}
+}

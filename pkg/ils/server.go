@@ -1,0 +1,217 @@
+// Package ils is the gateway for the directories of NetMeeting and TAPI: LDAP (RFC 4511; v2: RFC 1777) on 389
+// and 1002, with the entries of [MS-TAIL]. It edits the addresses in what passes, and remembers who has
+// registered, so that calls from outside find their inside host. It is no LDAP proxy: nothing is cached,
+// checked or printed anew, and entries of other directories (Active Directory) pass octet by octet.
+//
+//	client ──► frame ──► session.request  ──► server      Add, Modify: own address → public one
+//	client ◄── session.response ◄── frame ◄── server      entries: public → inside; results: Registry
+//	                 │ StartTLS, SASL layer: everything after passes unread
+//	H.323, T.120 ──► Registry.Route(called, local, client) ──► inside host
+//
+// With "server: builtin" the edge is the directory itself (directory.go).
+package ils
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"edged.dev/edged/pkg/pinhole"
+)
+
+const (
+	// dialTimeout bounds connecting to the directory.
+	dialTimeout = 10 * time.Second
+	// maxConnections bounds the connections of all clients.
+	maxConnections = 4096
+)
+
+// Deps are what the server needs from others.
+type Deps struct {
+	Networks pinhole.Networks
+	// RouteTo names the network by which an address is reached, "" if none; nil: only subnets count.
+	RouteTo func(netip.Addr) string
+	// Dial connects to a directory, HOST:PORT; nil: TCP from whatever address the kernel chooses.
+	Dial func(ctx context.Context, to string) (net.Conn, error)
+	// Connections bounds the connections of one source address; 0 = no limit.
+	Connections int
+}
+
+// Server relays LDAP. All methods may be called concurrently.
+type Server struct {
+	cfg       Config
+	deps      Deps
+	log       *zap.Logger
+	registry  *Registry
+	directory *directory
+	count     *counters
+
+	mu        sync.Mutex // guards what follows
+	perSource map[netip.Addr]int
+	open      int
+}
+
+// New checks the configuration and returns a server without listeners.
+func New(cfg Config, deps Deps, log *zap.Logger) (*Server, error) {
+	if err := cfg.Validate(deps.Networks); err != nil {
+		return nil, err
+	}
+	if deps.Dial == nil {
+		deps.Dial = func(ctx context.Context, to string) (net.Conn, error) {
+			return (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, "tcp", to)
+		}
+	}
+	return &Server{
+		cfg: cfg, deps: deps, log: log, registry: newRegistry(cfg), directory: newDirectory(cfg),
+		count: newCounters(), perSource: map[netip.Addr]int{},
+	}, nil
+}
+
+// Registry returns who has registered.
+func (s *Server) Registry() *Registry { return s.registry }
+
+// Collector returns the metrics.
+func (s *Server) Collector() prometheus.Collector { return collector{s} }
+
+// ServeListener relays the connections that ln, a TCP listener on the named network, accepts, until ctx ends
+// and all of them have ended.
+func (s *Server) ServeListener(ctx context.Context, network string, ln net.Listener) error {
+	var work sync.WaitGroup
+	defer work.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { ln.Close() })
+	defer stop()
+	for {
+		conn, err := ln.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			if errors.Is(err, net.ErrClosed) {
+				return err
+			}
+			if !pause(ctx, 50*time.Millisecond) { // out of descriptors: others will close theirs
+				return nil
+			}
+			continue
+		}
+		source := addrOf(conn.RemoteAddr()).Addr()
+		if !s.admit(source) {
+			s.count.drop("connections")
+			conn.Close()
+			continue
+		}
+		work.Go(func() {
+			defer s.release(source)
+			s.serve(ctx, network, conn)
+		})
+	}
+}
+
+// pause waits for d; false if ctx ended before.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+func addrOf(a net.Addr) netip.AddrPort {
+	ap, err := netip.ParseAddrPort(a.String())
+	if err != nil {
+		return netip.AddrPort{} // not an internet socket
+	}
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}
+
+func (s *Server) admit(source netip.Addr) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	limit := s.deps.Connections
+	if s.open >= maxConnections || limit > 0 && s.perSource[source] >= limit {
+		return false
+	}
+	s.open++
+	s.perSource[source]++
+	return true
+}
+
+func (s *Server) release(source netip.Addr) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.open--
+	if s.perSource[source]--; s.perSource[source] <= 0 {
+		delete(s.perSource, source)
+	}
+}
+
+// sideOf says where an address is.
+func (s *Server) sideOf(a netip.Addr) side {
+	name := s.deps.Networks.Of(a)
+	if name == "" && s.deps.RouteTo != nil {
+		name = s.deps.RouteTo(a)
+	}
+	return side{name, s.deps.Networks[name].Trusted}
+}
+
+// serve relays one connection.
+func (s *Server) serve(ctx context.Context, network string, client net.Conn) {
+	defer client.Close()
+	log := s.log.With(zap.Stringer("client", client.RemoteAddr()))
+	c := &relay{client: client, idle: s.cfg.Idle, limit: s.cfg.MaxMessage}
+	c.session = &session{
+		cfg: &s.cfg, nets: s.deps.Networks, reg: s.registry, count: s.count, host: addrOf(client.RemoteAddr()).Addr(),
+		client: side{network, s.deps.Networks[network].Trusted},
+	}
+	target := s.target(network, client)
+	if target == Builtin {
+		c.directory, c.session.serverless, c.session.server = s.directory, true, side{inside: true}
+	} else {
+		dialing, cancel := context.WithTimeout(ctx, dialTimeout)
+		server, err := s.deps.Dial(dialing, target)
+		cancel()
+		if err != nil {
+			s.count.drop("dial")
+			log.Warn("directory not reached", zap.String("server", target), zap.Error(err))
+			return
+		}
+		defer server.Close()
+		c.server, c.session.server = server, s.sideOf(addrOf(server.RemoteAddr()).Addr())
+	}
+	stop := context.AfterFunc(ctx, c.close)
+	defer stop()
+	if err := c.run(); err != nil && ctx.Err() == nil {
+		s.count.drop(reason(err))
+		log.Info("directory connection refused", zap.String("reason", reason(err)), zap.Error(err))
+	}
+}
+
+// target returns the directory for a connection: where it was going, if it was not going to the edge
+// (TPROXY), or the configured one.
+func (s *Server) target(network string, client net.Conn) string {
+	to := addrOf(client.LocalAddr())
+	if to.IsValid() && !s.deps.Networks.Own(to.Addr()) && !s.isPool(to.Addr()) && !to.Addr().IsLoopback() {
+		return to.String()
+	}
+	return s.cfg.server(network)
+}
+
+func (s *Server) isPool(a netip.Addr) bool {
+	for _, p := range s.cfg.Pool {
+		if p == a {
+			return true
+		}
+	}
+	return false
+}
