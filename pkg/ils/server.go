@@ -156,13 +156,26 @@ func (s *Server) release(source netip.Addr) {
 	}
 }
 
-// sideOf says where an address is.
+// sideOf says where an address is: by the subnets, then by the routes, then by there being only one network
+// that is not trusted.
 func (s *Server) sideOf(a netip.Addr) side {
 	name := s.deps.Networks.Of(a)
 	if name == "" && s.deps.RouteTo != nil {
 		name = s.deps.RouteTo(a)
 	}
-	return side{name, s.deps.Networks[name].Trusted}
+	if name != "" {
+		return side{name, s.deps.Networks[name].Trusted}
+	}
+	found := 0
+	for n, nw := range s.deps.Networks {
+		if !nw.Trusted {
+			name, found = n, found+1
+		}
+	}
+	if found != 1 {
+		return side{}
+	}
+	return side{network: name}
 }
 
 // serve relays one connection.
