@@ -1,0 +1,80 @@
+// Command gen turns the *.schema files of the current folder into tables.go.
+//
+// The notation, one line a type or component, nested by tabs:
+//
+//	TransportAddress choice ext          a type; "ext": it has an extension marker
+//		ipAddress seq                    an alternative with a type of its own
+//			ip octets 4
+//			port int 0..65535
+//		+nsap? octets 1..20              "+": an addition, "?": optional
+//	!Name ...                            has a constant in tables.go
+//
+// Types: null, bool, int [LO..HI] [ext], enum [ext] a b + c, octets [SIZE] [of TYPE],
+// bits, ia5, numeric, printable, bmp [SIZE] ["ALPHABET" or latin], general, oid, open,
+// seq, choice, list [SIZE] TYPE, or a name, of another file as file.Name.
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"log"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+func main() {
+	log.SetFlags(0)
+	files := []string{"h235.schema", "h245.schema", "h225.schema", "h460.schema", "t124.schema", "t125.schema"}
+	g := &generator{ids: map[string]int{}}
+	g.types = []row{{name: "", kind: "Open"}}
+	var defs []*line
+	for _, f := range files {
+		d, err := parse(f)
+		if err != nil {
+			log.Fatal(err)
+		}
+		defs = append(defs, d...)
+	}
+	if err := g.all(defs); err != nil {
+		log.Fatal(err)
+	}
+	if err := os.WriteFile("tables.go", g.source(), 0o644); err != nil { //nolint:gosec // source code
+		log.Fatal(err)
+	}
+}
+
+// line is one line of a schema with the lines nested in it.
+type line struct {
+	module   string
+	at       string // FILE:LINE
+	words    []string
+	children []*line
+}
+
+func parse(path string) ([]*line, error) {
+	data, err := os.ReadFile(path) //nolint:gosec // a schema of this folder
+	if err != nil {
+		return nil, err
+	}
+	module := strings.TrimSuffix(filepath.Base(path), ".schema")
+	root := &line{}
+	stack := []*line{root}
+	sc := bufio.NewScanner(bytes.NewReader(data))
+	for n := 1; sc.Scan(); n++ {
+		text := strings.TrimLeft(sc.Text(), "\t")
+		depth := len(sc.Text()) - len(text)
+		if text == "" || strings.HasPrefix(text, "//") {
+			continue
+		}
+		l := &line{module: module, at: fmt.Sprintf("%s:%d", path, n), words: strings.Fields(text)}
+		if depth >= len(stack) {
+			return nil, fmt.Errorf("%s: nested too deeply", l.at)
+		}
+		parent := stack[depth]
+		parent.children = append(parent.children, l)
+		stack = append(stack[:depth+1], l)
+	}
+	return root.children, sc.Err()
+}
