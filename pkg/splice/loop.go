@@ -32,6 +32,12 @@ const (
 	ended // joins are refused
 )
 
+// abort is a pair that is to be reset, with the reason.
+type abort struct {
+	pair *pair
+	why  error
+}
+
 // loop serves its share of the pairs.
 type loop struct {
 	epoll, wake int
@@ -40,8 +46,7 @@ type loop struct {
 	mu    sync.Mutex
 	phase phase // guarded by mu, as are the next three
 	fresh []*pair
-	// aborts are pairs that are to be reset, with the reason.
-	aborts map[*pair]error
+	aborts []abort
 	stops  bool
 
 	// The rest belongs to run.
@@ -61,7 +66,7 @@ type loop struct {
 }
 
 func newLoop() (*loop, error) {
-	l := &loop{epoll: -1, wake: -1, epoch: time.Now(), aborts: map[*pair]error{}}
+	l := &loop{epoll: -1, wake: -1, epoch: time.Now()}
 	var err error
 	if l.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return nil, os.NewSyscallError("epoll_create1", err)
@@ -139,7 +144,7 @@ func (l *loop) abort(p *pair, why error) {
 			}
 		}
 	case running:
-		l.aborts[p] = why
+		l.aborts = append(l.aborts, abort{p, why})
 		l.notifyLocked()
 	case ended: // every pair was finished
 	}
@@ -216,10 +221,7 @@ func (l *loop) timeout() int {
 func (l *loop) take() (stop bool) {
 	l.mu.Lock()
 	fresh, aborts := l.fresh, l.aborts
-	l.fresh = nil
-	if len(aborts) > 0 {
-		l.aborts = map[*pair]error{}
-	}
+	l.fresh, l.aborts = nil, nil
 	stop = l.stops
 	l.mu.Unlock()
 	if len(fresh)+len(aborts) > 0 {
@@ -228,8 +230,8 @@ func (l *loop) take() (stop bool) {
 	for _, p := range fresh {
 		l.start(p)
 	}
-	for p, why := range aborts {
-		l.end(p, why)
+	for _, a := range aborts {
+		l.end(a.pair, a.why)
 	}
 	return stop
 }
