@@ -13,6 +13,7 @@ import (
 	"edged.dev/edged/pkg/media"
 	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/sipalg"
+	"edged.dev/edged/pkg/splice/forward"
 )
 
 // config is the whole file: the sum of the packages' sections. What this file
@@ -26,6 +27,7 @@ type config struct {
 	Media    media.Config             `yaml:"media" jsonschema_description:"how media is relayed"`
 	TLS      tlsConfig                `yaml:"tls" jsonschema_description:"certificates of the edge and of its peers"`
 	SIP      sipalg.Config            `yaml:"sip" jsonschema_description:"SIP: listeners and routes; without listeners the service is off"`
+	Forwards []forward.Rule           `yaml:"forwards" jsonschema_description:"TCP ports that are forwarded unread, for who is on their allow-list"`
 	Limits   limitsConfig             `yaml:"limits" jsonschema_description:"what one source may ask for"`
 	CDR      cdrConfig                `yaml:"cdr" jsonschema_description:"call records"`
 

@@ -8,6 +8,7 @@ import (
 	"go.uber.org/zap"
 
 	"edged.dev/edged/pkg/pinhole"
+	"edged.dev/edged/pkg/splice"
 )
 
 // service is one running part of the daemon. Only name and serve are always set.
@@ -38,7 +39,8 @@ type serviceDeps struct {
 	reg    prometheus.Registerer
 	tls    *tlsStore
 	events *eventBroker
-	// opener is set by the relay.
+	// joiner is set by splice, opener by the relay.
+	joiner *splice.Joiner
 	opener pinhole.Opener
 }
 
@@ -50,8 +52,10 @@ func buildServices(ctx context.Context, d *serviceDeps) ([]*service, error) {
 		on    bool
 		build func(context.Context, *serviceDeps) (*service, error)
 	}{
+		{"splice", true, buildSplice},
 		{"media", true, buildMedia},
 		{"sip", len(d.cfg.SIP.Listen) > 0, buildSIP},
+		{"forwards", len(d.cfg.Forwards) > 0, buildForwards},
 	}
 	var out []*service
 	for _, row := range table {

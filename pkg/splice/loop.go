@@ -43,9 +43,9 @@ type loop struct {
 	epoll, wake int
 	epoch       time.Time
 
-	mu    sync.Mutex
-	phase phase // guarded by mu, as are the next three
-	fresh []*pair
+	mu     sync.Mutex
+	phase  phase // guarded by mu, as are the next three
+	fresh  []*pair
 	aborts []abort
 	stops  bool
 

@@ -1,0 +1,120 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"golang.org/x/sync/errgroup"
+
+	"edged.dev/edged/pkg/splice"
+	"edged.dev/edged/pkg/splice/forward"
+)
+
+// buildSplice builds what joins TCP connections for the services below it in the table.
+func buildSplice(_ context.Context, d *serviceDeps) (*service, error) {
+	j, err := splice.New(0)
+	if err != nil {
+		return nil, err
+	}
+	d.joiner = j
+	return &service{serve: j.Serve}, nil
+}
+
+// buildForwards opens the listeners of the forwards.
+func buildForwards(ctx context.Context, d *serviceDeps) (*service, error) {
+	socks, err := openForwards(ctx, d.cfg)
+	if err != nil {
+		return nil, err
+	}
+	f := forward.New(d.cfg.Forwards, forward.Deps{
+		Joiner: d.joiner, PerSource: d.cfg.Limits.PerSource.Connections,
+	}, d.log.Named("forwards"))
+	d.reg.MustRegister(f)
+	return &service{
+		serve: func(ctx context.Context) error {
+			g, ctx := errgroup.WithContext(ctx)
+			for _, s := range socks {
+				g.Go(func() error { return f.ServeListener(ctx, s.name, s.ln) })
+			}
+			return g.Wait()
+		},
+		alive: func() { f.Open() },
+		reload: func(c *config) error {
+			f.SetPerSource(c.Limits.PerSource.Connections)
+			return nil
+		},
+		drain:  f.Drain,
+		busy:   f.Open,
+		status: func() any { return forwardsStatus(f.Infos()) },
+		views:  map[string]func() any{"forwards": func() any { return map[string]any{"forwards": f.Infos()} }},
+	}, nil
+}
+
+func forwardsStatus(list []forward.Info) any {
+	open, inKernel := 0, 0
+	for _, i := range list {
+		open += i.Connections
+		inKernel += i.Kernel
+	}
+	return map[string]any{"rules": len(list), "connections": open, "in_kernel": inKernel}
+}
+
+// forwardSocket is one listener of the forward of that name.
+type forwardSocket struct {
+	name string
+	ln   net.Listener
+}
+
+// openForwards binds every forward at every address of its network; all or none.
+func openForwards(ctx context.Context, c *config) ([]forwardSocket, error) {
+	var socks []forwardSocket
+	var lc net.ListenConfig
+	for i, r := range c.Forwards {
+		for _, a := range c.Networks[r.Listen.Network].Addresses {
+			ln, err := lc.Listen(ctx, "tcp", netip.AddrPortFrom(a, r.Listen.Port).String())
+			if err != nil {
+				for _, s := range socks {
+					s.ln.Close()
+				}
+				return nil, fmt.Errorf("forwards[%d].listen: %w", i, err)
+			}
+			socks = append(socks, forwardSocket{r.Name, ln})
+		}
+	}
+	return socks, nil
+}
+
+// validateForwards has each forward judge itself, and adds what concerns others too: names and ports
+// that are taken twice.
+func (c *config) validateForwards(l *faultList) {
+	networks := map[string][]netip.Addr{}
+	for name, n := range c.Networks {
+		networks[name] = n.Addresses
+	}
+	ports, names := map[forward.Listen]string{}, map[string]int{}
+	for i, ln := range c.SIP.Listen {
+		if ln.Proto.Stream() {
+			ports[forward.Listen{Network: ln.Network, Port: ln.Port}] = fmt.Sprintf("sip.listen[%d]", i)
+		}
+	}
+	for i, r := range c.Forwards {
+		key := fmt.Sprintf("forwards[%d]", i)
+		*l = append(*l, sectionFaults(key, r.Validate(networks))...)
+		if j, used := names[r.Name]; used && r.Name != "" {
+			l.add(key+".name", "%q is also the name of forwards[%d]", r.Name, j)
+		}
+		names[r.Name] = i
+		if r.Listen == (forward.Listen{}) {
+			continue
+		}
+		if other, used := ports[r.Listen]; used {
+			l.add(key+".listen", "%s is also the TCP port of %s", r.Listen, other)
+		}
+		ports[r.Listen] = key + ".listen"
+		if p := c.Pinholes.TCP; r.Listen.Port >= p.First && r.Listen.Port <= p.Last {
+			l.add(key+".listen", "port %d lies in pinholes.tcp (%s), which is for media", r.Listen.Port, p)
+		}
+	}
+}

@@ -1,0 +1,130 @@
+package forward
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Defaults of a rule's keys.
+const (
+	DefaultMaxConnections = 1024
+	DefaultIdle           = 2 * time.Hour
+)
+
+// Which path a rule's connections may take.
+const (
+	ViaAuto   = "auto"   // the kernel where it can, else user space
+	ViaKernel = "kernel" // the same, with a warning where the kernel can not
+	ViaUser   = "user"   // user space
+)
+
+// maxConnections bounds max_connections and per_source.
+const maxConnections = 1 << 14
+
+// Rule is one item of the section "forwards".
+type Rule struct {
+	Name           string         `yaml:"name" jsonschema:"required" jsonschema_description:"name in logs and metrics: a-z, 0-9, _ and -"`
+	Listen         Listen         `yaml:"listen" jsonschema:"required" jsonschema_description:"tcp://NETWORK:PORT"`
+	To             netip.AddrPort `yaml:"to" jsonschema:"required" jsonschema_description:"ADDRESS:PORT of the target"`
+	Allow          []netip.Prefix `yaml:"allow" jsonschema:"required" jsonschema_description:"the sources that may connect"`
+	MaxConnections int            `yaml:"max_connections" jsonschema:"minimum=0,maximum=16384,default=1024" jsonschema_description:"connections at the same time"`
+	PerSource      int            `yaml:"per_source" jsonschema:"minimum=0,maximum=16384,default=0" jsonschema_description:"connections of one source at the same time, where user space carries them; 0 = limits.per_source.connections"`
+	Idle           time.Duration  `yaml:"idle" jsonschema_description:"a connection without any byte for so long is reset, at least 1s; default 2h"`
+	Via            string         `yaml:"via" jsonschema:"enum=auto,enum=kernel,enum=user,default=auto" jsonschema_description:"what carries it: auto (the kernel where it can, else user space), kernel (the same, with a warning where it can not) or user"`
+}
+
+// Listen is where a rule listens: a port at all addresses of a network.
+type Listen struct {
+	Network string
+	Port    uint16
+}
+
+// UnmarshalText reads "tcp://NETWORK:PORT".
+func (l *Listen) UnmarshalText(b []byte) error {
+	proto, rest, ok := strings.Cut(string(b), "://")
+	network, port, ok2 := strings.Cut(rest, ":")
+	if !ok || !ok2 || network == "" || proto != "tcp" {
+		return fmt.Errorf("%q is not tcp://NETWORK:PORT, e.g. tcp://outside:8057", b)
+	}
+	p, err := netip.ParseAddrPort("0.0.0.0:" + port)
+	if err != nil || p.Port() == 0 {
+		return fmt.Errorf("%q: port %q is not a number from 1 to 65535", b, port)
+	}
+	l.Network, l.Port = network, p.Port()
+	return nil
+}
+
+// MarshalText writes "tcp://NETWORK:PORT".
+func (l Listen) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
+
+// String returns "tcp://NETWORK:PORT".
+func (l Listen) String() string { return fmt.Sprintf("tcp://%s:%d", l.Network, l.Port) }
+
+// Completed returns the rule with defaults for what it does not say.
+func (r Rule) Completed() Rule {
+	r.MaxConnections = cmp.Or(r.MaxConnections, DefaultMaxConnections)
+	r.Idle = cmp.Or(r.Idle, DefaultIdle)
+	r.Via = cmp.Or(r.Via, ViaAuto)
+	return r
+}
+
+// Validate returns all faults of the rule, each "key: what is wrong", joined. Networks are those of
+// the configuration, with their addresses.
+func (r Rule) Validate(networks map[string][]netip.Addr) error {
+	var errs []error
+	fault := func(key, format string, a ...any) {
+		errs = append(errs, fmt.Errorf("%s: %s", key, fmt.Sprintf(format, a...)))
+	}
+	if r.Name == "" || strings.Trim(r.Name, "abcdefghijklmnopqrstuvwxyz0123456789_-") != "" {
+		fault("name", "%q: a name of a-z, 0-9, _ and - is needed", r.Name)
+	}
+	own, known := networks[r.Listen.Network]
+	switch {
+	case r.Listen == Listen{}:
+		fault("listen", "is needed, e.g. tcp://outside:8057")
+	case !known:
+		fault("listen", "network %q is not defined under networks", r.Listen.Network)
+	}
+	switch a := r.To.Addr(); {
+	case !r.To.IsValid():
+		fault("to", "the target's ADDRESS:PORT is needed")
+	case a.IsUnspecified() || a.IsMulticast() || r.To.Port() == 0:
+		fault("to", "%s is no target", r.To)
+	case slices.Contains(own, a.Unmap()) && r.To.Port() == r.Listen.Port:
+		fault("to", "%s is the listener itself", r.To)
+	}
+	r.validateAllow(fault)
+	r.validateLimits(fault)
+	return errors.Join(errs...)
+}
+
+func (r Rule) validateAllow(fault func(key, format string, a ...any)) {
+	if len(r.Allow) == 0 {
+		fault("allow", "names nobody, so nobody could connect; 0.0.0.0/0 is everybody")
+	}
+	for i, p := range r.Allow {
+		if p.IsValid() && p != p.Masked() {
+			fault(fmt.Sprintf("allow[%d]", i), "%s names a host; the network is %s", p, p.Masked())
+		}
+	}
+}
+
+func (r Rule) validateLimits(fault func(key, format string, a ...any)) {
+	if r.MaxConnections < 0 || r.MaxConnections > maxConnections {
+		fault("max_connections", "%d is not in 1-%d", r.MaxConnections, maxConnections)
+	}
+	if r.PerSource < 0 || r.PerSource > maxConnections {
+		fault("per_source", "%d is not in 0-%d", r.PerSource, maxConnections)
+	}
+	if r.Idle != 0 && r.Idle < time.Second {
+		fault("idle", "%v is less than 1s", r.Idle)
+	}
+	if r.Via != "" && !slices.Contains([]string{ViaAuto, ViaKernel, ViaUser}, r.Via) {
+		fault("via", "%q is not auto, kernel or user", r.Via)
+	}
+}

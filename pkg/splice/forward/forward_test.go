@@ -1,0 +1,313 @@
+package forward
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
+	"edged.dev/edged/pkg/splice"
+)
+
+// patience is for a loaded machine; nothing here takes so long otherwise.
+const patience = time.Minute
+
+func loopback() netip.Prefix { return netip.MustParsePrefix("127.0.0.0/8") }
+
+// started is a forwarder with one rule, in front of a target that echoes.
+type started struct {
+	f      *Forwarder
+	addr   string
+	stop   func() error
+	logged *observer.ObservedLogs
+}
+
+func start(t *testing.T, r Rule, k Kernel) *started {
+	t.Helper()
+	j, err := splice.New(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	core, logged := observer.New(zap.DebugLevel)
+	r.Name = "echo"
+	f := New([]Rule{r}, Deps{Joiner: j, Kernel: k, PerSource: 3}, zap.New(core))
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 2)
+	go func() { ended <- j.Serve(ctx) }()
+	go func() { ended <- f.ServeListener(ctx, "echo", ln) }()
+	return &started{f: f, addr: ln.Addr().String(), logged: logged, stop: func() error {
+		cancel()
+		return errors.Join(<-ended, <-ended)
+	}}
+}
+
+func echoServer(t *testing.T) netip.AddrPort {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				io.Copy(c, c)
+			}()
+		}
+	}()
+	return netip.MustParseAddrPort(ln.Addr().String())
+}
+
+func (s *started) dial(t *testing.T) *net.TCPConn {
+	t.Helper()
+	c, err := net.Dial("tcp", s.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(patience))
+	return c.(*net.TCPConn)
+}
+
+// echoes tells whether a connection is carried; if not, it was reset.
+func echoes(t *testing.T, c *net.TCPConn) bool {
+	t.Helper()
+	b := make([]byte, 5)
+	_, err := c.Write([]byte("hello"))
+	if err == nil {
+		_, err = io.ReadFull(c, b)
+	}
+	if err == nil && string(b) == "hello" {
+		return true
+	}
+	if !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
+		t.Fatalf("%q, %v", b, err)
+	}
+	return false
+}
+
+func until(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !ok(); runtime.Gosched() {
+		if time.Now().After(deadline) {
+			t.Fatalf("not in time: %s", what)
+		}
+	}
+}
+
+func TestForward(t *testing.T) {
+	to := echoServer(t)
+	s := start(t, Rule{To: to, Allow: []netip.Prefix{loopback()}, Via: ViaUser}, nil)
+	c := s.dial(t)
+	if !echoes(t, c) {
+		t.Fatal("the connection was reset")
+	}
+	c.CloseWrite()
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Fatal(err)
+	}
+	until(t, "the end is counted", func() bool { return s.f.Open() == 0 })
+	want := Info{Name: "echo", To: to, Path: ViaUser, Why: "via is user", Total: 1, FromClients: 5, FromTarget: 5, Refused: map[string]uint64{}}
+	if diff := cmp.Diff([]Info{want}, s.f.Infos(), cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); diff != "" {
+		t.Error(diff)
+	}
+	exported := `
+# HELP edged_forward_bytes_total Bytes of TCP payload, from clients or from the target.
+# TYPE edged_forward_bytes_total counter
+edged_forward_bytes_total{forward="echo",from="clients",path="kernel"} 0
+edged_forward_bytes_total{forward="echo",from="clients",path="user"} 5
+edged_forward_bytes_total{forward="echo",from="target",path="kernel"} 0
+edged_forward_bytes_total{forward="echo",from="target",path="user"} 5
+# HELP edged_forward_ended_total Connections of user space that have ended, by reason.
+# TYPE edged_forward_ended_total counter
+edged_forward_ended_total{forward="echo",reason="closed"} 1
+`
+	if err := testutil.CollectAndCompare(s.f, strings.NewReader(exported), "edged_forward_bytes_total", "edged_forward_ended_total"); err != nil {
+		t.Error(err)
+	}
+	if n := s.logged.FilterMessage("connection ended").Len(); n != 1 {
+		t.Errorf("%d records of the connection", n)
+	}
+	open := s.dial(t)
+	if !echoes(t, open) {
+		t.Fatal("the second connection was reset")
+	}
+	if err := s.stop(); err != nil {
+		t.Error(err)
+	}
+	if echoes(t, open) {
+		t.Error("a connection outlives the forwarder")
+	}
+}
+
+func TestRefused(t *testing.T) {
+	to := echoServer(t)
+	closed, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed.Close()
+	all := []netip.Prefix{loopback()}
+	for _, tc := range []struct {
+		name   string
+		rule   Rule
+		before int // connections that are carried
+		reason string
+	}{
+		{"stranger", Rule{To: to, Allow: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}, 0, notAllowed},
+		{"max", Rule{To: to, Allow: all, MaxConnections: 2}, 2, limited},
+		{"source", Rule{To: to, Allow: all, PerSource: 1}, 1, sourceLimit},
+		{"source default", Rule{To: to, Allow: all}, 3, sourceLimit},
+		{"draining", Rule{To: to, Allow: all}, 1, draining},
+		{"dial", Rule{To: netip.MustParseAddrPort(closed.Addr().String()), Allow: all}, 0, dialFailed},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s := start(t, tc.rule, nil)
+			var carried []*net.TCPConn
+			for range tc.before {
+				c := s.dial(t)
+				if !echoes(t, c) {
+					t.Fatal("a connection was reset")
+				}
+				carried = append(carried, c)
+			}
+			if tc.reason == draining {
+				s.f.Drain()
+			}
+			if echoes(t, s.dial(t)) {
+				t.Error("one more is carried")
+			}
+			for _, c := range carried {
+				if !echoes(t, c) {
+					t.Error("one of the others was reset")
+				}
+				c.Close()
+			}
+			until(t, "the others end", func() bool { return s.f.Open() == 0 })
+			r := s.f.rules[0]
+			if r.refused[tc.reason]+r.ended[tc.reason] != 1 || len(r.sources) != 0 {
+				t.Errorf("refused %v, ended %v, sources %v", r.refused, r.ended, r.sources)
+			}
+			if tc.before > 0 && tc.reason != draining && !echoes(t, s.dial(t)) {
+				t.Error("nothing is carried after the end of the others")
+			}
+			if err := s.stop(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestIdleConnectionEnds(t *testing.T) {
+	s := start(t, Rule{To: echoServer(t), Allow: []netip.Prefix{loopback()}, Idle: 200 * time.Millisecond}, nil)
+	c := s.dial(t)
+	if !echoes(t, c) {
+		t.Fatal("the connection was reset")
+	}
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Error(err)
+	}
+	until(t, "the end is counted", func() bool { return s.f.Open() == 0 })
+	if s.f.rules[0].ended[endedIdle] != 1 {
+		t.Error(s.f.rules[0].ended)
+	}
+	if err := s.stop(); err != nil {
+		t.Error(err)
+	}
+}
+
+// kernel stands in for the kernel path.
+type kernel struct {
+	refuses error
+	listen  netip.AddrPort
+	closed  atomic.Bool
+}
+
+func (k *kernel) Carry(_ Rule, listen netip.AddrPort) (Carried, error) {
+	k.listen = listen
+	return k, k.refuses
+}
+
+func (k *kernel) Figures() (Figures, error) {
+	return Figures{Open: 2, Total: 7, Bytes: [2]uint64{70, 700}, Refused: map[string]uint64{notAllowed: 4}}, nil
+}
+
+func (k *kernel) Close() error {
+	k.closed.Store(true)
+	return nil
+}
+
+func TestKernel(t *testing.T) {
+	for _, tc := range []struct {
+		via       string
+		refuses   error
+		path, why string
+		warned    int
+	}{
+		{ViaAuto, nil, ViaKernel, "", 0},
+		{ViaAuto, errors.ErrUnsupported, ViaUser, errors.ErrUnsupported.Error(), 0},
+		{ViaKernel, errors.ErrUnsupported, ViaUser, errors.ErrUnsupported.Error(), 1},
+		{ViaUser, nil, ViaUser, "via is user", 0},
+	} {
+		k := &kernel{refuses: tc.refuses}
+		s := start(t, Rule{To: echoServer(t), Allow: []netip.Prefix{loopback()}, Via: tc.via}, k)
+		if !echoes(t, s.dial(t)) {
+			t.Error("what the kernel leaves alone is not carried")
+		}
+		i := s.f.Infos()[0]
+		if i.Path != tc.path || i.Why != tc.why {
+			t.Errorf("%s: path %s, %q", tc.via, i.Path, i.Why)
+		}
+		asked := tc.via != ViaUser
+		if carries := asked && tc.refuses == nil; carries && (i.Connections != 3 || i.Kernel != 2 || i.Total != 8 || i.Refused[notAllowed] != 4) {
+			t.Errorf("%+v", i)
+		}
+		if asked && k.listen.String() != s.addr {
+			t.Errorf("the kernel was asked for %s", k.listen)
+		}
+		if err := s.stop(); err != nil {
+			t.Error(err)
+		}
+		if k.closed.Load() != (asked && tc.refuses == nil) {
+			t.Errorf("%s: closed %v", tc.via, k.closed.Load())
+		}
+		if n := s.logged.FilterLevelExact(zap.WarnLevel).Len(); n != tc.warned {
+			t.Errorf("%s: %d warnings", tc.via, n)
+		}
+	}
+}
+
+func TestListenText(t *testing.T) {
+	for _, good := range []string{"tcp://outside:8057", "tcp://a:1"} {
+		var l Listen
+		if err := l.UnmarshalText([]byte(good)); err != nil || l.String() != good {
+			t.Errorf("%s: %v, %v", good, l, err)
+		}
+	}
+	for _, bad := range []string{"", "outside:80", "tcp://outside", "tcp://:80", "tls://outside:443", "tcp://outside:0", "tcp://outside:65536"} {
+		if err := new(Listen).UnmarshalText([]byte(bad)); err == nil {
+			t.Errorf("%q was accepted", bad)
+		}
+	}
+}
