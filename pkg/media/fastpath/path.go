@@ -28,6 +28,7 @@ type Path struct {
 	// addrs are the addresses whose devices get the program.
 	addrs []netip.Addr
 	ways  *ways
+	tcp   *forwards
 	// wake tells the worker that there is something to do; it holds one token.
 	wake chan struct{}
 
@@ -102,6 +103,7 @@ func newPath(user *userpath.Path, c Config, log *zap.Logger, o options) (*Path, 
 		dirty:   make(map[*stream]struct{}),
 		known:   make(map[wayKey]*way),
 	}
+	p.tcp = newForwards(p)
 	for _, n := range c.Networks {
 		p.addrs = append(p.addrs, n.Addresses...)
 	}
@@ -181,6 +183,7 @@ func (p *Path) Serve(ctx context.Context) error {
 	err := p.user.Serve(ctx)
 	cancel()
 	<-done
+	err = errors.Join(err, p.tcp.close())
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, st := range p.streams {

@@ -33,6 +33,8 @@ static __always_inline int redirect(struct hop *h)
 	return bpf_redirect_neigh(h->device, &next, sizeof(next), 0);
 }
 
+#include "tcp.h"
+
 static __always_inline int leave(const struct packet *p, struct hop *h)
 {
 	account(p);
@@ -130,6 +132,8 @@ static __always_inline int relay_v4(struct __sk_buff *skb)
 	if ((void *)(long)skb->data + L4_V4 + sizeof(*udp) > (void *)(long)skb->data_end &&
 	    bpf_skb_pull_data(skb, L4_V4 + sizeof(*udp)))
 		return UP;
+	if (is_tcp(skb, ETH_HLEN + offsetof(struct iphdr, protocol)))
+		return tcp_v4(skb);
 	eth = (void *)(long)skb->data;
 	if (!read_v4(&p, eth, (void *)(long)skb->data_end))
 		return UP;
@@ -175,6 +179,8 @@ static __always_inline int relay_v6(struct __sk_buff *skb)
 
 	if (pull_v6(skb))
 		return UP;
+	if (is_tcp(skb, ETH_HLEN + offsetof(struct ipv6hdr, nexthdr)))
+		return tcp_v6(skb);
 	eth = (void *)(long)skb->data;
 	if (!read_v6(&p, eth, (void *)(long)skb->data_end))
 		return UP;

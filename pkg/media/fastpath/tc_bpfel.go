@@ -13,6 +13,55 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type tcAllowKey struct {
+	_      structs.HostLayout
+	Bits   uint32
+	Rule   uint32
+	Source struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+}
+
+type tcClient struct {
+	_      structs.HostLayout
+	Client struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+	Local struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+}
+
+type tcConn struct {
+	_       structs.HostLayout
+	To      tcTuple
+	Rule    uint32
+	Device  uint32
+	Hop     uint32
+	Back    uint32
+	SumAddr uint32
+	SumPort uint32
+	Mss     uint32
+	Flags   uint32
+	Ack     uint32
+	Learned tcHop
+	Packets uint64
+	Bytes   uint64
+	Last    uint64
+	Checked uint64
+	Since   uint64
+}
+
+type tcCounts struct {
+	_         structs.HostLayout
+	Taken     uint64
+	Completed uint64
+	Reopened  uint64
+}
+
 type tcFlow struct {
 	_   structs.HostLayout
 	Src struct {
@@ -85,14 +134,63 @@ type tcKey struct {
 	Zero  uint8
 }
 
+type tcRule struct {
+	_    structs.HostLayout
+	From struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+	To struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+	ToPort    uint16
+	Zero      uint16
+	Index     uint32
+	Device    uint32
+	Mtu       uint32
+	Hop       uint32
+	Limit     uint32
+	HalfLimit uint32
+	First     uint32
+	Mask      uint32
+	Zero2     uint32
+	Given     uint64
+	Ended     uint64
+	Lapsed    uint64
+}
+
+type tcTuple struct {
+	_   structs.HostLayout
+	Src struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+	Dst struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+	Sport uint16
+	Dport uint16
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	tcMapFlows      = "flows"
 	tcMapHops       = "hops"
+	tcMapTcpAllow   = "tcp_allow"
+	tcMapTcpClients = "tcp_clients"
+	tcMapTcpConns   = "tcp_conns"
+	tcMapTcpCounts  = "tcp_counts"
+	tcMapTcpPorts   = "tcp_ports"
+	tcMapTcpReasons = "tcp_reasons"
+	tcMapTcpRules   = "tcp_rules"
+	tcMapTcpScratch = "tcp_scratch"
 	tcProgRelay     = "relay"
 	tcVarLeaseUntil = "lease_until"
+	tcVarTcpOn      = "tcp_on"
 )
 
 // loadTc returns the embedded CollectionSpec for tc.
@@ -144,8 +242,16 @@ type tcProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcMapSpecs struct {
-	Flows *ebpf.MapSpec `ebpf:"flows"`
-	Hops  *ebpf.MapSpec `ebpf:"hops"`
+	Flows      *ebpf.MapSpec `ebpf:"flows"`
+	Hops       *ebpf.MapSpec `ebpf:"hops"`
+	TcpAllow   *ebpf.MapSpec `ebpf:"tcp_allow"`
+	TcpClients *ebpf.MapSpec `ebpf:"tcp_clients"`
+	TcpConns   *ebpf.MapSpec `ebpf:"tcp_conns"`
+	TcpCounts  *ebpf.MapSpec `ebpf:"tcp_counts"`
+	TcpPorts   *ebpf.MapSpec `ebpf:"tcp_ports"`
+	TcpReasons *ebpf.MapSpec `ebpf:"tcp_reasons"`
+	TcpRules   *ebpf.MapSpec `ebpf:"tcp_rules"`
+	TcpScratch *ebpf.MapSpec `ebpf:"tcp_scratch"`
 }
 
 // tcVariableSpecs contains global variables before they are loaded into the kernel.
@@ -153,6 +259,7 @@ type tcMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcVariableSpecs struct {
 	LeaseUntil *ebpf.VariableSpec `ebpf:"lease_until"`
+	TcpOn      *ebpf.VariableSpec `ebpf:"tcp_on"`
 }
 
 // tcObjects contains all objects after they have been loaded into the kernel.
@@ -175,14 +282,30 @@ func (o *tcObjects) Close() error {
 //
 // It can be passed to loadTcObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcMaps struct {
-	Flows *ebpf.Map `ebpf:"flows"`
-	Hops  *ebpf.Map `ebpf:"hops"`
+	Flows      *ebpf.Map `ebpf:"flows"`
+	Hops       *ebpf.Map `ebpf:"hops"`
+	TcpAllow   *ebpf.Map `ebpf:"tcp_allow"`
+	TcpClients *ebpf.Map `ebpf:"tcp_clients"`
+	TcpConns   *ebpf.Map `ebpf:"tcp_conns"`
+	TcpCounts  *ebpf.Map `ebpf:"tcp_counts"`
+	TcpPorts   *ebpf.Map `ebpf:"tcp_ports"`
+	TcpReasons *ebpf.Map `ebpf:"tcp_reasons"`
+	TcpRules   *ebpf.Map `ebpf:"tcp_rules"`
+	TcpScratch *ebpf.Map `ebpf:"tcp_scratch"`
 }
 
 func (m *tcMaps) Close() error {
 	return _TcClose(
 		m.Flows,
 		m.Hops,
+		m.TcpAllow,
+		m.TcpClients,
+		m.TcpConns,
+		m.TcpCounts,
+		m.TcpPorts,
+		m.TcpReasons,
+		m.TcpRules,
+		m.TcpScratch,
 	)
 }
 
@@ -191,6 +314,7 @@ func (m *tcMaps) Close() error {
 // It can be passed to loadTcObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcVariables struct {
 	LeaseUntil *ebpf.Variable `ebpf:"lease_until"`
+	TcpOn      *ebpf.Variable `ebpf:"tcp_on"`
 }
 
 // tcPrograms contains all programs after they have been loaded into the kernel.

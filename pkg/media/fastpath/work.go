@@ -35,15 +35,15 @@ func (p *Path) work(ctx context.Context, done chan<- struct{}) {
 			return
 		case <-p.wake:
 			p.install()
+			p.tcp.tend(time.Now())
 		case now := <-tick.C:
-			due, routes := p.due(now, looked, rerouted)
-			if !due {
-				continue
+			if due, routes := p.due(now, looked, rerouted); due {
+				p.refreshWays(now, routes)
+				if looked = now; routes {
+					rerouted = now
+				}
 			}
-			p.refreshWays(now, routes)
-			if looked = now; routes {
-				rerouted = now
-			}
+			p.tcp.tend(now)
 		}
 	}
 }
