@@ -130,7 +130,7 @@ func (p *ports) next(taken, now uint64) (list []uint16, err error) {
 	}
 	p.resting = append(p.resting[:0], p.resting[n:]...)
 	free := int(p.given-min(taken, p.given)) + len(list)
-	if free >= (len(p.sockets)+1)/2 {
+	if free > len(p.sockets)/2 {
 		return list, nil
 	}
 	for want := min(max(firstPorts, len(p.sockets)), p.most-len(p.sockets)); want > 0; want-- {

@@ -1,0 +1,351 @@
+package fastpath
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// tcpRig is a rig with one forward: from the near side to a server at the far host.
+type tcpRig struct {
+	*rig
+	server  *net.TCPListener
+	forward *Forward
+	listen  netip.AddrPort
+	// up counts the connections that came to the gateway's own listener.
+	up chan net.Conn
+}
+
+// newTCPRig puts a rule in force; family is 0 for IPv4, 1 for IPv6.
+func newTCPRig(t *testing.T, family int, change func(*ForwardRule)) *tcpRig {
+	t.Helper()
+	r := &tcpRig{rig: newRig(t, options{}), up: make(chan net.Conn, 256)}
+	at := [2]string{"192.0.2.1", "2001:db8:1::1"}[family]
+	far := r.hosts[far]
+	within(t, far.ns, func() {
+		var err error
+		r.server, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(far.addrs[family], 0)))
+		must(t, err)
+	})
+	t.Cleanup(func() { r.server.Close() })
+	own, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(at), 0)))
+	must(t, err)
+	var accepting sync.WaitGroup
+	accepting.Go(func() {
+		for {
+			c, err := own.Accept()
+			if err != nil {
+				return
+			}
+			r.up <- c
+		}
+	})
+	t.Cleanup(func() { own.Close(); accepting.Wait() })
+	r.listen = own.Addr().(*net.TCPAddr).AddrPort()
+	rule := ForwardRule{
+		Name: "test", Listen: r.listen, To: r.server.Addr().(*net.TCPAddr).AddrPort(),
+		Allow: []netip.Prefix{netip.PrefixFrom(r.hosts[near].addrs[family], r.hosts[near].addrs[family].BitLen())},
+	}
+	if change != nil {
+		change(&rule)
+	}
+	r.forward, err = r.path.Forward(rule)
+	must(t, err)
+	r.wait("in force", func(s ForwardStats) bool { return s.Why == "" })
+	return r
+}
+
+// wait waits for a condition of the rule's figures.
+func (r *tcpRig) wait(what string, ok func(ForwardStats) bool) ForwardStats {
+	r.t.Helper()
+	for end := time.Now().Add(patience); ; pause() {
+		s, err := r.forward.Stats()
+		must(r.t, err)
+		if ok(s) {
+			return s
+		}
+		if time.Now().After(end) {
+			r.t.Fatalf("%s: %+v", what, s)
+		}
+	}
+}
+
+func (h *host) dial(from netip.Addr, to netip.AddrPort) (c *net.TCPConn, err error) {
+	within(h.t, h.ns, func() {
+		d := net.Dialer{Timeout: patience, LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0))}
+		var conn net.Conn
+		if conn, err = d.DialContext(context.Background(), "tcp", to.String()); err == nil {
+			c = conn.(*net.TCPConn)
+		}
+	})
+	return c, err
+}
+
+// connect opens a connection through the gateway, and returns both of its ends.
+func (r *tcpRig) connect(family int) (client, server *net.TCPConn) {
+	r.t.Helper()
+	client, err := r.hosts[near].dial(r.hosts[near].addrs[family], r.listen)
+	must(r.t, err)
+	r.t.Cleanup(func() { client.Close() })
+	must(r.t, r.server.SetDeadline(time.Now().Add(patience)))
+	server, err = r.server.AcceptTCP()
+	if err != nil {
+		s, _ := r.forward.Stats()
+		r.t.Fatalf("%v: %+v", err, s)
+	}
+	r.t.Cleanup(func() { server.Close() })
+	return client, server
+}
+
+// segmentsIn returns how many TCP segments the gateway's sockets have got.
+func segmentsIn(t *testing.T) (n int) {
+	t.Helper()
+	text, err := os.ReadFile("/proc/thread-self/net/snmp")
+	must(t, err)
+	for line := range strings.Lines(string(text)) {
+		if f := strings.Fields(line); f[0] == "Tcp:" && f[1] != "RtoAlgorithm" {
+			_, err := fmt.Sscan(f[10], &n)
+			must(t, err)
+		}
+	}
+	return n
+}
+
+// TestForward: data flow both ways, the gateway's sockets see nothing, the target sees the gateway, and the
+// figures are right.
+func TestForward(t *testing.T) {
+	needKernel(t)
+	for family, name := range []string{"v4", "v6"} {
+		t.Run(name, func(t *testing.T) {
+			r := newTCPRig(t, family, nil)
+			before := segmentsIn(t)
+			client, server := r.connect(family)
+			const size = 1 << 20
+			for _, pair := range [][2]*net.TCPConn{{client, server}, {server, client}} {
+				go func() { _, _ = pair[0].Write(make([]byte, size)) }()
+				if _, err := io.ReadFull(pair[1], make([]byte, size)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got := segmentsIn(t); got != before {
+				t.Errorf("%d segments came to the gateway's sockets", got-before)
+			}
+			from := server.RemoteAddr().(*net.TCPAddr).AddrPort()
+			if want := r.forward.Rule().From; from.Addr() != want {
+				t.Errorf("the target sees %s, want %s", from, want)
+			}
+			s := r.wait("traffic", func(s ForwardStats) bool { return s.FromClient.Bytes >= size && s.FromTarget.Bytes >= size })
+			if s.Open != 1 || s.HalfOpen != 0 || s.Total != 1 || len(s.HandedUp) != 0 || len(s.Dropped) != 0 {
+				t.Errorf("%+v", s)
+			}
+			list, err := r.forward.Connections()
+			must(t, err)
+			if len(list) != 1 || list[0].State != stateEstablished || list[0].Source != from ||
+				list[0].Client != client.LocalAddr().(*net.TCPAddr).AddrPort() {
+				t.Errorf("%+v", list)
+			}
+		})
+	}
+}
+
+// TestForwardDenied: whoever is not allowed reaches the gateway's listener, and the target never.
+func TestForwardDenied(t *testing.T) {
+	r := newTCPRig(t, 0, nil)
+	evil := netip.MustParseAddr("192.0.2.66")
+	c, err := r.hosts[near].dial(evil, r.listen)
+	must(t, err)
+	defer c.Close()
+	up := <-r.up
+	defer up.Close()
+	if got := up.RemoteAddr().(*net.TCPAddr).AddrPort().Addr(); got != evil {
+		t.Errorf("%s came", got)
+	}
+	must(t, r.server.SetDeadline(time.Now().Add(50*time.Millisecond)))
+	if conn, err := r.server.Accept(); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the target was reached: %v %v", conn, err)
+	}
+	if s := r.wait("denied", func(s ForwardStats) bool { return s.HandedUp["denied"] > 0 }); s.Total != 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// TestForwardStreams: 40 connections at once carry random amounts of random bytes both ways, with half-closes, stalls
+// and resets, and each byte arrives.
+func TestForwardStreams(t *testing.T) {
+	r := newTCPRig(t, 0, nil)
+	before := segmentsIn(t)
+	const n = 40
+	var all sync.WaitGroup
+	for i := range n {
+		// Both ends make the same numbers from the seed that the client sends first.
+		client, server := r.connect(0)
+		all.Go(func() { exchange(t, client, server, uint64(i)) })
+	}
+	all.Wait()
+	if got := segmentsIn(t); got != before {
+		t.Errorf("%d segments came to the gateway's sockets", got-before)
+	}
+	// All of them have ended, by a FIN from both sides or by a RST.
+	r.wait("ends", func(s ForwardStats) bool {
+		list, err := r.forward.Connections()
+		must(t, err)
+		for _, c := range list {
+			if c.State != stateClosing && c.State != stateReset {
+				return false
+			}
+		}
+		return len(list) == n && s.Total == n
+	})
+}
+
+// exchange has both ends send a random stream, checks what arrives, and ends in a random way.
+func exchange(t *testing.T, a, b *net.TCPConn, seed uint64) {
+	var both sync.WaitGroup
+	for side, pair := range [][2]*net.TCPConn{{a, b}, {b, a}} {
+		g := rand.New(rand.NewPCG(seed, uint64(side)))
+		size := g.IntN(1 << 20)
+		var sent, got [sha256.Size]byte
+		var way sync.WaitGroup
+		way.Go(func() { sent = sendRandom(t, pair[0], g, size) })
+		way.Go(func() { got = receiveSlowly(t, pair[1], seed, size) })
+		both.Go(func() {
+			way.Wait()
+			if sent != got {
+				t.Errorf("connection %d, side %d: other bytes arrived", seed, side)
+			}
+		})
+	}
+	both.Wait()
+	if seed%3 == 0 {
+		_ = a.SetLinger(0)
+	}
+	a.Close()
+	b.Close()
+}
+
+func sendRandom(t *testing.T, c *net.TCPConn, g *rand.Rand, size int) (sum [sha256.Size]byte) {
+	h := sha256.New()
+	for size > 0 {
+		chunk := make([]byte, min(size, 1+g.IntN(40000)))
+		for i := 0; i+8 <= len(chunk); i += 8 {
+			binary.NativeEndian.PutUint64(chunk[i:], g.Uint64())
+		}
+		if _, err := c.Write(chunk); err != nil {
+			t.Error(err)
+			return sum
+		}
+		h.Write(chunk)
+		size -= len(chunk)
+	}
+	if err := c.CloseWrite(); err != nil {
+		t.Error(err)
+	}
+	return [sha256.Size]byte(h.Sum(nil))
+}
+
+// receiveSlowly reads all there is, and now and then stops for a while.
+func receiveSlowly(t *testing.T, c *net.TCPConn, seed uint64, size int) (sum [sha256.Size]byte) {
+	h := sha256.New()
+	g := rand.New(rand.NewPCG(seed, 77))
+	buf := make([]byte, 1+g.IntN(60000))
+	must := func(err error) {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	must(c.SetReadDeadline(time.Now().Add(3 * patience)))
+	total := 0
+	for {
+		n, err := c.Read(buf)
+		h.Write(buf[:n])
+		total += n
+		if err == io.EOF {
+			break
+		} else if err != nil {
+			t.Errorf("connection %d: %d of %d bytes: %v", seed, total, size, err)
+			return sum
+		}
+		if g.IntN(50) == 0 {
+			<-time.After(time.Duration(g.IntN(30)) * time.Millisecond)
+		}
+	}
+	return [sha256.Size]byte(h.Sum(nil))
+}
+
+// TestForwardReset: a RST of one end comes to the other.
+func TestForwardReset(t *testing.T) {
+	r := newTCPRig(t, 0, nil)
+	for side := range 2 {
+		client, server := r.connect(0)
+		ends := [2]*net.TCPConn{client, server}
+		if side == 1 {
+			ends = [2]*net.TCPConn{server, client}
+		}
+		must(t, ends[0].SetLinger(0))
+		must(t, ends[0].Close())
+		must(t, ends[1].SetReadDeadline(time.Now().Add(patience)))
+		if _, err := ends[1].Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
+			t.Errorf("side %d: %v", side, err)
+		}
+	}
+}
+
+// TestForwardRefused: the target's refusal comes to the client.
+func TestForwardRefused(t *testing.T) {
+	r := newTCPRig(t, 0, nil)
+	must(t, r.server.Close())
+	if c, err := r.hosts[near].dial(r.hosts[near].addrs[0], r.listen); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("%v %v", c, err)
+	}
+}
+
+// TestForwardAlone: data flow though the daemon does nothing, as if it had been stopped.
+func TestForwardAlone(t *testing.T) {
+	r := newTCPRig(t, 0, nil)
+	client, server := r.connect(0)
+	r.path.tcp.mu.Lock()
+	defer r.path.tcp.mu.Unlock()
+	r.path.mu.Lock()
+	defer r.path.mu.Unlock()
+	second, other := r.connect(0) // a new one too
+	exchange(t, client, server, 1)
+	exchange(t, second, other, 2)
+}
+
+// TestForwardClose: after Close connections come to the gateway's listener, and the live ones are reset.
+func TestForwardClose(t *testing.T) {
+	r := newTCPRig(t, 0, nil)
+	client, _ := r.connect(0)
+	must(t, r.forward.Close())
+	must(t, r.forward.Close())
+	_, err := client.Write([]byte("x"))
+	must(t, err)
+	must(t, client.SetReadDeadline(time.Now().Add(patience)))
+	if _, err := client.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
+		t.Errorf("%v", err)
+	}
+	c, err := r.hosts[near].dial(r.hosts[near].addrs[0], r.listen)
+	must(t, err)
+	defer c.Close()
+	(<-r.up).Close()
+	var k tcTuple
+	if err := r.path.kern.objs.TcpConns.NextKey(nil, &k); err == nil {
+		t.Error("a connection is left in the kernel")
+	}
+	if s, err := r.forward.Stats(); err != nil || s.Why != "closed" {
+		t.Errorf("%+v %v", s, err)
+	}
+}
