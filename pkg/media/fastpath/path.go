@@ -167,7 +167,7 @@ func (p *Path) start() error {
 	p.log.Info("kernel media path", zap.Strings("devices", names), zap.String("attached", p.kern.attachment()),
 		zap.Bool("pinned", p.kern.pins != nil), zap.NamedError("without", missing))
 	if p.kern.adopted {
-		return p.adopt(c)
+		return errors.Join(p.tcp.discard(), p.adopt(c))
 	}
 	return nil
 }

@@ -80,6 +80,33 @@ func (p *Path) Forward(r ForwardRule) (*Forward, error) {
 	return f, nil
 }
 
+// discard removes the rules and connections of an earlier run.
+func (a *forwards) discard() error {
+	k := a.path.kern
+	errs := []error{k.objs.TcpOn.Set(uint32(0))}
+	for _, m := range []*ebpf.Map{k.objs.TcpRules, k.objs.TcpConns, k.objs.TcpAllow, k.objs.TcpClients} {
+		errs = append(errs, empty(m))
+	}
+	return errors.Join(errs...)
+}
+
+// empty removes all entries of a map to which nobody adds any.
+func empty(m *ebpf.Map) error {
+	key := make([]byte, m.KeySize())
+	for {
+		err := m.NextKey(nil, &key)
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			return nil
+		}
+		if err == nil {
+			err = m.Delete(key)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
 // check completes a rule.
 func (r *ForwardRule) check() error {
 	r.MaxConnections = cmp.Or(r.MaxConnections, 1024)

@@ -3,7 +3,6 @@ package fastpath
 import (
 	"bytes"
 	"encoding/binary"
-	"errors"
 	"net/netip"
 	"testing"
 
@@ -113,7 +112,7 @@ func tcpBenchOf(t testing.TB, k *kernel, ends [4]netip.AddrPort, change func(*tc
 	must(t, err)
 	must(t, k.renew(c))
 	for _, m := range []*ebpf.Map{k.objs.TcpConns, k.objs.TcpRules, k.objs.TcpAllow} {
-		clearMap(t, m)
+		must(t, empty(m))
 	}
 	b := &tcpBench{t: t, kern: k, client: ends[0], listen: ends[1], from: ends[2], to: ends[3]}
 	b.rule = tcRule{
@@ -138,19 +137,6 @@ func tcpBenchOf(t testing.TB, k *kernel, ends [4]netip.AddrPort, change func(*tc
 	b.write()
 	must(t, k.objs.TcpOn.Set(uint32(1)))
 	return b
-}
-
-func clearMap(t testing.TB, m *ebpf.Map) {
-	t.Helper()
-	for {
-		key := make([]byte, m.KeySize())
-		if err := m.NextKey(nil, &key); errors.Is(err, ebpf.ErrKeyNotExist) {
-			return
-		} else if err != nil {
-			t.Fatal(err)
-		}
-		must(t, m.Delete(key))
-	}
 }
 
 func (b *tcpBench) write() {
