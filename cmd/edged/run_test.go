@@ -396,6 +396,8 @@ func TestMetricsAreDocumented(t *testing.T) {
 		"edged_sip_requests_total": true, "edged_sip_responses_total": true, "edged_sip_failures_total": true,
 		"edged_sip_drops_total": true, "edged_tls_certificate_not_after_timestamp_seconds": true, "edged_media_refused_total": true,
 		"edged_media_packets_total": true, "edged_media_bytes_total": true, "edged_media_ports_in_use": true, "edged_media_ports_limit": true,
+		"edged_forward_connections": true, "edged_forward_connections_total": true, "edged_forward_bytes_total": true,
+		"edged_forward_refused_total": true, "edged_forward_ended_total": true,
 	}
 	for _, m := range regexp.MustCompile(`(?m)^# TYPE (edged_\w+) `).FindAllStringSubmatch(string(body), -1) {
 		shown[m[1]] = true
