@@ -166,12 +166,12 @@ func bench() error {
 
 // lock waits until no other run measures on this machine.
 func lock() (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Join(os.TempDir(), "edged-bench-media.lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(filepath.Join(os.TempDir(), "edged-bench.lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
-		fmt.Println("another bench-media runs; waiting for its end")
+		fmt.Println("another benchmark runs; waiting for its end")
 		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
 			return nil, fmt.Errorf("lock: %w", err)
 		}
