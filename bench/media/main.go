@@ -65,7 +65,7 @@ func parseOptions(args []string) (options, error) {
 	}
 	f.IntVar(&o.rounds, "rounds", 3, "interleaved rounds")
 	f.DurationVar(&o.trial, "trial", 300*time.Millisecond, "length of one trial")
-	f.DurationVar(&o.steady, "steady", time.Second, "length of a trial of delays at 50,000 packets/s, of 1,000 streams of 172 bytes; 0: none")
+	f.DurationVar(&o.steady, "steady", 2*time.Second, "length of the trials of delays at 50,000 packets/s, of 1,000 streams of 172 bytes; 0: none")
 	f.DurationVar(&o.coalesce, "coalesce", 100*time.Microsecond, "how long the gateway's devices collect packets; 0: an interrupt for each")
 	list := f.String("modes", strings.Join(names, ","), "what to measure")
 	streams := f.String("streams", "1,100,1000,4900", "numbers of streams")

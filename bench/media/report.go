@@ -27,27 +27,29 @@ type row struct {
 // metric is one figure of a result.
 type metric struct {
 	text, better string
-	value        func(result) float64
+	// unit is what people read it in.
+	unit  float64
+	value func(result) float64
 }
 
 func rateMetric() metric {
-	return metric{"packets/s", "higher", func(r result) float64 { return r.rate }}
+	return metric{"packets/s", "higher", 1000, func(r result) float64 { return r.rate }}
 }
 
 func costMetric() metric {
-	return metric{"CPU ns/packet", "lower", func(r result) float64 { return r.cost }}
+	return metric{"CPU ns/packet", "lower", 1, func(r result) float64 { return r.cost }}
 }
 
 func p50Metric() metric {
-	return metric{"µs of delay at 50,000 packets/s, p50", "lower", func(r result) float64 { return r.p50 }}
+	return metric{"µs of delay at 50,000 packets/s, p50", "lower", 1, func(r result) float64 { return r.p50 }}
 }
 
 func p99Metric() metric {
-	return metric{"µs of delay at 50,000 packets/s, p99", "lower", func(r result) float64 { return r.p99 }}
+	return metric{"µs of delay at 50,000 packets/s, p99", "lower", 1, func(r result) float64 { return r.p99 }}
 }
 
 func steadyMetric() metric {
-	return metric{"CPU ns/packet at 50,000 packets/s", "lower", func(r result) float64 { return r.steady }}
+	return metric{"CPU ns/packet at 50,000 packets/s", "lower", 1, func(r result) float64 { return r.steady }}
 }
 
 // rows compares each of edged's paths with each of the others, in every case.
@@ -149,34 +151,48 @@ func report(o options, rs *results) error {
 		rs.plot(strings.TrimSuffix(o.out, filepath.Ext(o.out))+".svg", o))
 }
 
-// table prints kpps, ns/packet, and the ratio of the rate to routing's.
+// table prints what each mode made of each case, and its ratios to those that edged is compared with.
 func (rs *results) table(out io.Writer, o options) {
 	w := tabwriter.NewWriter(out, 2, 0, 2, ' ', tabwriter.AlignRight)
 	defer w.Flush()
-	fmt.Fprintln(w, "\nkpps / CPU ns per packet / ratio to plain routing's kpps\t")
-	fmt.Fprint(w, "mode\t")
+	peers := []string{modeRoute, modeNFT, modeRTPEngine}
 	for _, k := range o.cases() {
-		if fmt.Fprintf(w, "%d x %d B\t", k.streams, k.size); k.burst > 1 {
-			fmt.Fprintf(w, "bursts of %d\t", k.burst)
+		fmt.Fprintf(w, "\n%v\tkpps", k)
+		for _, p := range peers {
+			fmt.Fprintf(w, "\tx %s", p)
 		}
-	}
-	fmt.Fprintln(w)
-	for _, m := range o.modes {
-		fmt.Fprintf(w, "%s\t", m.text)
-		if why := rs.absent[m.name]; why != "" {
-			fmt.Fprintf(w, "%s\t\n", why)
-			continue
+		fmt.Fprint(w, "\tns/packet")
+		for _, p := range peers {
+			fmt.Fprintf(w, "\tx %s", p)
 		}
-		for _, k := range o.cases() {
-			r := rs.of[m.name][k]
-			fmt.Fprintf(w, "%.0f / %.0f", median(r, rateMetric().value)/1000, median(r, costMetric().value))
-			if ratio, ok := rs.ratio(rateMetric(), m.name, k, modeRoute, k); ok {
-				fmt.Fprintf(w, " / %.2f", ratio)
+		fmt.Fprintln(w, "\t")
+		for _, m := range o.modes {
+			if len(rs.of[m.name][k]) == 0 {
+				fmt.Fprintf(w, "%s\t-\t\t\t\t-\t\t\t\t\n", m.text)
+				continue
 			}
-			fmt.Fprint(w, "\t")
+			fmt.Fprint(w, m.text)
+			for _, metric := range []metric{rateMetric(), costMetric()} {
+				fmt.Fprintf(w, "\t%.0f", median(rs.of[m.name][k], metric.value)/metric.unit)
+				for _, p := range peers {
+					fmt.Fprintf(w, "\t%s", rs.cell(metric, m.name, p, k))
+				}
+			}
+			fmt.Fprintln(w, "\t")
 		}
-		fmt.Fprintln(w)
 	}
+	for name, why := range rs.absent {
+		fmt.Fprintf(w, "\n%s: %s\n", name, why)
+	}
+}
+
+// cell is a ratio for people; nothing where there is none.
+func (rs *results) cell(m metric, a, b string, k caseKey) string {
+	r, ok := rs.ratio(m, a, k, b, k)
+	if !ok || a == b {
+		return ""
+	}
+	return fmt.Sprintf("%.2f", r)
 }
 
 // steadyTable prints the delays at the same rate for all.

@@ -27,6 +27,9 @@ const (
 	slots = 32768
 	// overdue is how long the generator may take to begin and to end.
 	overdue = 10 * time.Second
+	// busy is the part of a trial, in per cent, for which a gateway that is at its limit works at least. The kernel
+	// leaves 5 % of a core to programs without real-time priority.
+	busy = 88
 )
 
 // wire is the programs of wire.bpf.c: what sends, and what receives.
@@ -286,3 +289,7 @@ func (t trial) asked() float64 { return float64(t.sent) / max(t.took, 1).Seconds
 
 // cost is the CPU time of the gateway per packet that arrived, in ns.
 func (t trial) cost() float64 { return float64(t.cpu) / float64(max(t.arrived, 1)) }
+
+// disturbed tells whether packets were lost, or late, although the gateway had time: then somebody else had its core
+// (another's real-time threads, the hypervisor), or the sink's.
+func (t trial) disturbed() bool { return t.cpu < t.took*busy/100 }
