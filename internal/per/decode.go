@@ -1,11 +1,14 @@
 package per
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // Limits of a message.
 const (
 	MaxOctets = 65536
-	MaxDepth  = 32 // compound values and wrappers around a value
+	MaxDepth  = 32 // values and wrappers around a value, itself included
 	MaxNodes  = 20000
 )
 
@@ -45,44 +48,59 @@ func (d *Decoder) Decode(t TypeID, buf []byte) (*Tree, error) {
 
 // value decodes a value of type t, the comp-th of its parent.
 func (d *Decoder) value(t TypeID, comp uint32, parent Ref) {
-	if len(d.tree.nodes) >= MaxNodes {
-		d.r.fail(ErrNodes)
+	ref := d.push(t, comp, parent)
+	if ref == None {
 		return
 	}
 	typ := &d.s.Types[t]
-	ref := Ref(len(d.tree.nodes)) //nolint:gosec // at most MaxNodes
-	d.tree.nodes = append(d.tree.nodes, node{typ: t, comp: uint16(comp), parent: parent, start: d.r.pos})
-	if typ.Kind >= Open || typ.Elem != OpenType {
-		if d.depth++; d.depth > MaxDepth {
-			d.r.fail(ErrDepth)
-			return
-		}
-		d.compound(typ, ref)
-		d.depth--
-	} else {
-		d.leaf(typ, &d.tree.nodes[ref])
-	}
-	if d.r.err != nil {
-		return
-	}
-	n := &d.tree.nodes[ref]
-	n.end, n.next = d.r.pos, Ref(len(d.tree.nodes)) //nolint:gosec // at most MaxNodes
-}
-
-func (d *Decoder) compound(typ *Type, ref Ref) {
 	switch typ.Kind {
+	case Null:
 	case Seq:
 		d.sequence(typ, ref)
 	case Choice:
 		d.choice(typ, ref)
 	case List:
 		d.list(typ, ref)
-	case Octets:
-		d.leaf(typ, &d.tree.nodes[ref])
-		d.contained(typ, ref)
-	default:
+	case Open:
 		d.wrapper(OpenType, ref)
+	default:
+		d.leaf(typ, &d.tree.nodes[ref])
+		if typ.Elem != OpenType {
+			d.contained(typ, ref)
+		}
 	}
+	d.pop(ref)
+}
+
+// push begins a node. None if there are too many or too deep.
+func (d *Decoder) push(t TypeID, comp uint32, parent Ref) Ref {
+	i := len(d.tree.nodes)
+	d.depth++
+	if i >= MaxNodes || d.depth > MaxDepth {
+		d.refuse(i)
+		return None
+	}
+	if i == cap(d.tree.nodes) {
+		d.tree.nodes = slices.Grow(d.tree.nodes, max(64, i))
+	}
+	d.tree.nodes = d.tree.nodes[:i+1]
+	d.tree.nodes[i] = node{typ: t, comp: uint16(comp), parent: parent, start: d.r.pos}
+	return Ref(i) //nolint:gosec // at most MaxNodes
+}
+
+func (d *Decoder) refuse(nodes int) {
+	if nodes >= MaxNodes {
+		d.r.fail(ErrNodes)
+	} else {
+		d.r.fail(ErrDepth)
+	}
+}
+
+// pop ends the node.
+func (d *Decoder) pop(ref Ref) {
+	d.depth--
+	n := &d.tree.nodes[ref]
+	n.end, n.next = d.r.pos, Ref(len(d.tree.nodes)) //nolint:gosec // at most MaxNodes
 }
 
 // leaf decodes what has no children.
@@ -153,19 +171,38 @@ func (d *Decoder) integer(typ *Type, n *node) {
 // index decodes the index of an ENUMERATED or CHOICE (§13, §22): additions
 // count on from the root.
 func (d *Decoder) index(typ *Type) uint32 {
-	if typ.Ext && d.r.bits(1) == 1 {
-		return uint32(typ.Root) + d.r.small()
+	r := &d.r
+	if !typ.Ext || typ.Root > 128 {
+		if typ.Ext && r.bits(1) == 1 {
+			return uint32(typ.Root) + r.small()
+		}
+		return uint32(r.offset(uint64(typ.Root) - 1))
 	}
-	return uint32(d.r.offset(uint64(typ.Root) - 1))
+	w := width(uint64(typ.Root)) // at most the 7 bits that an addition's index takes
+	v := uint32(r.bits(1 + w))
+	if v>>w == 0 {
+		if v >= uint32(typ.Root) {
+			r.fail(ErrRange)
+		}
+		return v
+	}
+	r.pos -= uint32(w)
+	return uint32(typ.Root) + r.small()
 }
 
 // sequence decodes a SEQUENCE or SET (§18).
 func (d *Decoder) sequence(typ *Type, ref Ref) {
 	r := &d.r
-	extended := typ.Ext && r.bits(1) == 1
-	have := r.bits(int(typ.Opt))
+	bits := int(typ.Opt)
+	if typ.Ext {
+		bits++
+	}
+	have := r.bits(bits)
+	next := uint64(1) << typ.Opt
+	extended := have&next != 0
+	have &^= next
+	next >>= 1
 	d.tree.nodes[ref].val = int64(have)
-	next := uint64(1) << typ.Opt >> 1
 	comps := d.s.comps(typ)
 	for i, c := range comps[:typ.Root] {
 		if c.Optional() {
@@ -237,20 +274,12 @@ func (d *Decoder) list(typ *Type, ref Ref) {
 
 // open adds an open type as a node and decodes what is inside, if inner says what.
 func (d *Decoder) open(inner TypeID, comp uint32, parent Ref) {
-	if len(d.tree.nodes) >= MaxNodes {
-		d.r.fail(ErrNodes)
+	ref := d.push(OpenType, comp, parent)
+	if ref == None {
 		return
 	}
-	if d.depth++; d.depth > MaxDepth {
-		d.r.fail(ErrDepth)
-		return
-	}
-	ref := Ref(len(d.tree.nodes)) //nolint:gosec // at most MaxNodes
-	d.tree.nodes = append(d.tree.nodes, node{comp: uint16(comp), parent: parent, start: d.r.pos})
 	d.wrapper(inner, ref)
-	d.depth--
-	n := &d.tree.nodes[ref]
-	n.end, n.next = d.r.pos, Ref(len(d.tree.nodes)) //nolint:gosec // at most MaxNodes
+	d.pop(ref)
 }
 
 // wrapper decodes an open type (§10.2, §18.8); octets after the inner value

@@ -25,6 +25,15 @@ const (
 	opAppend // an element of the list
 )
 
+// mark says what edits there are at a node.
+type mark uint8
+
+const (
+	markSelf   mark = 1 << iota // the node is replaced, overwritten or dropped
+	markInside                  // there is an edit at the node or inside of it
+	markMoved                   // one that changes sizes
+)
+
 // edit is one change. A node has one at most, and none inside of it, but for
 // additions and appends.
 type edit struct {
@@ -32,6 +41,7 @@ type edit struct {
 	op   op
 	comp uint16
 	val  Value
+	set  bool // val is the whole value of the node, of opPatch too
 }
 
 // Editor changes values of a Tree. It keeps its memory from one message to the
@@ -40,8 +50,9 @@ type Editor struct {
 	check  *Decoder
 	tree   *Tree
 	work   []byte // the source with all patches
-	edits  []edit
-	moved  bool // an edit other than opPatch
+	edits  []edit // in the order of their nodes
+	marks  []mark // of every node
+	moved  bool   // an edit other than opPatch
 	w      writer
 	serial []byte // of a value that might fit in place
 }
@@ -57,6 +68,11 @@ func (e *Editor) Begin(t *Tree) {
 	clear(e.edits)
 	e.edits = e.edits[:0]
 	e.moved = false
+	if cap(e.marks) < len(t.nodes) {
+		e.marks = make([]mark, len(t.nodes), cap(t.nodes))
+	}
+	e.marks = e.marks[:len(t.nodes)]
+	clear(e.marks)
 }
 
 // Changed tells whether there is anything to apply.
@@ -70,24 +86,27 @@ func (e *Editor) Replace(r Ref, v Value) error {
 	}
 	t := e.tree
 	n := &t.nodes[r]
-	// The leading bits stand for what lies before r in its octet.
-	w := writer{buf: append(e.serial[:0], 0), nbits: n.start & 7}
-	if n.start&7 == 0 {
-		w.buf = w.buf[:0]
-	}
-	err := t.schema.put(&w, n.typ, &v)
-	e.serial = w.buf
+	size, err := e.encode(n.typ, &v, n.start)
 	if err != nil {
 		return fmt.Errorf("replace %s: %w", t.Path(r), err)
 	}
-	if w.nbits-n.start&7 == n.end-n.start {
-		overwrite(e.work, w.buf, n.start, n.end)
-		e.add(edit{ref: r, op: opPatch})
+	if size == n.end-n.start {
+		overwrite(e.work, e.serial, n.start, n.end)
+		e.add(edit{ref: r, op: opPatch, val: v, set: true})
 		return nil
 	}
-	e.moved = true
-	e.add(edit{ref: r, op: opReplace, val: v})
+	e.add(edit{ref: r, op: opReplace, val: v, set: true})
 	return nil
+}
+
+// encode puts the encoding of v into e.serial as if it began at bit at of a
+// message, and returns how many bits it takes.
+func (e *Editor) encode(t TypeID, v *Value, at uint32) (uint32, error) {
+	w := writer{buf: e.serial[:0]}
+	w.bits(0, int(at&7)) // what lies before it in its octet
+	err := e.tree.schema.put(&w, t, v)
+	e.serial = w.buf
+	return w.nbits - at&7, err
 }
 
 // overwrite copies the bits [from, to) of an encoding that begins in the same
@@ -119,7 +138,10 @@ func (e *Editor) SetOctets(r Ref, b []byte) error { return e.Replace(r, Octet(b)
 // octets at an octet's begin, port an INTEGER of 0..65535. The address must be of
 // the same family; to change the family, Replace what holds them.
 func (e *Editor) SetAddr(ip, port Ref, to netip.AddrPort) error {
-	if err := errors.Join(e.free(ip), e.free(port)); err != nil {
+	if err := e.free(ip); err != nil {
+		return err
+	}
+	if err := e.free(port); err != nil {
 		return err
 	}
 	n, p := &e.tree.nodes[ip], &e.tree.nodes[port]
@@ -164,7 +186,6 @@ func (e *Editor) Drop(r Ref) error {
 	default:
 		return fmt.Errorf("%w: %s cannot be dropped", ErrEdit, t.Path(r))
 	}
-	e.moved = true
 	e.add(edit{ref: r, op: opDrop})
 	return nil
 }
@@ -189,7 +210,6 @@ func (e *Editor) Add(seq Ref, name string, v Value) error {
 	if err := t.schema.fits(t.schema.comps(typ)[i].Type(), &v); err != nil {
 		return fmt.Errorf("add %s: %w", name, err)
 	}
-	e.moved = true
 	e.add(edit{ref: seq, op: opAdd, comp: uint16(i), val: v}) //nolint:gosec // of a schema
 	return nil
 }
@@ -205,7 +225,6 @@ func (e *Editor) Append(list Ref, v Value) error {
 	if err := t.schema.fits(typ.Elem, &v); err != nil {
 		return fmt.Errorf("append to %s: %w", t.Path(list), err)
 	}
-	e.moved = true
 	e.add(edit{ref: list, op: opAppend, val: v})
 	return nil
 }
@@ -235,8 +254,7 @@ func (e *Editor) free(r Ref) error {
 	if r == None {
 		return fmt.Errorf("%w: the value is absent", ErrEdit)
 	}
-	i, _ := e.search(r)
-	if i < len(e.edits) && e.edits[i].ref < e.tree.nodes[r].next {
+	if e.marks[r] != 0 {
 		return fmt.Errorf("%w: %s was edited before", ErrEdit, e.tree.Path(r))
 	}
 	if e.replaced(e.tree.nodes[r].parent) {
@@ -248,7 +266,7 @@ func (e *Editor) free(r Ref) error {
 // replaced tells whether r or what it is in has another value by now.
 func (e *Editor) replaced(r Ref) bool {
 	for ; r != None; r = e.tree.nodes[r].parent {
-		if e.at(r) != nil {
+		if e.marks[r]&markSelf != 0 {
 			return true
 		}
 	}
@@ -266,26 +284,39 @@ func (e *Editor) added(seq Ref, comp uint16) *edit {
 
 // at returns the edit that replaces or drops r.
 func (e *Editor) at(r Ref) *edit {
-	for i, found := e.search(r); found && i < len(e.edits) && e.edits[i].ref == r; i++ {
-		if e.edits[i].op <= opDrop {
-			return &e.edits[i]
+	if r == None || e.marks[r]&markSelf == 0 {
+		return nil
+	}
+	lo, hi := 0, len(e.edits)
+	for lo < hi {
+		if mid := (lo + hi) / 2; e.edits[mid].ref < r {
+			lo = mid + 1
+		} else {
+			hi = mid
 		}
 	}
-	return nil
+	return &e.edits[lo]
 }
 
-// search finds the first edit of r, or where it would be.
-func (e *Editor) search(r Ref) (int, bool) {
-	return slices.BinarySearchFunc(e.edits, r, func(ed edit, r Ref) int { return int(ed.ref - r) })
-}
-
-// add keeps the edits in the order of their nodes.
+// add keeps the edits in the order of their nodes. A node has one edit that
+// replaces or drops it, or any number that add to it.
 func (e *Editor) add(ed edit) {
 	i := len(e.edits)
 	for i > 0 && e.edits[i-1].ref > ed.ref {
 		i--
 	}
 	e.edits = slices.Insert(e.edits, i, ed)
+	m := markInside
+	if ed.op != opPatch {
+		m |= markMoved
+		e.moved = true
+	}
+	if ed.op <= opDrop {
+		e.marks[ed.ref] |= markSelf
+	}
+	for r := ed.ref; r != None && e.marks[r]&m != m; r = e.tree.nodes[r].parent {
+		e.marks[r] |= m
+	}
 }
 
 // Apply appends the edited message to dst, without what followed the message in

@@ -10,7 +10,7 @@ func (e *Editor) emit(r Ref) error {
 		e.w.copyBits(e.work, n.start, n.end)
 		return nil
 	}
-	if ed := e.at(r); ed != nil && ed.op == opReplace {
+	if ed := e.at(r); ed != nil && ed.set {
 		return t.schema.put(&e.w, n.typ, &ed.val)
 	}
 	switch typ := t.typeOf(r); typ.Kind {
@@ -34,15 +34,7 @@ func (e *Editor) emit(r Ref) error {
 }
 
 // touched tells whether r or anything in it is changed in size.
-func (e *Editor) touched(r Ref) bool {
-	end := e.tree.nodes[r].next
-	for i := range e.edits {
-		if ed := &e.edits[i]; ed.op != opPatch && ed.ref >= r && ed.ref < end {
-			return true
-		}
-	}
-	return false
-}
+func (e *Editor) touched(r Ref) bool { return e.marks[r]&markMoved != 0 }
 
 // emitLeaf writes an unchanged value at another bit of the octet. In e.work it
 // may have been patched, which changes no length.
@@ -194,9 +186,6 @@ func (e *Editor) bitmap(typ *Type, r Ref) (wide uint32, have [MaxAdditions / 64]
 }
 
 func (e *Editor) dropped(r Ref) bool {
-	if r == None {
-		return false
-	}
 	ed := e.at(r)
 	return ed != nil && ed.op == opDrop
 }

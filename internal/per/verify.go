@@ -68,7 +68,10 @@ func (e *Editor) same(got *Tree, was, now Ref) Ref {
 	if a.typ != b.typ {
 		return was
 	}
-	if e.at(was) != nil {
+	if ed := e.at(was); ed != nil {
+		if !e.asked(got, ed, now) {
+			return was
+		}
 		return None
 	}
 	typ := e.tree.typeOf(was)
@@ -98,6 +101,28 @@ func (e *Editor) same(got *Tree, was, now Ref) Ref {
 		}
 	}
 	return None
+}
+
+// asked tells whether the node now of the result has the value that ed gives it.
+func (e *Editor) asked(got *Tree, ed *edit, now Ref) bool {
+	a, b := &e.tree.nodes[ed.ref], &got.nodes[now]
+	if !ed.set { // overwritten by SetAddr: octets of the same size
+		if a.n == 0 {
+			return got.Int(now) == int64(peek(e.work, a.end-16, 16))
+		}
+		return a.n == b.n && string(e.work[a.off/8:a.off/8+a.n]) == string(got.Octets(now))
+	}
+	size, err := e.encode(b.typ, &ed.val, b.start)
+	if err != nil || size != b.end-b.start {
+		return false
+	}
+	for i := uint32(0); i < size; i += 48 {
+		k := int(min(size-i, 48))
+		if peek(got.buf, b.start+i, k) != peek(e.serial, b.start&7+i, k) {
+			return false
+		}
+	}
+	return true
 }
 
 // sameInside compares what is inside an open type, and what comes after it.

@@ -263,7 +263,7 @@ func (g *generator) compound(r *row, l *line, words []string) error {
 	}
 	r.first = len(g.comps)
 	g.comps = append(g.comps, own...)
-	if r.opt > 56 {
+	if r.opt > 55 {
 		return fmt.Errorf("%d optional components", r.opt)
 	}
 	return nil
