@@ -148,7 +148,7 @@ func (e *Editor) SetAddr(ip, port Ref, to netip.AddrPort) error {
 	addr := to.Addr().Unmap()
 	size := uint32(addr.BitLen()) / 8 //nolint:gosec // 0, 32 or 128
 	if e.tree.Kind(ip) != Octets || n.n != size || size == 0 || n.off%8 != 0 ||
-		e.tree.Kind(port) != Int || p.end%8 != 0 || p.end-p.start < 16 {
+		!isPort(e.tree.typeOf(port)) {
 		return fmt.Errorf("%w: %s does not take %s", ErrEdit, e.tree.Path(ip), to)
 	}
 	if addr.Is4() {
@@ -162,6 +162,11 @@ func (e *Editor) SetAddr(ip, port Ref, to netip.AddrPort) error {
 	e.add(edit{ref: ip, op: opPatch})
 	e.add(edit{ref: port, op: opPatch})
 	return nil
+}
+
+// isPort tells whether a type is an INTEGER of 0..65535, two octets at an octet's begin.
+func isPort(t *Type) bool {
+	return t.Kind == Int && !t.Ext && t.HasLo && t.HasHi && t.Lo == 0 && t.Hi == 65535
 }
 
 // Drop removes an optional component, an addition or an element of a list.
