@@ -26,23 +26,27 @@ import (
 
 func main() {
 	log.SetFlags(0)
-	files := []string{"h235.schema", "h245.schema", "h225.schema", "h460.schema", "t124.schema", "t125.schema"}
-	g := &generator{ids: map[string]int{}}
-	g.types = []row{{name: "", kind: "Open"}}
-	var defs []*line
-	for _, f := range files {
-		d, err := parse(f)
-		if err != nil {
-			log.Fatal(err)
-		}
-		defs = append(defs, d...)
-	}
-	if err := g.all(defs); err != nil {
+	g, err := load()
+	if err != nil {
 		log.Fatal(err)
 	}
 	if err := os.WriteFile("tables.go", g.source(), 0o644); err != nil { //nolint:gosec // source code
 		log.Fatal(err)
 	}
+}
+
+// load reads the schemas of the current folder.
+func load() (*generator, error) {
+	var defs []*line
+	for _, f := range []string{"h235.schema", "h245.schema", "h225.schema", "h460.schema", "t124.schema", "t125.schema"} {
+		d, err := parse(f)
+		if err != nil {
+			return nil, err
+		}
+		defs = append(defs, d...)
+	}
+	g := newGenerator()
+	return g, g.all(defs)
 }
 
 // line is one line of a schema with the lines nested in it.

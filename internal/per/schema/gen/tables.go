@@ -36,6 +36,11 @@ type generator struct {
 	names  []string
 }
 
+// newGenerator begins with the row of the open type.
+func newGenerator() *generator {
+	return &generator{ids: map[string]int{}, types: []row{{kind: "Open"}}}
+}
+
 // all numbers the named types first, so that they may name each other. A name
 // for another name shares its row.
 func (g *generator) all(defs []*line) error {
