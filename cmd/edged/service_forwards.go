@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"edged.dev/edged/pkg/media/fastpath"
 	"edged.dev/edged/pkg/splice"
 	"edged.dev/edged/pkg/splice/forward"
 )
@@ -29,7 +30,7 @@ func buildForwards(ctx context.Context, d *serviceDeps) (*service, error) {
 		return nil, err
 	}
 	f := forward.New(d.cfg.Forwards, forward.Deps{
-		Joiner: d.joiner, PerSource: d.cfg.Limits.PerSource.Connections,
+		Joiner: d.joiner, Kernel: d.kernel, PerSource: d.cfg.Limits.PerSource.Connections,
 	}, d.log.Named("forwards"))
 	d.reg.MustRegister(f)
 	return &service{
@@ -118,3 +119,33 @@ func (c *config) validateForwards(l *faultList) {
 		}
 	}
 }
+
+// kernelForwards has the kernel path carry forwards.
+type kernelForwards struct{ path *fastpath.Path }
+
+// Carry implements [forward.Kernel].
+func (k kernelForwards) Carry(r forward.Rule, listen netip.AddrPort) (forward.Carried, error) {
+	f, err := k.path.Forward(fastpath.ForwardRule{
+		Name: r.Name, Listen: listen, To: r.To, Allow: r.Allow, MaxConnections: r.MaxConnections, Idle: r.Idle,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return carried{f}, nil
+}
+
+// carried is a forward in the kernel.
+type carried struct{ *fastpath.Forward }
+
+// Figures implements [forward.Carried].
+func (c carried) Figures() (forward.Figures, error) {
+	s, err := c.Stats()
+	return forward.Figures{
+		Why: s.Why, Open: s.Open, Total: s.Total, Bytes: [2]uint64{s.FromClient.Bytes, s.FromTarget.Bytes}, Refused: s.Dropped,
+	}, err
+}
+
+var (
+	_ forward.Kernel  = kernelForwards{}
+	_ forward.Carried = carried{}
+)

@@ -23,6 +23,9 @@ func buildMedia(_ context.Context, d *serviceDeps) (*service, error) {
 	}
 	d.reg.MustRegister(relay)
 	d.opener = relay
+	if fast, ok := path.(*fastpath.Path); ok {
+		d.kernel = kernelForwards{fast}
+	}
 	return &service{
 		serve: relay.Serve,
 		alive: func() { relay.Pinholes() },

@@ -9,6 +9,7 @@ import (
 
 	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/splice"
+	"edged.dev/edged/pkg/splice/forward"
 )
 
 // service is one running part of the daemon. Only name and serve are always set.
@@ -42,6 +43,8 @@ type serviceDeps struct {
 	// joiner is set by splice, opener by the relay.
 	joiner *splice.Joiner
 	opener pinhole.Opener
+	// kernel is set by the relay, nil if it has none.
+	kernel forward.Kernel
 }
 
 // buildServices is the table of services, in the order in which they start. A
