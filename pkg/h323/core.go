@@ -1,0 +1,317 @@
+package h323
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"time"
+
+	"go.uber.org/zap"
+
+	"edged.dev/edged/internal/tpkt"
+	"edged.dev/edged/pkg/h323/h225"
+	"edged.dev/edged/pkg/h323/h245"
+	"edged.dev/edged/pkg/h323/q931"
+	"edged.dev/edged/pkg/pinhole"
+)
+
+// ConnID names a signalling connection.
+type ConnID uint64
+
+// Reasons for which calls are refused or messages dropped: labels of metrics.
+const (
+	refusedUnknown     = "unknown_party"
+	refusedLoop        = "loop"
+	refusedUnreachable = "no_route"
+	refusedLimit       = "limit"
+	refusedSigned      = "signed"
+	refusedDial        = "dial_failed"
+	refusedMedia       = "pinhole"
+	refusedTimeout     = "no_answer"
+	refusedMalformed   = "malformed"
+	droppedMalformed   = "malformed"
+	droppedNoCall      = "no_call"
+	droppedQueue       = "queue_full"
+	droppedEdit        = "edit_failed"
+)
+
+// The bounds of what a peer can make the core keep.
+const (
+	maxQueued   = 32 // messages that wait for a connection
+	maxLegCalls = 64 // calls on one connection
+)
+
+// The times of a call.
+const (
+	// answerTime is how long a Setup may stay unanswered (T301 is three minutes at least).
+	answerTime = 5 * time.Minute
+	// lingerTime is how long the connections of a released call stay, for what is still under way.
+	lingerTime = 3 * time.Second
+)
+
+// Deps are what the core needs from others.
+type Deps struct {
+	Networks pinhole.Networks
+	Opener   pinhole.Opener
+	// RouteTo names the network by which an address is reached, "" if none; nil: only subnets count.
+	RouteTo func(netip.Addr) string
+	// Directory knows more called parties than the configuration; it may be nil.
+	Directory Directory
+	// T120 speaks on the connections of T.120 channels; nil: they are copied.
+	T120 func(ctx context.Context, conns [2]net.Conn, moved func(pinhole.Side, int))
+	// Record is called at the end of each call, on any goroutine; it may be nil.
+	Record func(Record)
+}
+
+// Core is the inner half. Its methods must not be called concurrently.
+type Core struct {
+	cfg       Config
+	nets      pinhole.Networks
+	opener    pinhole.Opener
+	routeTo   func(netip.Addr) string
+	directory Directory
+	log       *zap.Logger
+	// serve speaks on the H.245 connections of a call, t120 on those of T.120.
+	serve func(*call) func(context.Context, [2]net.Conn, func(pinhole.Side, int))
+	t120  func(context.Context, [2]net.Conn, func(pinhole.Side, int))
+
+	aliases  map[string]netip.AddrPort
+	prefixes []prefix
+
+	legs    map[ConnID]*leg
+	calls   map[*call]struct{}
+	sources map[netip.Addr]int // calls of a calling host
+	// forwards are callers that a Facility has sent elsewhere.
+	forwards map[netip.Addr]forward
+	last     ConnID // of a connection that the core asked for
+	draining bool
+
+	signalling *h225.Codec
+	control    controlCodec
+	addrs      []h245.Address
+	counts     counts
+}
+
+// Output is what the core wants done, in this order.
+type Output struct {
+	Actions []Action
+	Records []Record
+}
+
+// Action is one thing to do with a connection.
+type Action struct {
+	Kind ActionKind
+	Conn ConnID
+	// Data of a Send is a whole TPKT.
+	Data []byte
+	// Network and Target of a Dial.
+	Network string
+	Target  netip.AddrPort
+}
+
+// ActionKind tells what to do.
+type ActionKind uint8
+
+const (
+	// Send writes Data.
+	Send ActionKind = iota
+	// Dial connects to Target from Network's own address; Core.Dialed tells the outcome.
+	Dial
+	// Close closes the connection once everything was written.
+	Close
+)
+
+// leg is a signalling connection.
+type leg struct {
+	id      ConnID
+	network string
+	// local is the edge's end: what the peer connected to, or what the edge dialled from.
+	local, remote netip.AddrPort
+	up            bool
+	queued        [][]byte // until it is up
+	calls         map[callKey]*call
+	closing       bool
+}
+
+// callKey finds a call on a connection: the call reference, and whether the edge's end allocated it.
+type callKey struct {
+	ref  uint16
+	ours bool
+}
+
+// NewCore returns a core without connections. The configuration must be valid.
+func NewCore(cfg Config, deps Deps, log *zap.Logger) *Core {
+	c := &Core{
+		cfg: cfg, nets: deps.Networks, opener: deps.Opener, routeTo: deps.RouteTo, directory: deps.Directory, t120: deps.T120, log: log,
+		legs: make(map[ConnID]*leg), calls: make(map[*call]struct{}), sources: make(map[netip.Addr]int), forwards: make(map[netip.Addr]forward),
+		signalling: h225.NewCodec(), control: newControlCodec(), counts: newCounts(),
+	}
+	c.compile()
+	return c
+}
+
+// Reload takes over a valid configuration; calls in progress keep what they have.
+func (c *Core) Reload(cfg Config) {
+	c.cfg = cfg
+	c.compile()
+}
+
+// firstDialed is the first identifier that the core gives to connections of its own.
+const firstDialed ConnID = 1 << 63
+
+// Accept tells of a connection that a peer made. Its identifier is below 1<<63.
+func (c *Core) Accept(id ConnID, network string, local, remote netip.AddrPort) {
+	c.legs[id] = &leg{id: id, network: network, local: local, remote: remote, up: true, calls: make(map[callKey]*call)}
+}
+
+// Dialed tells that a connection is up, and from where, or why not.
+func (c *Core) Dialed(now time.Time, id ConnID, local netip.AddrPort, err error, out *Output) {
+	l := c.legs[id]
+	if l == nil {
+		return
+	}
+	if err != nil {
+		c.log.Info("called party not reached", zap.Stringer("target", l.remote), zap.Error(err))
+		for _, call := range l.calls {
+			c.refuse(now, call, refusedDial, out)
+		}
+		delete(c.legs, id)
+		return
+	}
+	l.up, l.local = true, local
+	for _, b := range l.queued {
+		out.send(id, b)
+	}
+	l.queued = nil
+}
+
+// Closed tells that a connection has ended.
+func (c *Core) Closed(now time.Time, id ConnID, out *Output) {
+	l := c.legs[id]
+	if l == nil {
+		return
+	}
+	delete(c.legs, id)
+	for key, call := range l.calls {
+		delete(l.calls, key)
+		c.legGone(now, call, l, out)
+	}
+}
+
+// Message handles one message: the payload of a TPKT, and the second octet of its header.
+func (c *Core) Message(now time.Time, id ConnID, p tpkt.Packet, out *Output) {
+	l := c.legs[id]
+	if l == nil || l.closing {
+		return
+	}
+	if len(p.Payload) == 0 {
+		c.keepAlive(l, p, out)
+		return
+	}
+	m, err := c.signalling.Decode(p.Payload)
+	if err != nil {
+		c.counts.drop(droppedMalformed)
+		c.log.Info("call signalling not understood", zap.Stringer("from", l.remote), zap.Error(err))
+		return
+	}
+	c.counts.message(m.Type)
+	key := callKey{m.CallRef, m.FromDest}
+	call := l.calls[key]
+	switch {
+	case call != nil:
+		c.relay(now, call, call.side(l), m, p.Second, out)
+	case m.Type == q931.Setup && !m.FromDest:
+		c.setup(now, l, m, p.Second, out)
+	case m.Type == q931.ReleaseComplete:
+		c.counts.drop(droppedNoCall)
+	default:
+		c.counts.drop(droppedNoCall)
+		c.sendTo(l, c.release(m, reasonInvalid), out)
+	}
+}
+
+// keepAlive passes an empty TPKT on to the other ends of the connection's calls.
+func (c *Core) keepAlive(l *leg, p tpkt.Packet, out *Output) {
+	b, err := tpkt.Append(nil, p.Second, nil)
+	if err != nil {
+		return
+	}
+	done := make(map[*leg]bool)
+	for _, call := range l.calls {
+		if o := call.legs[call.side(l).Other()]; o != nil && !done[o] && o.up {
+			done[o] = true
+			out.send(o.id, b)
+		}
+	}
+}
+
+// sendTo sends a payload, or keeps it until the connection is up.
+func (c *Core) sendTo(l *leg, payload []byte, out *Output) { c.sendPacket(l, 0, payload, out) }
+
+func (c *Core) sendPacket(l *leg, second byte, payload []byte, out *Output) {
+	if l == nil || l.closing || payload == nil {
+		return
+	}
+	b, err := tpkt.Append(make([]byte, 0, len(payload)+4), second, payload)
+	switch {
+	case err != nil:
+		c.counts.drop(droppedEdit)
+	case l.up:
+		out.send(l.id, b)
+	case len(l.queued) >= maxQueued:
+		c.counts.drop(droppedQueue)
+	default:
+		l.queued = append(l.queued, b)
+	}
+}
+
+func (o *Output) send(id ConnID, b []byte) {
+	o.Actions = append(o.Actions, Action{Kind: Send, Conn: id, Data: b})
+}
+
+// dial asks for a connection.
+func (c *Core) dial(to destination, out *Output) *leg {
+	if c.last < firstDialed {
+		c.last = firstDialed
+	}
+	c.last++
+	l := &leg{id: c.last, network: to.network, remote: to.addr, calls: make(map[callKey]*call)}
+	bind, _, err := c.nets.Local(to.network, pinhole.FamilyOf(to.addr.Addr()))
+	if err == nil {
+		l.local = netip.AddrPortFrom(bind, 0)
+	}
+	c.legs[l.id] = l
+	out.Actions = append(out.Actions, Action{Kind: Dial, Conn: l.id, Network: to.network, Target: to.addr})
+	return l
+}
+
+// closeLeg closes a connection that has no call any more.
+func (c *Core) closeLeg(l *leg, out *Output) {
+	if l == nil || l.closing || len(l.calls) > 0 {
+		return
+	}
+	l.closing = true
+	out.Actions = append(out.Actions, Action{Kind: Close, Conn: l.id})
+}
+
+// Tick ends what has waited for too long, and returns when to be called again; zero for never.
+func (c *Core) Tick(now time.Time, out *Output) (next time.Time) {
+	for call := range c.calls {
+		if call.until.IsZero() {
+			continue
+		}
+		if !now.Before(call.until) {
+			c.expired(now, call, out)
+			if _, there := c.calls[call]; !there || call.until.IsZero() {
+				continue
+			}
+		}
+		if next.IsZero() || call.until.Before(next) {
+			next = call.until
+		}
+	}
+	return next
+}
+
+// Drain refuses new calls from now on.
+func (c *Core) Drain() { c.draining = true }

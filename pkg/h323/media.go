@@ -1,0 +1,316 @@
+package h323
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"edged.dev/edged/pkg/h323/h245"
+	"edged.dev/edged/pkg/pinhole"
+)
+
+// The pinholes of a call. A session is what a sessionID names: both directions of audio, of video, of data.
+//
+//	address in a message of X ─► X receives there ─► Declare(X), and Y is told the edge's end at Y
+//
+// RTP and RTCP are declared each on its own. Peers need not send from where they receive.
+
+// The bounds of one call.
+const (
+	maxChannels = 64
+	maxSessions = 16
+	maxLeases   = 4 // of one session: the addresses that alternatives of a proposal may name
+	maxControls = 4 // H.245 addresses
+	// quietTime is how long a connection of H.245 or T.120 may stand still.
+	quietTime = 24 * time.Hour
+)
+
+var errTooMany = errors.New("too many channels")
+
+// channelKey names a logical channel: who sends its media, and the number that this side gave it.
+type channelKey struct {
+	opener pinhole.Side
+	number uint16
+}
+
+// channel is an open logical channel.
+type channel struct {
+	session *session
+	// data is the T.120 connection, nil if none.
+	data pinhole.Lease
+}
+
+// session is what one sessionID names.
+type session struct {
+	id     uint8 // 0 until the master has chosen
+	leases []*stream
+}
+
+// stream is a pinhole for RTP and RTCP, and what the parties have said of it.
+type stream struct {
+	lease     pinhole.Lease
+	rtp, rtcp [2]netip.AddrPort
+}
+
+// control is a pinhole for H.245, opened for the address that a side has named.
+type control struct {
+	side  pinhole.Side
+	addr  netip.AddrPort
+	lease pinhole.Lease
+}
+
+// request is what all pinholes of a call have in common.
+func (x *exchange) request(kind pinhole.Kind, label string, named netip.Addr) pinhole.Request {
+	k := x.call
+	r := pinhole.Request{
+		Owner: k.host[pinhole.Near].String(), Label: fmt.Sprintf("h323 %s %s", k.id, label), Kind: kind, Networks: k.nets,
+		// Whether a silent call is over is for its signalling to say.
+		OnIdle: func(bool) {},
+	}
+	r.Families[x.from] = pinhole.FamilyOf(named)
+	r.Families[x.from.Other()] = pinhole.FamilyOf(k.host[x.from.Other()])
+	return r
+}
+
+// remote is what a side says of itself.
+func (k *call) remote(s pinhole.Side, rtp, rtcp netip.AddrPort) pinhole.Remote {
+	return pinhole.Remote{Addr: rtp, RTCP: rtcp, Source: k.host[s], Asymmetric: true}
+}
+
+// controlAddress opens the way to a side's H.245 listener. An address that is named again gets the same one.
+func (x *exchange) controlAddress(a h245.Address) error {
+	k := x.call
+	for _, h := range k.controls {
+		if h.side == x.from && h.addr == a.AddrPort {
+			return x.set(a, h.lease.Local(x.from.Other()).Addr)
+		}
+		if h.lease.Local(x.from).Addr == a.AddrPort {
+			return x.set(a, h.addr) // an echo of what it was told
+		}
+	}
+	if len(k.controls) >= maxControls {
+		return errTooMany
+	}
+	req := x.request(pinhole.TCP, "h245", a.AddrPort.Addr())
+	req.Idle = quietTime
+	req.Serve = x.core.serve(k)
+	lease, err := x.join(req, a.AddrPort)
+	if err != nil {
+		return err
+	}
+	k.controls = append(k.controls, &control{x.from, a.AddrPort, lease})
+	return x.set(a, lease.Local(x.from.Other()).Addr)
+}
+
+// join opens a TCP pinhole to where a side listens; the other side only dials.
+func (x *exchange) join(req pinhole.Request, listens netip.AddrPort) (pinhole.Lease, error) {
+	k, other := x.call, x.from.Other()
+	lease, err := x.core.opener.Open(context.Background(), req)
+	if err != nil {
+		return nil, err
+	}
+	err = lease.Declare(x.from, k.remote(x.from, listens, netip.AddrPort{}))
+	if err == nil {
+		err = lease.Declare(other, k.remote(other, netip.AddrPortFrom(k.host[other], 9), netip.AddrPort{}))
+	}
+	if err != nil {
+		lease.Close()
+		return nil, err
+	}
+	return lease, nil
+}
+
+// named returns the session of an id.
+func (k *call) named(id uint8) *session {
+	for _, s := range k.sessions {
+		if s.id == id && id != 0 {
+			return s
+		}
+	}
+	return nil
+}
+
+// session returns that of an id or, where the master has still to choose one, of a channel.
+func (x *exchange) session(id uint8, key channelKey) (*session, error) {
+	k := x.call
+	s := k.named(id)
+	// The addresses of a channel's session are known to the parties already: it stays the channel's.
+	if ch := k.channels[key]; ch != nil && ch.session != nil && (ch.session.id == 0 || ch.session.id == id || id == 0) {
+		if s == nil && id != 0 {
+			ch.session.id = id
+		}
+		return ch.session, nil
+	}
+	if s != nil {
+		return s, nil
+	}
+	if len(k.sessions) >= maxSessions {
+		return nil, errTooMany
+	}
+	s = &session{id: id}
+	k.sessions = append(k.sessions, s)
+	return s, nil
+}
+
+// stream returns the pinhole of a session that fits what the side names, opened if need be.
+func (x *exchange) stream(s *session, rtp, rtcp netip.AddrPort) (*stream, error) {
+	for _, m := range s.leases {
+		if !x.offer || !rtp.IsValid() || !m.rtp[x.from].IsValid() || m.rtp[x.from] == rtp {
+			return m, nil
+		}
+	}
+	if len(s.leases) >= maxLeases {
+		return nil, errTooMany
+	}
+	named := rtp.Addr()
+	if !named.IsValid() {
+		named = rtcp.Addr()
+	}
+	lease, err := x.core.opener.Open(context.Background(), x.request(pinhole.RTP, fmt.Sprintf("session %d", s.id), named))
+	if err != nil {
+		return nil, err
+	}
+	m := &stream{lease: lease}
+	s.leases = append(s.leases, m)
+	return m, nil
+}
+
+// media edits the addresses of one direction of a channel: both are where the sender of the message receives,
+// or what it was told before and repeats.
+func (x *exchange) media(s *session, rtp, rtcp h245.Address) error {
+	a, b := usable(rtp), usable(rtcp)
+	if !a.IsValid() && !b.IsValid() {
+		return nil
+	}
+	if done, err := x.echo(s, rtp, rtcp); done || err != nil {
+		return err
+	}
+	m, err := x.stream(s, a, b)
+	if err != nil {
+		return err
+	}
+	if err := x.declare(s, m, a, b); err != nil {
+		return err
+	}
+	local := m.lease.Local(x.from.Other())
+	if a.IsValid() {
+		err = x.set(rtp, local.Addr)
+	}
+	if b.IsValid() && err == nil {
+		err = x.set(rtcp, local.RTCP)
+	}
+	return err
+}
+
+// usable returns an address that can be opened: unicast, with host and port.
+func usable(a h245.Address) netip.AddrPort {
+	if !a.Valid() || a.Multicast || a.AddrPort.Port() == 0 || a.AddrPort.Addr().IsUnspecified() || a.AddrPort.Addr().IsMulticast() {
+		return netip.AddrPort{}
+	}
+	return a.AddrPort
+}
+
+// echo handles addresses that the edge itself told this side: the answer to a proposal may repeat them.
+func (x *exchange) echo(s *session, rtp, rtcp h245.Address) (bool, error) {
+	o := x.from.Other()
+	for _, m := range s.leases {
+		local := m.lease.Local(x.from)
+		if rtp.AddrPort != local.Addr && rtcp.AddrPort != local.RTCP {
+			continue
+		}
+		if rtp.AddrPort == local.Addr {
+			if err := x.set(rtp, m.rtp[o]); err != nil {
+				return true, err
+			}
+			// Its RTCP address may be its own all the same.
+			if b := usable(rtcp); b.IsValid() && b != local.RTCP {
+				if err := x.declare(s, m, netip.AddrPort{}, b); err != nil {
+					return true, err
+				}
+				return true, x.set(rtcp, m.lease.Local(o).RTCP)
+			}
+		}
+		if rtcp.AddrPort == local.RTCP {
+			return true, x.set(rtcp, m.rtcp[o])
+		}
+		return true, nil
+	}
+	return false, nil
+}
+
+// declare tells the pinholes of a session where the side receives. Only the side that proposes names
+// several addresses; the answer counts for all of them.
+func (x *exchange) declare(s *session, m *stream, rtp, rtcp netip.AddrPort) error {
+	streams := s.leases
+	if x.offer {
+		streams = []*stream{m}
+	}
+	for _, m := range streams {
+		if rtp.IsValid() {
+			m.rtp[x.from] = rtp
+		}
+		if rtcp.IsValid() {
+			m.rtcp[x.from] = rtcp
+		}
+		at := m.rtp[x.from]
+		if !at.IsValid() {
+			// It has only said where it takes RTCP: RTP will come from this host.
+			at = netip.AddrPortFrom(rtcp.Addr(), max(rtcp.Port(), 2)-1)
+		}
+		if err := m.lease.Declare(x.from, x.call.remote(x.from, at, m.rtcp[x.from])); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// closeChannel ends a logical channel, and the pinholes of its session if it was the last one there.
+func (c *Core) closeChannel(k *call, key channelKey) {
+	ch := k.channels[key]
+	if ch == nil {
+		return
+	}
+	delete(k.channels, key)
+	if ch.data != nil {
+		k.summary = append(k.summary, ch.data.Close())
+	}
+	if ch.session == nil {
+		return
+	}
+	for _, other := range k.channels {
+		if other.session == ch.session {
+			return
+		}
+	}
+	for i, s := range k.sessions {
+		if s == ch.session {
+			k.sessions = append(k.sessions[:i], k.sessions[i+1:]...)
+			k.closeSession(s)
+			return
+		}
+	}
+}
+
+func (k *call) closeSession(s *session) {
+	for _, m := range s.leases {
+		k.summary = append(k.summary, m.lease.Close())
+	}
+}
+
+// closeLeases closes everything that the call has open.
+func (c *Core) closeLeases(k *call) {
+	for _, s := range k.sessions {
+		k.closeSession(s)
+	}
+	for _, ch := range k.channels {
+		if ch.data != nil {
+			k.summary = append(k.summary, ch.data.Close())
+		}
+	}
+	for _, h := range k.controls {
+		h.lease.Close()
+	}
+	k.sessions, k.channels, k.controls = nil, nil, nil
+}

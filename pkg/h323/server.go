@@ -1,0 +1,425 @@
+package h323
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"edged.dev/edged/internal/tpkt"
+	"edged.dev/edged/pkg/pinhole"
+)
+
+const (
+	// dialTime bounds the connection to a called party.
+	dialTime = 10 * time.Second
+	// writeTime bounds one write: a peer that does not read loses its connection.
+	writeTime = 20 * time.Second
+	// maxConns bounds the signalling connections, maxPerHost those that one host has made.
+	maxConns, maxPerHost = 20_000, 1000
+	// queueSize is how many messages may wait to be written to a connection.
+	queueSize  = 64
+	readBuffer = 8 << 10
+)
+
+// Server drives a [Core] with sockets, goroutines and a clock. All methods may be called concurrently.
+type Server struct {
+	deps Deps
+	log  *zap.Logger
+	wake chan struct{} // of size 1: the next timer may be earlier than before
+	ctx  context.Context //nolint:containedctx // the server's own life, no request's
+	stop context.CancelFunc
+	work sync.WaitGroup
+
+	mu    sync.Mutex // guards what follows
+	core  *Core
+	conns map[ConnID]*conn
+	hosts map[netip.Addr]int
+	last  ConnID
+}
+
+// conn is a signalling connection.
+type conn struct {
+	id     ConnID
+	host   netip.Addr // that made it; not valid for one that the edge made
+	out    chan []byte
+	cancel context.CancelFunc
+	// finish is closed when what is queued shall be the last.
+	finish chan struct{}
+	once   sync.Once
+}
+
+// New checks the configuration and returns a server without listeners.
+func New(cfg Config, deps Deps, log *zap.Logger) (*Server, error) {
+	if err := cfg.Validate(deps.Networks); err != nil {
+		return nil, err
+	}
+	s := &Server{deps: deps, log: log, wake: make(chan struct{}, 1), conns: make(map[ConnID]*conn), hosts: make(map[netip.Addr]int)}
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	s.core = NewCore(cfg, deps, log)
+	s.core.serve = s.controlOf
+	return s, nil
+}
+
+// Reload takes over a valid configuration, but for its listeners.
+func (s *Server) Reload(cfg Config) error {
+	if err := cfg.Validate(s.deps.Networks); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.core.Reload(cfg)
+	return nil
+}
+
+// Drain refuses new calls from now on.
+func (s *Server) Drain() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.core.Drain()
+}
+
+// Run runs the timers until ctx ends; then all calls end. Call it beside Serve, once.
+func (s *Server) Run(ctx context.Context) error {
+	for {
+		var next time.Time
+		s.do(func(c *Core, out *Output) { next = c.Tick(time.Now(), out) })
+		wait := time.Hour
+		if !next.IsZero() {
+			wait = max(time.Until(next), 100*time.Millisecond)
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			s.shutdown()
+			return nil
+		case <-s.wake:
+		case <-t.C:
+		}
+		t.Stop()
+	}
+}
+
+// shutdown releases every call and waits for the connections to end.
+func (s *Server) shutdown() {
+	s.do(func(c *Core, out *Output) {
+		for k := range c.calls {
+			c.refuse(time.Now(), k, refusedLimit, out)
+			c.end(time.Now(), k, out)
+		}
+	})
+	s.mu.Lock()
+	for _, k := range s.conns {
+		k.once.Do(func() { close(k.finish) })
+	}
+	s.mu.Unlock()
+	s.stop()
+	s.work.Wait()
+}
+
+// Serve accepts call signalling on ln, bound on the named network, until ctx ends.
+func (s *Server) Serve(ctx context.Context, network string, ln net.Listener) error {
+	end := context.AfterFunc(ctx, func() { ln.Close() })
+	defer end()
+	for {
+		c, err := ln.Accept()
+		switch {
+		case err == nil:
+			s.accept(network, c)
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return err
+		default:
+			// Out of descriptors: try again when some may have been closed.
+			s.log.Warn("connection not accepted", zap.Error(err))
+			select {
+			case <-ctx.Done():
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
+	}
+}
+
+func (s *Server) accept(network string, c net.Conn) {
+	remote, local := addrPort(c.RemoteAddr()), addrPort(c.LocalAddr())
+	s.mu.Lock()
+	if len(s.conns) >= maxConns || s.hosts[remote.Addr()] >= maxPerHost || s.ctx.Err() != nil {
+		s.core.counts.drop(refusedLimit)
+		s.mu.Unlock()
+		c.Close()
+		return
+	}
+	s.last++
+	k := s.addLocked(s.last, remote.Addr())
+	s.core.Accept(k.id, network, local, remote)
+	s.work.Go(func() { s.drive(k, c) })
+	s.mu.Unlock()
+}
+
+func addrPort(a net.Addr) netip.AddrPort {
+	ap, err := netip.ParseAddrPort(a.String())
+	if err != nil {
+		return netip.AddrPort{} // not an internet socket
+	}
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}
+
+func (s *Server) addLocked(id ConnID, host netip.Addr) *conn {
+	k := &conn{id: id, host: host, out: make(chan []byte, queueSize), finish: make(chan struct{}), cancel: func() {}}
+	s.conns[id] = k
+	if host.IsValid() {
+		s.hosts[host]++
+	}
+	return k
+}
+
+// do runs f on the core and carries out what it wants.
+func (s *Server) do(f func(*Core, *Output)) {
+	var out Output
+	s.mu.Lock()
+	f(s.core, &out)
+	for _, a := range out.Actions {
+		s.actLocked(a)
+	}
+	s.mu.Unlock()
+	if s.deps.Record != nil {
+		for _, r := range out.Records {
+			s.deps.Record(r)
+		}
+	}
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (s *Server) actLocked(a Action) {
+	k := s.conns[a.Conn]
+	switch {
+	case a.Kind == Dial:
+		if s.ctx.Err() != nil {
+			return
+		}
+		ctx, cancel := context.WithTimeout(s.ctx, dialTime)
+		k = s.addLocked(a.Conn, netip.Addr{})
+		k.cancel = cancel
+		s.work.Go(func() { s.dial(ctx, k, a) })
+	case k == nil:
+	case a.Kind == Close:
+		k.once.Do(func() { close(k.finish) })
+		k.cancel()
+	default:
+		select {
+		case k.out <- a.Data:
+		default:
+			s.core.counts.drop(droppedQueue)
+			k.once.Do(func() { close(k.finish) })
+		}
+	}
+}
+
+// dial connects to a called party.
+func (s *Server) dial(ctx context.Context, k *conn, a Action) {
+	d := net.Dialer{}
+	if bind, _, err := s.deps.Networks.Local(a.Network, pinhole.FamilyOf(a.Target.Addr())); err == nil {
+		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(bind, 0))
+	}
+	c, err := d.DialContext(ctx, "tcp", a.Target.String())
+	k.cancel()
+	if err != nil {
+		s.remove(k)
+		s.do(func(core *Core, out *Output) { core.Dialed(time.Now(), k.id, netip.AddrPort{}, err, out) })
+		return
+	}
+	s.do(func(core *Core, out *Output) { core.Dialed(time.Now(), k.id, addrPort(c.LocalAddr()), nil, out) })
+	s.drive(k, c)
+}
+
+func (s *Server) remove(k *conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.conns, k.id)
+	if k.host.IsValid() {
+		if s.hosts[k.host]--; s.hosts[k.host] <= 0 {
+			delete(s.hosts, k.host)
+		}
+	}
+}
+
+// drive reads and writes a connection until it ends.
+func (s *Server) drive(k *conn, c net.Conn) {
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		k.write(c)
+	}()
+	s.read(k, c)
+	s.do(func(core *Core, out *Output) { core.Closed(time.Now(), k.id, out) })
+	s.remove(k)
+	k.once.Do(func() { close(k.finish) })
+	<-written
+	c.Close()
+}
+
+// write writes what is queued until the connection shall finish or fails.
+func (k *conn) write(c net.Conn) {
+	for {
+		var b []byte
+		select {
+		case b = <-k.out:
+		case <-k.finish:
+			select {
+			case b = <-k.out:
+			default:
+				// The other end reads what was written, then the end.
+				if t, ok := c.(*net.TCPConn); ok {
+					t.CloseWrite()
+				}
+				c.SetReadDeadline(time.Now().Add(lingerTime))
+				return
+			}
+		}
+		c.SetWriteDeadline(time.Now().Add(writeTime))
+		if _, err := c.Write(b); err != nil {
+			c.Close()
+			return
+		}
+	}
+}
+
+// read takes messages until the connection ends, or says what is no TPKT.
+func (s *Server) read(k *conn, c net.Conn) {
+	var split tpkt.Splitter
+	buf := make([]byte, readBuffer)
+	for {
+		n, err := c.Read(buf)
+		split.Push(buf[:n])
+		for {
+			p, ok, bad := split.Next()
+			if bad != nil {
+				s.malformed(c, bad)
+				return
+			}
+			if !ok {
+				break
+			}
+			s.do(func(core *Core, out *Output) { core.Message(time.Now(), k.id, p, out) })
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+func (s *Server) malformed(c net.Conn, err error) {
+	s.log.Info("connection closed: not call signalling", zap.Stringer("peer", c.RemoteAddr()), zap.Error(err))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.core.counts.drop(droppedMalformed)
+}
+
+// controlOf returns what speaks on the H.245 connections of a call.
+func (s *Server) controlOf(k *call) func(context.Context, [2]net.Conn, func(pinhole.Side, int)) {
+	return func(ctx context.Context, conns [2]net.Conn, moved func(pinhole.Side, int)) {
+		s.do(func(c *Core, _ *Output) { c.controlOpened(k) })
+		end := context.AfterFunc(ctx, func() {
+			conns[0].Close()
+			conns[1].Close()
+		})
+		defer end()
+		var both sync.WaitGroup
+		both.Go(func() { s.relayControl(k, pinhole.Far, conns, moved) })
+		s.relayControl(k, pinhole.Near, conns, moved)
+		both.Wait()
+		s.do(func(c *Core, out *Output) { c.controlClosed(time.Now(), k, out) })
+	}
+}
+
+// relayControl passes H.245 from one side to the other. At its end the other side is told; after an error both
+// connections end.
+func (s *Server) relayControl(k *call, from pinhole.Side, conns [2]net.Conn, moved func(pinhole.Side, int)) {
+	src, dst := conns[from], conns[from.Other()]
+	var split tpkt.Splitter
+	buf := make([]byte, readBuffer)
+	for {
+		n, err := src.Read(buf)
+		moved(from, n)
+		split.Push(buf[:n])
+		if bad := s.passControl(k, from, &split, dst); bad != nil {
+			s.log.Info("H.245 connection closed", zap.String("call", k.id), zap.Stringer("peer", src.RemoteAddr()), zap.Error(bad))
+			src.Close()
+			dst.Close()
+			return
+		}
+		if err != nil {
+			if t, ok := dst.(*net.TCPConn); ok {
+				t.CloseWrite()
+			}
+			return
+		}
+	}
+}
+
+// passControl passes on what has arrived whole.
+func (s *Server) passControl(k *call, from pinhole.Side, split *tpkt.Splitter, dst net.Conn) error {
+	for {
+		p, ok, err := split.Next()
+		if err != nil || !ok {
+			return err
+		}
+		payload := p.Payload
+		if len(payload) > 0 {
+			s.mu.Lock()
+			payload, err = s.core.Control(time.Now(), k, from, payload)
+			s.mu.Unlock()
+			if err != nil {
+				return err
+			}
+		}
+		b, err := tpkt.Append(nil, p.Second, payload)
+		if err != nil {
+			return err
+		}
+		dst.SetWriteDeadline(time.Now().Add(writeTime))
+		if _, err := dst.Write(b); err != nil {
+			return err
+		}
+	}
+}
+
+// CallInfo describes a call in progress, for /api/v1/h323_calls.
+type CallInfo struct {
+	CallID    string         `json:"call_id"`
+	Caller    string         `json:"caller"`
+	Called    string         `json:"called"`
+	From      netip.Addr     `json:"from"`
+	To        netip.AddrPort `json:"to"`
+	Started   time.Time      `json:"started"`
+	Connected *time.Time     `json:"connected,omitempty"`
+	Channels  int            `json:"channels"`
+	H245      int            `json:"h245_connections"`
+}
+
+// Calls lists the calls in progress, in no order.
+func (s *Server) Calls() []CallInfo {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]CallInfo, 0, len(s.core.calls))
+	for k := range s.core.calls {
+		i := CallInfo{
+			CallID: k.id, Caller: k.caller, Called: k.called, From: k.host[pinhole.Near], To: k.target,
+			Started: k.started, Channels: len(k.channels), H245: k.joined,
+		}
+		if !k.connected.IsZero() {
+			i.Connected = &k.connected
+		}
+		out = append(out, i)
+	}
+	return out
+}

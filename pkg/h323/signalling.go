@@ -1,0 +1,217 @@
+package h323
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"go.uber.org/zap"
+
+	"edged.dev/edged/internal/per"
+	"edged.dev/edged/pkg/h323/h225"
+	"edged.dev/edged/pkg/h323/h245"
+	"edged.dev/edged/pkg/h323/q931"
+	"edged.dev/edged/pkg/pinhole"
+)
+
+// relay passes a message of one party on to the other, with the edge's addresses in it.
+func (c *Core) relay(now time.Time, k *call, from pinhole.Side, m *h225.Message, second byte, out *Output) {
+	kind, reason := m.Type, m.Reason()
+	if k.released && kind != q931.ReleaseComplete {
+		c.counts.drop(droppedNoCall)
+		return
+	}
+	payload, err := c.rewrite(now, k, from, m)
+	if err != nil {
+		c.log.Warn("message not passed on", zap.String("call", k.id), zap.Stringer("from", k.host[from]), zap.Error(err))
+		if errors.Is(err, per.ErrEdit) || errors.Is(err, per.ErrCheck) {
+			c.counts.drop(droppedEdit)
+		}
+		c.refuse(now, k, refusedMedia, out)
+		return
+	}
+	c.sendPacket(k.legs[from.Other()], second, payload, out)
+	switch kind {
+	case q931.Connect:
+		if k.connected.IsZero() && from == pinhole.Far {
+			k.connected, k.until = now, time.Time{}
+			c.counts.connected++
+		}
+	case q931.ReleaseComplete:
+		if reason == "" {
+			reason = "normal"
+		}
+		c.releaseCall(now, k, reason)
+	}
+}
+
+// rewrite returns the message for the other party. The bytes are a copy.
+func (c *Core) rewrite(now time.Time, k *call, from pinhole.Side, m *h225.Message) ([]byte, error) {
+	if m.Tree == nil {
+		return c.signalling.Apply(nil)
+	}
+	if m.Protection() == h225.Signed {
+		c.counts.signed++
+		return m.AppendTo(nil), nil
+	}
+	x := exchange{core: c, call: k, from: from, now: now, tree: m.Tree, editor: c.signalling.Editor(), offer: m.Body == h225.Setup}
+	c.addrs = m.Addresses(c.addrs[:0])
+	for _, a := range c.addrs {
+		if a.Carrier != "" {
+			continue
+		}
+		if err := x.signalling(a); err != nil {
+			return nil, fmt.Errorf("%s: %w", a.Field, err)
+		}
+	}
+	if err := x.carried(m); err != nil {
+		return nil, err
+	}
+	return c.signalling.Apply(nil)
+}
+
+// exchange is one message on its way through a call.
+type exchange struct {
+	core   *Core
+	call   *call
+	from   pinhole.Side
+	now    time.Time
+	tree   *per.Tree
+	editor *per.Editor
+	// offer tells that fastStart holds proposals, of which the other side will take some.
+	offer bool
+}
+
+// carried edits the H.245 inside of a message of call signalling: any body may have some.
+func (x *exchange) carried(m *h225.Message) error {
+	var few [16]per.Ref
+	for _, r := range m.FastStart(few[:0]) {
+		if err := x.fastStart(r); err != nil {
+			return fmt.Errorf("fastStart: %w", err)
+		}
+	}
+	x.offer = false
+	for _, r := range m.Parallel(m.Tunnelled(few[:0])) {
+		if err := x.h245(h245.At(m.Tree, r)); err != nil {
+			return fmt.Errorf("tunnelled H.245: %w", err)
+		}
+	}
+	return nil
+}
+
+// signalling edits an address of call signalling itself (H.225.0 §7.3).
+func (x *exchange) signalling(a h245.Address) error {
+	if a.AddrPort.Addr().IsUnspecified() || a.AddrPort.Port() == 0 {
+		return nil // nothing is known: "0.0.0.0:0" is seen
+	}
+	switch a.Field {
+	case h245.H245Address:
+		return x.controlAddress(a)
+	case h245.SourceCallSignalAddress:
+		return x.set(a, x.own())
+	case h245.DestCallSignalAddress:
+		if x.from == pinhole.Near {
+			return x.set(a, x.call.target)
+		}
+	case h245.AlternativeAddress:
+		return x.alternative(a)
+	case h245.TransportID:
+		return x.transportID(a)
+	}
+	return nil
+}
+
+// set writes an address, if that is known.
+func (x *exchange) set(a h245.Address, to netip.AddrPort) error {
+	if !to.IsValid() || to == a.AddrPort {
+		return nil
+	}
+	return a.Set(x.editor, x.tree, to)
+}
+
+// own returns where the other party reaches the edge for call signalling.
+func (x *exchange) own() netip.AddrPort {
+	return x.core.own(x.call.nets[x.from.Other()], x.call.host[x.from.Other()])
+}
+
+// own returns the listener of a network for a peer's family, as it is advertised.
+func (c *Core) own(network string, peer netip.Addr) netip.AddrPort {
+	_, public, err := c.nets.Local(network, pinhole.FamilyOf(peer))
+	if err != nil {
+		return netip.AddrPort{}
+	}
+	port := uint16(signallingPort)
+	for _, l := range c.cfg.Listen {
+		if l.Network == network {
+			port = l.Port
+			break
+		}
+	}
+	return netip.AddrPortFrom(public, port)
+}
+
+// transportID edits an alias that is an address: one of a party's own host becomes the edge's, the edge's
+// becomes the other party's.
+func (x *exchange) transportID(a h245.Address) error {
+	k, host := x.call, a.AddrPort.Addr()
+	switch {
+	case x.core.nets.Own(host) && x.from == pinhole.Near:
+		return x.set(a, k.target)
+	case host == k.host[x.from]:
+		return x.set(a, x.own())
+	}
+	return nil
+}
+
+// alternative edits a call forwarding (Facility): the caller will call the edge, and the edge remembers
+// whom it was sent to.
+func (x *exchange) alternative(a h245.Address) error {
+	k, c := x.call, x.core
+	if c.nets.Own(a.AddrPort.Addr()) {
+		return nil
+	}
+	if !c.forwardable(k.nets[x.from], a.AddrPort.Addr()) {
+		return fmt.Errorf("%s: %w", a.AddrPort, pinhole.ErrTarget)
+	}
+	c.remember(x.now, k.host[x.from.Other()], a.AddrPort)
+	return x.set(a, x.own())
+}
+
+// forwardable tells whether a party on a network may forward a call to a host: never into another network.
+func (c *Core) forwardable(network string, to netip.Addr) bool {
+	at := c.nets.Of(to)
+	return !to.IsLoopback() && !to.IsMulticast() && !to.IsLinkLocalUnicast() && (at == network || at == "" && !c.nets[network].Trusted)
+}
+
+// forward is where the next call of a host goes.
+type forward struct {
+	to    netip.AddrPort
+	until time.Time
+}
+
+const (
+	// forwardTime is how long a forwarded caller may take to call again.
+	forwardTime = 30 * time.Second
+	maxForwards = 4096
+)
+
+func (c *Core) remember(now time.Time, caller netip.Addr, to netip.AddrPort) {
+	if len(c.forwards) >= maxForwards {
+		for host, f := range c.forwards {
+			if now.After(f.until) {
+				delete(c.forwards, host)
+			}
+		}
+	}
+	if len(c.forwards) < maxForwards {
+		c.forwards[caller] = forward{to, now.Add(forwardTime)}
+	}
+}
+
+// forwarded returns where a caller was sent to, once.
+func (c *Core) forwarded(now time.Time, caller netip.Addr) (netip.AddrPort, bool) {
+	f, ok := c.forwards[caller]
+	delete(c.forwards, caller)
+	return f.to, ok && !now.After(f.until)
+}
