@@ -39,7 +39,9 @@ func (c *Core) Control(now time.Time, k *call, from pinhole.Side, payload []byte
 		if err := x.h245(m); err != nil {
 			return nil, fmt.Errorf("%s: %w", m.Kind, err)
 		}
-		if out, err = x.editor.Apply(out); err != nil {
+		if !x.editor.Changed() {
+			out = append(out, m.Tree.Source()...)
+		} else if out, err = x.editor.Apply(out); err != nil {
 			c.counts.drop(droppedEdit)
 			return nil, fmt.Errorf("%s: %w", m.Kind, err)
 		}
@@ -116,7 +118,7 @@ func (x *exchange) acknowledge(key channelKey, ch h245.Channel) error {
 // channel edits the media addresses of a channel.
 func (x *exchange) channel(key channelKey, ch h245.Channel) error {
 	f, r := ch.Forward, ch.Reverse
-	if !f.MediaChannel.Valid() && !f.MediaControlChannel.Valid() && !r.MediaChannel.Valid() && !r.MediaControlChannel.Valid() && ch.SessionID == 0 {
+	if !f.MediaChannel.Valid() && !f.MediaControlChannel.Valid() && !r.MediaChannel.Valid() && !r.MediaControlChannel.Valid() && ch.SessionID == 0 && !ch.Generic {
 		return nil // no RTP: nothing to open
 	}
 	s, err := x.session(ch.SessionID, key)
@@ -131,7 +133,44 @@ func (x *exchange) channel(key channelKey, ch h245.Channel) error {
 	if err := x.media(s, f.MediaChannel, f.MediaControlChannel); err != nil {
 		return err
 	}
-	return x.media(s, r.MediaChannel, r.MediaControlChannel)
+	if err := x.media(s, r.MediaChannel, r.MediaControlChannel); err != nil {
+		return err
+	}
+	return x.traversal(s, ch)
+}
+
+// traversal edits the addresses of H.460.19 that two endpoints tell each other: keep-alives, and media that share
+// one port by a multiplexID, come to the session's pinhole too.
+func (x *exchange) traversal(s *session, ch h245.Channel) error {
+	at := h245.TraversalAt(x.tree, ch.Ref)
+	if at == per.None {
+		return nil
+	}
+	v, err := h245.DecodeTraversal(x.tree.Octets(at))
+	if err != nil {
+		return err
+	}
+	was := v
+	if v.MediaChannel, v.MediaControlChannel, err = x.place(s, v.MediaChannel, v.MediaControlChannel); err != nil {
+		return err
+	}
+	if v.KeepAliveChannel.IsValid() {
+		if len(s.leases) == 0 {
+			if v.KeepAliveChannel, _, err = x.place(s, v.KeepAliveChannel, netip.AddrPort{}); err != nil {
+				return err
+			}
+		} else {
+			v.KeepAliveChannel = s.leases[0].lease.Local(x.from.Other()).Addr
+		}
+	}
+	if v == was {
+		return nil
+	}
+	b, err := v.Append(nil)
+	if err != nil {
+		return err
+	}
+	return x.editor.SetOctets(at, b)
 }
 
 // enter notes that a channel is open.

@@ -164,9 +164,9 @@ func (x *exchange) stream(s *session, rtp, rtcp netip.AddrPort) (*stream, error)
 	if len(s.leases) >= maxLeases {
 		return nil, errTooMany
 	}
-	named := rtp.Addr()
-	if !named.IsValid() {
-		named = rtcp.Addr()
+	named := rtcp.Addr()
+	if rtp.IsValid() {
+		named = rtp.Addr()
 	}
 	lease, err := x.core.opener.Open(context.Background(), x.request(pinhole.RTP, fmt.Sprintf("session %d", s.id), named))
 	if err != nil {
@@ -177,31 +177,42 @@ func (x *exchange) stream(s *session, rtp, rtcp netip.AddrPort) (*stream, error)
 	return m, nil
 }
 
-// media edits the addresses of one direction of a channel: both are where the sender of the message receives,
-// or what it was told before and repeats.
+// media edits the addresses of one direction of a channel.
 func (x *exchange) media(s *session, rtp, rtcp h245.Address) error {
-	a, b := usable(rtp), usable(rtcp)
-	if !a.IsValid() && !b.IsValid() {
-		return nil
-	}
-	if done, err := x.echo(s, rtp, rtcp); done || err != nil {
-		return err
-	}
-	m, err := x.stream(s, a, b)
+	toRTP, toRTCP, err := x.place(s, usable(rtp), usable(rtcp))
 	if err != nil {
 		return err
 	}
-	if err := x.declare(s, m, a, b); err != nil {
+	if err := x.set(rtp, toRTP); err != nil {
 		return err
 	}
+	return x.set(rtcp, toRTCP)
+}
+
+// place returns what the other side is told in the place of two addresses. Both are where the sender of the
+// message receives, or what it was told before and repeats. What is not valid stays so.
+func (x *exchange) place(s *session, rtp, rtcp netip.AddrPort) (toRTP, toRTCP netip.AddrPort, err error) {
+	if !rtp.IsValid() && !rtcp.IsValid() {
+		return rtp, rtcp, nil
+	}
+	if m := s.told(x.from, rtp, rtcp); m != nil {
+		return x.echo(s, m, rtp, rtcp)
+	}
+	m, err := x.stream(s, rtp, rtcp)
+	if err == nil {
+		err = x.declare(s, m, rtp, rtcp)
+	}
+	if err != nil {
+		return rtp, rtcp, err
+	}
 	local := m.lease.Local(x.from.Other())
-	if a.IsValid() {
-		err = x.set(rtp, local.Addr)
+	if rtp.IsValid() {
+		toRTP = local.Addr
 	}
-	if b.IsValid() && err == nil {
-		err = x.set(rtcp, local.RTCP)
+	if rtcp.IsValid() {
+		toRTCP = local.RTCP
 	}
-	return err
+	return toRTP, toRTCP, nil
 }
 
 // usable returns an address that can be opened: unicast, with host and port.
@@ -212,32 +223,39 @@ func usable(a h245.Address) netip.AddrPort {
 	return a.AddrPort
 }
 
-// echo handles addresses that the edge itself told this side: the answer to a proposal may repeat them.
-func (x *exchange) echo(s *session, rtp, rtcp h245.Address) (bool, error) {
-	o := x.from.Other()
+// told returns the stream of which a side was told one of the addresses.
+func (s *session) told(side pinhole.Side, rtp, rtcp netip.AddrPort) *stream {
 	for _, m := range s.leases {
-		local := m.lease.Local(x.from)
-		if rtp.AddrPort != local.Addr && rtcp.AddrPort != local.RTCP {
-			continue
+		if local := m.lease.Local(side); rtp == local.Addr || rtcp == local.RTCP {
+			return m
 		}
-		if rtp.AddrPort == local.Addr {
-			if err := x.set(rtp, m.rtp[o]); err != nil {
-				return true, err
-			}
-			// Its RTCP address may be its own all the same.
-			if b := usable(rtcp); b.IsValid() && b != local.RTCP {
-				if err := x.declare(s, m, netip.AddrPort{}, b); err != nil {
-					return true, err
-				}
-				return true, x.set(rtcp, m.lease.Local(o).RTCP)
-			}
-		}
-		if rtcp.AddrPort == local.RTCP {
-			return true, x.set(rtcp, m.rtcp[o])
-		}
-		return true, nil
 	}
-	return false, nil
+	return nil
+}
+
+// echo puts the other side's addresses back where this side repeats what it was told: an answer to a proposal
+// may do that. Beside the address of RTP it may name one of its own for RTCP.
+func (x *exchange) echo(s *session, m *stream, rtp, rtcp netip.AddrPort) (toRTP, toRTCP netip.AddrPort, err error) {
+	o, local := x.from.Other(), m.lease.Local(x.from)
+	own := [2]netip.AddrPort{rtp, rtcp}
+	if rtp == local.Addr {
+		toRTP, own[0] = m.rtp[o], netip.AddrPort{}
+	}
+	if rtcp == local.RTCP {
+		toRTCP, own[1] = m.rtcp[o], netip.AddrPort{}
+	}
+	if own[0].IsValid() || own[1].IsValid() {
+		if err := x.declare(s, m, own[0], own[1]); err != nil {
+			return rtp, rtcp, err
+		}
+	}
+	if own[0].IsValid() {
+		toRTP = m.lease.Local(o).Addr
+	}
+	if own[1].IsValid() {
+		toRTCP = m.lease.Local(o).RTCP
+	}
+	return toRTP, toRTCP, nil
 }
 
 // declare tells the pinholes of a session where the side receives. Only the side that proposes names

@@ -44,10 +44,10 @@ func (c *counts) clone() counts {
 
 // collector publishes the counts of a server.
 type collector struct {
-	server                                     *Server
-	active, conns                              *prometheus.Desc
-	setups, connected, ended, control, signed  *prometheus.Desc
-	messages, refused, dropped                 *prometheus.Desc
+	server                                    *Server
+	active, conns                             *prometheus.Desc
+	setups, connected, ended, control, signed *prometheus.Desc
+	messages, refused, dropped                *prometheus.Desc
 }
 
 // Collector returns the server's metrics.

@@ -30,7 +30,7 @@ const (
 type Server struct {
 	deps Deps
 	log  *zap.Logger
-	wake chan struct{} // of size 1: the next timer may be earlier than before
+	wake chan struct{}   // of size 1: the next timer may be earlier than before
 	ctx  context.Context //nolint:containedctx // the server's own life, no request's
 	stop context.CancelFunc
 	work sync.WaitGroup
@@ -417,7 +417,8 @@ func (s *Server) Calls() []CallInfo {
 			Started: k.started, Channels: len(k.channels), H245: k.joined,
 		}
 		if !k.connected.IsZero() {
-			i.Connected = &k.connected
+			at := k.connected
+			i.Connected = &at
 		}
 		out = append(out, i)
 	}
