@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"edged.dev/edged/pkg/h323"
 	"edged.dev/edged/pkg/media"
 	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/sipalg"
@@ -27,6 +28,7 @@ type config struct {
 	Media    media.Config             `yaml:"media" jsonschema_description:"how media is relayed"`
 	TLS      tlsConfig                `yaml:"tls" jsonschema_description:"certificates of the edge and of its peers"`
 	SIP      sipalg.Config            `yaml:"sip" jsonschema_description:"SIP: listeners and routes; without listeners the service is off"`
+	H323     h323.Config              `yaml:"h323" jsonschema_description:"H.323: call signalling; without listeners the service is off"`
 	Forwards []forward.Rule           `yaml:"forwards" jsonschema_description:"TCP ports that are forwarded unread, for who is on their allow-list"`
 	Limits   limitsConfig             `yaml:"limits" jsonschema_description:"what one source may ask for"`
 	CDR      cdrConfig                `yaml:"cdr" jsonschema_description:"call records"`
@@ -109,6 +111,7 @@ func defaultConfig() config {
 		Pinholes: media.DefaultPinholeConfig(),
 		Media:    media.DefaultConfig(),
 		SIP:      sipalg.DefaultConfig(),
+		H323:     h323.DefaultConfig(),
 		Limits:   limitsConfig{PerSource: perSourceConfig{MessagesPerSecond: 100, Connections: 64}},
 	}
 }

@@ -96,6 +96,8 @@ func withLiveKeys(running, next *config) *config {
 	c.Limits = next.Limits
 	c.SIP = next.SIP
 	c.SIP.Listen, c.SIP.DSCP, c.SIP.ClientCertificates = running.SIP.Listen, running.SIP.DSCP, running.SIP.ClientCertificates
+	c.H323 = next.H323
+	c.H323.Listen = running.H323.Listen
 	return &c
 }
 

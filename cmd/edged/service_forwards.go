@@ -87,6 +87,27 @@ func openForwards(ctx context.Context, c *config) ([]forwardSocket, error) {
 	return socks, nil
 }
 
+// streamPorts returns the TCP ports of the services, each with its key; a port that two of them name is a fault.
+func (c *config) streamPorts(l *faultList) map[forward.Listen]string {
+	ports := map[forward.Listen]string{}
+	for i, ln := range c.SIP.Listen {
+		if ln.Proto.Stream() {
+			ports[forward.Listen{Network: ln.Network, Port: ln.Port}] = fmt.Sprintf("sip.listen[%d]", i)
+		}
+	}
+	for i, ln := range c.H323.Listen {
+		key, at := fmt.Sprintf("h323.listen[%d]", i), forward.Listen{Network: ln.Network, Port: ln.Port}
+		if other, used := ports[at]; used {
+			l.add(key, "%s is also the TCP port of %s", ln, other)
+		}
+		if p := c.Pinholes.TCP; ln.Port >= p.First && ln.Port <= p.Last {
+			l.add(key, "port %d lies in pinholes.tcp (%s), which is for media", ln.Port, p)
+		}
+		ports[at] = key
+	}
+	return ports
+}
+
 // validateForwards has each forward judge itself, and adds what concerns others too: names and ports
 // that are taken twice.
 func (c *config) validateForwards(l *faultList) {
@@ -94,12 +115,7 @@ func (c *config) validateForwards(l *faultList) {
 	for name, n := range c.Networks {
 		networks[name] = n.Addresses
 	}
-	ports, names := map[forward.Listen]string{}, map[string]int{}
-	for i, ln := range c.SIP.Listen {
-		if ln.Proto.Stream() {
-			ports[forward.Listen{Network: ln.Network, Port: ln.Port}] = fmt.Sprintf("sip.listen[%d]", i)
-		}
-	}
+	ports, names := c.streamPorts(l), map[string]int{}
 	for i, r := range c.Forwards {
 		key := fmt.Sprintf("forwards[%d]", i)
 		*l = append(*l, sectionFaults(key, r.Validate(networks))...)

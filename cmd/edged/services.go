@@ -58,6 +58,7 @@ func buildServices(ctx context.Context, d *serviceDeps) ([]*service, error) {
 		{"splice", true, buildSplice},
 		{"media", true, buildMedia},
 		{"sip", len(d.cfg.SIP.Listen) > 0, buildSIP},
+		{"h323", len(d.cfg.H323.Listen) > 0, buildH323},
 		{"forwards", len(d.cfg.Forwards) > 0, buildForwards},
 	}
 	var out []*service

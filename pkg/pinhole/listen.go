@@ -45,7 +45,7 @@ func (l Listen) String() string { return fmt.Sprintf("%s://%s:%d", l.Proto, l.Ne
 // none of protos.
 func (l Listen) Check(nets Networks, protos ...string) error {
 	if _, ok := nets[l.Network]; !ok {
-		return fmt.Errorf("%q: network %q: %w", l, l.Network, ErrNetwork)
+		return fmt.Errorf("network %q is not defined under networks", l.Network)
 	}
 	if !slices.Contains(protos, l.Proto) {
 		return fmt.Errorf("%q: protocol %q is not %s", l, l.Proto, strings.Join(protos, " or "))
