@@ -11,11 +11,13 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -111,15 +113,25 @@ func (r *tcpRig) connect(family int) (client, server *net.TCPConn) {
 }
 
 // segmentsIn returns how many TCP segments the gateway's sockets have got.
-func segmentsIn(t *testing.T) (n int) {
+func segmentsIn(t *testing.T) int { return tcpFigure(t, "InSegs") }
+
+// tcpFigure returns a figure of the thread's namespace; IPv6 is in it.
+func tcpFigure(t *testing.T, name string) (n int) {
 	t.Helper()
 	text, err := os.ReadFile("/proc/thread-self/net/snmp")
 	must(t, err)
+	at := -1
 	for line := range strings.Lines(string(text)) {
-		if f := strings.Fields(line); f[0] == "Tcp:" && f[1] != "RtoAlgorithm" {
-			_, err := fmt.Sscan(f[10], &n)
-			must(t, err)
+		f := strings.Fields(line)
+		if f[0] != "Tcp:" {
+			continue
 		}
+		if at < 0 {
+			at = slices.Index(f, name)
+			continue
+		}
+		_, err := fmt.Sscan(f[at], &n)
+		must(t, err)
 	}
 	return n
 }
@@ -158,6 +170,122 @@ func TestForward(t *testing.T) {
 				t.Errorf("%+v", list)
 			}
 		})
+	}
+}
+
+// TestForwardOffload: checksums and sizes are right whoever has to make them, cut or not.
+func TestForwardOffload(t *testing.T) {
+	needKernel(t)
+	for family, name := range []string{"v4", "v6"} {
+		for mask := range 4 {
+			sender, gateway := mask&1 != 0, mask&2 != 0
+			t.Run(fmt.Sprintf("%s/sender %v gateway %v", name, sender, gateway), func(t *testing.T) {
+				r := newTCPRig(t, family, nil)
+				for _, h := range r.hosts {
+					within(t, h.ns, func() { must(t, txChecksums(h.own, sender)) })
+					must(t, txChecksums(h.dev, gateway))
+				}
+				bad := r.hosts[near].badSegments() + r.hosts[far].badSegments()
+				client, server := r.connect(family)
+				exchange(t, client, server, 77)
+				if n := r.hosts[near].badSegments() + r.hosts[far].badSegments() - bad; n != 0 {
+					t.Errorf("%d segments with bad checksums", n)
+				}
+			})
+		}
+	}
+}
+
+// badSegments returns how many segments the host refused for their checksums.
+func (h *host) badSegments() (n int) {
+	h.t.Helper()
+	within(h.t, h.ns, func() { n = tcpFigure(h.t, "InCsumErrors") })
+	return n
+}
+
+// TestForwardMTU: where one side carries less than the other, neither end sends more.
+func TestForwardMTU(t *testing.T) {
+	needKernel(t)
+	for family, name := range []string{"v4", "v6"} {
+		for side := range 2 {
+			t.Run(fmt.Sprintf("%s/side %d", name, side), func(t *testing.T) {
+				const mtu = 1300
+				r := newTCPRig(t, family, nil)
+				dev, err := netlink.LinkByName(r.hosts[side].dev)
+				must(t, err)
+				must(t, netlink.LinkSetMTU(dev, mtu))
+				r.waitMTU(side, mtu)
+				client, server := r.connect(family)
+				for _, c := range []*net.TCPConn{client, server} {
+					raw, err := c.SyscallConn()
+					must(t, err)
+					must(t, raw.Control(func(fd uintptr) {
+						n, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG)
+						if most := mtu - 40 - 20*family; err != nil || n > most || n < most-40 {
+							t.Errorf("segments of %d bytes: %v", n, err)
+						}
+					}))
+				}
+				exchange(t, client, server, 78)
+				if s, err := r.forward.Stats(); err != nil || len(s.Dropped) != 0 {
+					t.Errorf("%+v %v", s, err)
+				}
+			})
+		}
+	}
+}
+
+// waitMTU waits until the rule knows the MTU of a side.
+func (r *tcpRig) waitMTU(side int, mtu uint32) {
+	r.t.Helper()
+	r.wait("MTU", func(ForwardStats) bool {
+		a := r.path.tcp
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.path.mu.Lock()
+		defer a.path.mu.Unlock()
+		if side == int(near) {
+			return r.forward.written.Mtu == mtu
+		}
+		return r.forward.way.hop.Mtu == mtu
+	})
+}
+
+// TestForwardFlood: SYNs that come to nothing take a part of the rule's connections only, and no other rule's.
+func TestForwardFlood(t *testing.T) {
+	net24 := []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}
+	r := newTCPRig(t, 0, func(f *ForwardRule) { f.Allow, f.MaxConnections = net24, 80 })
+	other := *r
+	var err error
+	rule := r.forward.Rule()
+	rule.Listen = netip.AddrPortFrom(rule.Listen.Addr(), rule.Listen.Port()^1)
+	other.forward, err = r.path.Forward(rule)
+	must(t, err)
+	other.listen = rule.Listen
+	other.wait("in force", func(s ForwardStats) bool { return s.Why == "" })
+	const n = 500
+	within(t, r.hosts[near].ns, func() {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_RAW)
+		must(t, err)
+		defer unix.Close(fd)
+		for i := range n {
+			s := segment{
+				from: netip.AddrPortFrom(netip.MustParseAddr("192.0.2.77"), 1000+uint16(i)), to: r.listen,
+				ttl: 64, flags: thSYN,
+			}
+			must(t, unix.Sendto(fd, s.wire()[14:], 0, sockaddr(r.listen)))
+		}
+	})
+	s := r.wait("flood", func(s ForwardStats) bool {
+		return s.HandedUp["half_open"] > 0 && int(s.HandedUp["half_open"])+s.Open == n
+	})
+	if s.HalfOpen != 20 || s.Open != 20 {
+		t.Errorf("%+v", s)
+	}
+	client, server := other.connect(0)
+	exchange(t, client, server, 5)
+	if s, err := other.forward.Stats(); err != nil || s.Total != 1 || len(s.HandedUp) != 0 {
+		t.Errorf("%+v %v", s, err)
 	}
 }
 
