@@ -453,6 +453,31 @@ func TestForwardAlone(t *testing.T) {
 	exchange(t, second, other, 2)
 }
 
+// TestForwardIdle: a silent connection is forgotten, with the way to its client; its figures stay.
+func TestForwardIdle(t *testing.T) {
+	r := newTCPRig(t, 0, func(f *ForwardRule) { f.Idle = time.Second })
+	client, server := r.connect(0)
+	_, err := client.Write([]byte("hello"))
+	must(t, err)
+	_, err = io.ReadFull(server, make([]byte, 5))
+	must(t, err)
+	s := r.wait("end", func(s ForwardStats) bool { return s.Open == 0 })
+	if s.Total != 1 || s.HalfOpen != 0 || s.FromClient.Bytes != 5 || s.FromTarget.Packets == 0 {
+		t.Errorf("%+v", s)
+	}
+	r.wait("the client's way", func(ForwardStats) bool {
+		r.path.tcp.mu.Lock()
+		defer r.path.tcp.mu.Unlock()
+		return len(r.path.tcp.clients) == 0
+	})
+	_, err = client.Write([]byte("too late"))
+	must(t, err)
+	must(t, client.SetReadDeadline(time.Now().Add(patience)))
+	if _, err := client.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
+		t.Errorf("%v", err)
+	}
+}
+
 // TestForwardClose: after Close connections come to the gateway's listener, and the live ones are reset.
 func TestForwardClose(t *testing.T) {
 	r := newTCPRig(t, 0, nil)
