@@ -3,9 +3,11 @@ package userpath
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"os"
 	"runtime"
 	"sync/atomic"
+	"syscall"
 	"time"
 	"unsafe"
 
@@ -31,10 +33,17 @@ const (
 
 // loop moves the packets of its share of the sockets.
 type loop struct {
-	path  *Path
-	epoll int
-	wake  int // eventfd
-	done  atomic.Bool
+	path *Path
+	// epoll is the epoll descriptor as the scheduler's poller knows it: a loop that waits there is a parked
+	// goroutine. In a system call that blocks it would keep the runtime's monitor thread awake, which at
+	// 50 packets/s costs several times as much as the packets.
+	epoll *os.File
+	wait  syscall.RawConn
+	// poll is look, n how many sockets it has found ready, fd the descriptor.
+	poll func(fd uintptr) bool
+	n    int
+	fd   int
+	done atomic.Bool
 	// round is odd while the loop looks at sockets, see grave.
 	round atomic.Uint64
 
@@ -54,20 +63,26 @@ type loop struct {
 }
 
 func newLoop(p *Path) (*loop, error) {
-	l := &loop{path: p, epoll: -1, wake: -1, buffers: make([]byte, batch*slot)}
-	var err error
-	if l.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+	l := &loop{path: p, buffers: make([]byte, batch*slot)}
+	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
 		return nil, os.NewSyscallError("epoll_create1", err)
 	}
-	if l.wake, err = unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC); err != nil {
-		l.close()
-		return nil, os.NewSyscallError("eventfd", err)
+	if err := unix.SetNonblock(fd, true); err != nil {
+		unix.Close(fd)
+		return nil, os.NewSyscallError("fcntl", err)
 	}
-	ev := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(l.wake)}
-	if err := unix.EpollCtl(l.epoll, unix.EPOLL_CTL_ADD, l.wake, &ev); err != nil {
+	l.fd, l.epoll = fd, os.NewFile(uintptr(fd), "epoll")
+	// It fails if the poller does not know the descriptor, which would be no wait at all.
+	if err := l.epoll.SetReadDeadline(time.Time{}); err != nil {
 		l.close()
-		return nil, os.NewSyscallError("epoll_ctl", err)
+		return nil, err
 	}
+	if l.wait, err = l.epoll.SyscallConn(); err != nil {
+		l.close()
+		return nil, err
+	}
+	l.poll = l.look
 	for i := range batch {
 		l.inVec[i].Base = &l.buffers[i*slot]
 		l.inVec[i].SetLen(slot)
@@ -82,18 +97,14 @@ func newLoop(p *Path) (*loop, error) {
 }
 
 func (l *loop) close() {
-	for _, fd := range []int{l.epoll, l.wake} {
-		if fd >= 0 {
-			unix.Close(fd)
-		}
-	}
-	l.epoll, l.wake = -1, -1
+	// It may have been closed by an earlier call.
+	_ = l.epoll.Close()
 }
 
 func (l *loop) stop() {
 	l.done.Store(true)
-	// The counter can not overflow: the loop ends at the first event.
-	_, _ = unix.Write(l.wake, binary.NativeEndian.AppendUint64(nil, 1))
+	// It ends the wait, now or when it begins. It can only fail if the loop has ended by itself.
+	_ = l.epoll.SetReadDeadline(time.Unix(1, 0))
 }
 
 func (l *loop) serve(ended chan<- error) { ended <- l.run() }
@@ -101,10 +112,15 @@ func (l *loop) serve(ended chan<- error) { ended <- l.run() }
 // run serves rounds until stop.
 func (l *loop) run() error {
 	for !l.done.Load() {
-		n, err := l.wait()
-		if err != nil {
-			return os.NewSyscallError("epoll_wait", err)
+		if l.look(uintptr(l.fd)) {
+			// Packets may keep the loop busy for long: other goroutines run between rounds.
+			runtime.Gosched()
+		} else if err := l.wait.Read(l.poll); errors.Is(err, os.ErrDeadlineExceeded) {
+			continue
+		} else if err != nil {
+			return fmt.Errorf("wait for packets: %w", err)
 		}
+		n := l.n
 		l.round.Add(1)
 		l.now = time.Now()
 		l.warm(n)
@@ -119,21 +135,11 @@ func (l *loop) run() error {
 	return nil
 }
 
-// wait returns the number of ready sockets. Only when there is none does it block, with the
-// scheduler's knowledge; else it lets other goroutines run now and then.
-func (l *loop) wait() (int, error) {
-	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(l.epoll),
-		uintptr(unsafe.Pointer(&l.events[0])), events, 0, 0, 0)
-	if errno == 0 && n > 0 {
-		runtime.Gosched()
-		return int(n), nil
-	}
-	for {
-		n, err := unix.EpollWait(l.epoll, l.events[:], -1)
-		if !errors.Is(err, unix.EINTR) {
-			return n, err
-		}
-	}
+// look tells whether sockets are ready, and puts them into events. It never blocks.
+func (l *loop) look(fd uintptr) bool {
+	n, _, _ := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, fd, uintptr(unsafe.Pointer(&l.events[0])), events, 0, 0, 0)
+	l.n = max(0, int(n)) // -1 if a signal came
+	return l.n > 0
 }
 
 // warm finds the entries of the ready sockets, and reads a word of each thing that their packets will
@@ -165,7 +171,7 @@ func (l *loop) warm(n int) {
 
 func (l *loop) serveSocket(e *entry, ready uint32) {
 	if e == nil {
-		return // the eventfd, or a socket deleted since
+		return // deleted since
 	}
 	empty := true
 	if ready&unix.EPOLLERR != 0 {
@@ -180,7 +186,7 @@ func (l *loop) serveSocket(e *entry, ready uint32) {
 func (l *loop) rearm(e *entry) {
 	ev := unix.EpollEvent{Events: interest, Fd: int32(e.socket.FD)}
 	// It fails if the socket was deleted just now.
-	_ = unix.EpollCtl(l.epoll, unix.EPOLL_CTL_MOD, e.socket.FD, &ev)
+	_ = unix.EpollCtl(l.fd, unix.EPOLL_CTL_MOD, e.socket.FD, &ev)
 }
 
 // relay moves up to a batch of packets from one socket, and tells whether that has emptied it. An error

@@ -123,7 +123,7 @@ func (p *Path) Set(s *media.Socket, flows []*media.Flow) error {
 		return err
 	}
 	ev := unix.EpollEvent{Events: interest, Fd: int32(s.FD)}
-	if err := unix.EpollCtl(e.loop.epoll, unix.EPOLL_CTL_ADD, s.FD, &ev); err != nil {
+	if err := unix.EpollCtl(e.loop.fd, unix.EPOLL_CTL_ADD, s.FD, &ev); err != nil {
 		p.table.clear(s.FD)
 		return os.NewSyscallError("epoll_ctl", err)
 	}
@@ -138,7 +138,7 @@ func (p *Path) Delete(s *media.Socket) {
 		p.table.clear(s.FD)
 		if !p.closed {
 			// It can only fail if the descriptor is not in the set, which is what is wanted.
-			_ = unix.EpollCtl(e.loop.epoll, unix.EPOLL_CTL_DEL, s.FD, nil)
+			_ = unix.EpollCtl(e.loop.fd, unix.EPOLL_CTL_DEL, s.FD, nil)
 		}
 	}
 	p.buryLocked(s.FD)
