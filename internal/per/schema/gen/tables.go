@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"go/format"
 	"log"
@@ -118,6 +119,9 @@ func (g *generator) typ(l *line, words []string) (int, error) {
 
 func (g *generator) row(l *line, words []string) (row, error) {
 	r := row{}
+	if len(words) == 0 {
+		return r, errors.New("no type")
+	}
 	kind, rest := words[0], words[1:]
 	switch kind {
 	case "null", "bool", "open", "general":
