@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
+	"path/filepath"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -74,6 +75,9 @@ func (k *kernel) load(spec *ebpf.CollectionSpec, keep *pins) error {
 		}
 		earlier = keep.maps(spec)
 		defer closeMaps(earlier)
+		if now, err := readClock(); err == nil {
+			clearForgotten(filepath.Dir(keep.instance.Name()), spec, now.ns)
+		}
 	}
 	c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: earlier})
 	if err != nil {

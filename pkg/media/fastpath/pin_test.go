@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -356,7 +357,8 @@ func TestDeviceRemoved(t *testing.T) {
 	})
 }
 
-// TestAdoptedWay: adopted flows follow a neighbour that gets another address.
+// TestAdoptedWay: adopted flows follow a neighbour that gets another address, and a peer whose packets come by
+// another device.
 func TestAdoptedWay(t *testing.T) {
 	r := newHosts(t)
 	pin := Pin{Folder: bpffs(t), Name: "a"}
@@ -368,17 +370,56 @@ func TestAdoptedWay(t *testing.T) {
 	h := r.hosts[far]
 	l, err := h.nl.LinkByName(h.own)
 	must(t, err)
-	must(t, h.nl.LinkSetHardwareAddr(l, []byte{2, 0, 0, 0, 0, 7}))
+	mac := net.HardwareAddr{2, 0, 0, 0, 0, 7}
+	must(t, h.nl.LinkSetHardwareAddr(l, mac))
 	dev, err := netlink.LinkByName(h.dev)
 	must(t, err)
 	must(t, netlink.NeighSet(&netlink.Neigh{
-		LinkIndex: dev.Attrs().Index, IP: h.addrs[0].AsSlice(), HardwareAddr: []byte{2, 0, 0, 0, 0, 7}, State: netlink.NUD_REACHABLE,
+		LinkIndex: dev.Attrs().Index, IP: h.addrs[0].AsSlice(), HardwareAddr: mac, State: netlink.NUD_REACHABLE,
 	}))
-	eventually(t, "the new neighbour is used", func() bool {
+	arrives := func() bool {
 		c.peers[near].send(c.local[near], c.rtp(near))
 		_, err := c.peers[far].read(time.Now().Add(50 * time.Millisecond))
 		return err == nil
+	}
+	eventually(t, "the new neighbour is used", arrives)
+	r.move(h)
+	eventually(t, "the packets to the other device pass", arrives)
+	eventually(t, "the packets from the other device pass", func() bool {
+		c.peers[far].send(c.local[far], c.rtp(far))
+		_, err := c.peers[near].read(time.Now().Add(50 * time.Millisecond))
+		return err == nil
 	})
+	if c.moved(far) == 0 {
+		t.Error("not carried by the kernel")
+	}
+}
+
+// move connects a host to the gateway by a second device, and routes its address there.
+func (r *rig) move(h *host) {
+	t := r.t
+	t.Helper()
+	v := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "other0"}, PeerName: "eth1", PeerNamespace: netlink.NsFd(h.ns)}
+	must(t, netlink.LinkAdd(v))
+	t.Cleanup(func() { _ = netlink.LinkDel(v) })
+	here, err := netlink.NewHandle()
+	must(t, err)
+	defer here.Close()
+	// An address that is configured, so that the device gets the program.
+	far0, err := here.LinkByName(h.dev)
+	must(t, err)
+	moved, err := netlink.ParseAddr("2001:db8:2::1/64")
+	must(t, err)
+	must(t, here.AddrDel(far0, moved))
+	addresses(t, here, "other0", "2001:db8:2::1/64")
+	addresses(t, h.nl, "eth1", "192.0.2.130/32")
+	other, err := netlink.LinkByName("other0")
+	must(t, err)
+	own, err := h.nl.LinkByName("eth1")
+	must(t, err)
+	gw := netip.MustParseAddr("198.51.100.1")
+	must(t, netlink.RouteReplace(&netlink.Route{LinkIndex: other.Attrs().Index, Dst: netlink.NewIPNet(h.addrs[0].AsSlice()), Scope: netlink.SCOPE_LINK}))
+	must(t, h.nl.RouteReplace(&netlink.Route{LinkIndex: own.Attrs().Index, Dst: netlink.NewIPNet(gw.AsSlice()), Scope: netlink.SCOPE_LINK}))
 }
 
 // TestInspect: what a killed daemon has left is shown, and removed; what a live one holds only by force.
@@ -472,6 +513,32 @@ func TestForget(t *testing.T) {
 		must(t, Forget(pin))
 		wantClean(t, pin)
 	})
+}
+
+// TestForgotten: what a daemon has left and never come back for is removed by others, later.
+func TestForgotten(t *testing.T) {
+	r := newHosts(t)
+	pin := Pin{Folder: bpffs(t), Name: "a"}
+	v := r.daemon(script{Pin: pin}, 1)
+	spec, err := loadTc()
+	must(t, err)
+	c, err := readClock()
+	must(t, err)
+	const later = uint64(forgottenAfter + time.Minute)
+	for _, tt := range []struct {
+		name string
+		now  uint64
+		left int
+	}{
+		{"while it lives", c.ns + later, 1}, {"at once", c.ns, 1}, {"later", c.ns + later, 0},
+	} {
+		clearForgotten(pin.Folder, spec, tt.now)
+		if got := len(entries(pin.Folder)); got != tt.left {
+			t.Errorf("%s: %d instances, want %d", tt.name, got, tt.left)
+		}
+		v.kill()
+	}
+	wantClean(t, pin)
 }
 
 // TestDiagnose: the rig's own devices can carry media, other addresses cannot.

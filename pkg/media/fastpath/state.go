@@ -179,20 +179,26 @@ func (s *State) read(p *pins, spec *ebpf.CollectionSpec) error {
 }
 
 func (s *State) readLease(p *pins, spec *ebpf.CollectionSpec, c clock) error {
+	until, err := leaseUntil(p, spec)
+	if until > c.ns {
+		s.LeaseSeconds = time.Duration(until - c.ns).Seconds()
+	}
+	return err
+}
+
+// leaseUntil returns when a pinned lease ends, on the program's clock. The layout must be this program's own.
+func leaseUntil(p *pins, spec *ebpf.CollectionSpec) (uint64, error) {
 	v := spec.Variables["lease_until"]
 	m, err := ebpf.LoadPinnedMap(p.path(v.SectionName), &ebpf.LoadPinOptions{ReadOnly: true})
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer m.Close()
 	section := make([]byte, m.ValueSize())
 	if err := m.Lookup(uint32(0), section); err != nil {
-		return fmt.Errorf("lease: %w", err)
+		return 0, fmt.Errorf("lease: %w", err)
 	}
-	if until := binary.NativeEndian.Uint64(section[v.Offset:]); until > c.ns {
-		s.LeaseSeconds = time.Duration(until - c.ns).Seconds()
-	}
-	return nil
+	return binary.NativeEndian.Uint64(section[v.Offset:]), nil
 }
 
 func (s *State) readFlows(p *pins, c clock) error {
@@ -245,6 +251,30 @@ func Detach(folder string, force bool) (removed []string, err error) {
 		removed = append(removed, name)
 	}
 	return removed, errors.Join(errs...)
+}
+
+// forgottenAfter is how long a lease must have ended for nobody to come back for what it was for.
+const forgottenAfter = time.Hour
+
+// clearForgotten removes what daemons of other names or network namespaces have left and not come back for: the maps
+// take memory. It leaves alone what it cannot read.
+func clearForgotten(folder string, spec *ebpf.CollectionSpec, now uint64) {
+	names, err := instances(folder)
+	if err != nil {
+		return
+	}
+	for _, name := range names {
+		dir := filepath.Join(folder, name)
+		held, err := lock(dir, 0)
+		if err != nil {
+			continue // its daemon lives
+		}
+		until, err := leaseUntil(&pins{dir: filepath.Join(dir, layoutOf(spec))}, spec)
+		if err == nil && until+uint64(forgottenAfter) < now {
+			_ = os.RemoveAll(dir)
+		}
+		held.Close()
+	}
 }
 
 // Forget removes what an earlier run of this daemon has pinned or left attached, for a daemon that does not
