@@ -60,7 +60,7 @@ func describe(t reflect.Type, field string) string {
 			"Quarantine":   "a released port rests so long, 0-10m",
 			"AllowTargets": "per network the hosts that anybody there may name as a media address",
 			"DSCP":         "DSCP of the packets sent, 0-63",
-			"Datapath":     "what may carry media: tc (the kernel, where it can), user, or auto (the best that the machine offers)",
+			"Datapath":     "what may carry media: tc (the kernel, where it can), xdp (drivers too, on request), user, or auto (tc or user, the best that the machine offers)",
 			"Pin":          "folder on a bpffs where the kernel's part outlives a crash of edged; empty: nowhere",
 			"Latch":        "learn the port, and behind a NAT the address, that a peer really sends from",
 		}[field]

@@ -32,7 +32,7 @@ func buildMedia(_ context.Context, d *serviceDeps) (*service, error) {
 		status: func() any {
 			list, inKernel := relay.Pinholes(), 0
 			for _, p := range list {
-				if p.Path == "tc" {
+				if p.Path == "tc" || p.Path == "xdp" {
 					inKernel++
 				}
 			}
@@ -73,6 +73,7 @@ func openPath(d *serviceDeps) (media.Path, error) {
 	}
 	fast, err := fastpath.New(user, fastpath.Config{
 		Networks: d.cfg.networks(), DSCP: d.cfg.Media.DSCP, Idle: d.cfg.Pinholes.Idle, Pin: pinOf(d.cfg),
+		XDP: d.cfg.Media.Datapath == media.DatapathXDP,
 	}, log)
 	if err != nil {
 		level := zap.InfoLevel

@@ -74,7 +74,7 @@ type Config struct {
 	// Latch lets the relay learn the port (and behind a NAT the address) that a peer really sends
 	// from. Without it only the exact declared address is heard and sent to.
 	Latch bool `yaml:"latch" json:"latch"`
-	// Datapath says what may carry UDP media: DatapathAuto, DatapathTC or DatapathUser.
+	// Datapath says what may carry UDP media: DatapathAuto, DatapathTC, DatapathXDP or DatapathUser.
 	Datapath string `yaml:"datapath" json:"datapath"`
 	// Pin is the folder on a bpffs where the kernel path is kept while no daemon runs; "" for none.
 	Pin string `yaml:"pin" json:"pin"`
@@ -86,6 +86,9 @@ const (
 	DatapathAuto = "auto"
 	// DatapathTC lets the kernel carry what it can, by BPF at the ingress of devices.
 	DatapathTC = "tc"
+	// DatapathXDP lets drivers that can, carry what is simple, before DatapathTC. It costs other traffic
+	// through these devices some speed, and hides the packets from packet capture.
+	DatapathXDP = "xdp"
 	// DatapathUser leaves all to user space.
 	DatapathUser = "user"
 )
@@ -140,8 +143,8 @@ func (c Config) Validate() error {
 	if c.DSCP < 0 || c.DSCP > 63 {
 		errs = append(errs, Fault{"media.dscp", fmt.Sprintf("%d is not in 0-63", c.DSCP)})
 	}
-	if !slices.Contains([]string{DatapathAuto, DatapathTC, DatapathUser}, c.Datapath) {
-		errs = append(errs, Fault{"media.datapath", fmt.Sprintf("%q is not auto, tc or user", c.Datapath)})
+	if !slices.Contains([]string{DatapathAuto, DatapathTC, DatapathXDP, DatapathUser}, c.Datapath) {
+		errs = append(errs, Fault{"media.datapath", fmt.Sprintf("%q is not auto, tc, xdp or user", c.Datapath)})
 	}
 	if c.Pin != "" && (!filepath.IsAbs(c.Pin) || filepath.Clean(c.Pin) == "/") {
 		errs = append(errs, Fault{"media.pin", fmt.Sprintf("%q is not the absolute path of a folder", c.Pin)})

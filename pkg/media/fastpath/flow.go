@@ -15,6 +15,7 @@ const (
 	flowV6Out = 1
 	flowRTP   = 2
 	hopMAC    = 1
+	hopXDP    = 2
 )
 
 // words returns an address as the program compares it: IPv4 mapped into IPv6, in network byte order.

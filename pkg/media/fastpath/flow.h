@@ -14,6 +14,7 @@
 #define FLOW_V6_OUT 1 // leaves as IPv6
 #define FLOW_RTP 2    // RTP: other packets than RTP go up
 #define HOP_MAC 1     // the addresses of the Ethernet header are known
+#define HOP_XDP 2     // the device takes frames that XDP redirects to it
 
 struct address {
 	__u32 word[4]; // IPv4 as ::ffff:a.b.c.d
@@ -45,6 +46,8 @@ struct flow {
 	__u32 device; // the only device that packets of this source may come by
 	__u32 hop;
 	__u32 sum_addr, sum_port; // what the UDP checksum changes by
+	__u16 mac[3]; // the device's own address: frames for others are only overheard
+	__u16 zero;
 	// From here on the program writes.
 	__u64 packets, bytes, last;
 	struct rtp_state rtp;

@@ -13,17 +13,17 @@ import (
 )
 
 // FuzzProgram: whatever arrives either goes up unchanged, or leaves for the flow's destination with a length
-// that fits, and nothing is dropped.
+// that fits, and nothing is dropped; and XDP carries nothing that tc would not.
 func FuzzProgram(f *testing.F) {
 	needKernel(f)
-	k, err := load()
+	k, err := loadPinned(nil, 0, true)
 	must(f, err)
 	f.Cleanup(func() { must(f, k.close()) })
 	c, err := readClock()
 	must(f, err)
 	c.ns += uint64(1 << 50) // longer than any fuzzing
 	must(f, k.renew(c))
-	must(f, k.objs.Hops.Put(uint32(0), &tcHop{Device: 1, Mtu: 1500, Flags: hopMAC}))
+	must(f, k.objs.Hops.Put(uint32(0), &tcHop{Device: 1, Mtu: 1500, Flags: hopMAC | hopXDP}))
 	all := routes()
 	for i, name := range slices.Sorted(maps.Keys(all)) {
 		r := all[name]
@@ -42,20 +42,27 @@ func FuzzProgram(f *testing.F) {
 		f.Add(odd.wire())
 	}
 	f.Fuzz(func(t *testing.T, in []byte) {
-		out := make([]byte, len(in)+256)
-		o := ebpf.RunOptions{Data: in, DataOut: out}
-		verdict, err := k.objs.Relay.Run(&o)
+		before, out, err := entry("xdp").try(k, in, nil)
+		if err == nil && before == redirected {
+			checkLeft(t, in, out)
+		} else if err == nil && (before != up || !bytes.Equal(out, in)) {
+			t.Errorf("XDP: verdict %d:\n got %x\nsent %x", before, out, in)
+		}
+		verdict, out, err := entry("tc").try(k, in, nil)
 		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOMEM) || errors.Is(err, ebpf.ErrNotSupported) {
 			t.Skip("the kernel does not accept it as a packet")
 		}
 		must(t, err)
 		switch verdict {
 		case up:
-			if !bytes.Equal(o.DataOut, in) {
-				t.Errorf("went up changed:\n got %x\nsent %x", o.DataOut, in)
+			if !bytes.Equal(out, in) {
+				t.Errorf("went up changed:\n got %x\nsent %x", out, in)
+			}
+			if before != up {
+				t.Errorf("XDP carried what tc does not: %x", in)
 			}
 		case redirected:
-			checkLeft(t, in, o.DataOut)
+			checkLeft(t, in, out)
 		default:
 			t.Errorf("verdict %d", verdict)
 		}

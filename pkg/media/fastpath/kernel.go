@@ -25,7 +25,12 @@ const (
 
 // kernel is the loaded program, its maps and the devices that it is attached to.
 type kernel struct {
-	objs tcObjects
+	objs objects
+	// wantXDP says that XDP was asked for; xdp is its program, nil if it is not loaded, for which noXDP is
+	// the reason.
+	wantXDP bool
+	xdp     *ebpf.Program
+	noXDP   error
 	// pins keeps it beyond the end of the daemon, nil if nothing is kept. Adopted tells whether the maps
 	// are those of an earlier run.
 	pins    *pins
@@ -43,21 +48,28 @@ type kernel struct {
 type device struct {
 	name string
 	link link.Link
+	// xdp is there if XDP was asked for; else noXDP says why not. mac is its own address.
+	xdp   link.Link
+	noXDP string
+	mac   [3]uint16
 }
 
 // load loads the program, to be forgotten with the daemon.
-func load() (*kernel, error) { return loadPinned(nil, 0) }
+func load() (*kernel, error) { return loadPinned(nil, 0, false) }
 
 // loadPinned loads the program, with the maps of an earlier run if there are such; keep may be nil. The
-// handle is this daemon's own.
-func loadPinned(keep *pins, handle uint32) (*kernel, error) {
+// handle is this daemon's own. XDP is an extra: without it the rest works all the same.
+func loadPinned(keep *pins, handle uint32, xdp bool) (*kernel, error) {
 	k := &kernel{
-		handle: handle, devices: make(map[int]*device),
+		handle: handle, wantXDP: xdp, devices: make(map[int]*device),
 		keys: make([]tcKey, lookAt), values: make([]tcFlow, lookAt),
 	}
 	spec, err := loadTc()
 	if err != nil {
 		return nil, err
+	}
+	if !xdp {
+		delete(spec.Programs, xdpProgram)
 	}
 	if err := k.load(spec, keep); errors.Is(err, unix.EPERM) {
 		return nil, fmt.Errorf("CAP_NET_ADMIN and CAP_BPF are needed: %w", unix.EPERM)
@@ -80,6 +92,11 @@ func (k *kernel) load(spec *ebpf.CollectionSpec, keep *pins) error {
 		}
 	}
 	c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: earlier})
+	if err != nil && spec.Programs[xdpProgram] != nil {
+		k.noXDP = err
+		delete(spec.Programs, xdpProgram)
+		c, err = ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: earlier})
+	}
 	if err != nil {
 		return err
 	}
@@ -90,11 +107,15 @@ func (k *kernel) load(spec *ebpf.CollectionSpec, keep *pins) error {
 		}
 		k.pins, k.adopted = keep, len(earlier) > 0
 	}
-	return c.Assign(&k.objs)
+	if err := c.Assign(&k.objs); err != nil {
+		return err
+	}
+	k.xdp = c.DetachProgram(xdpProgram)
+	return nil
 }
 
 func (k *kernel) close() error {
-	var errs []error
+	errs := []error{k.xdp.Close()}
 	for index := range k.devices {
 		errs = append(errs, k.detach(index))
 	}
@@ -127,28 +148,47 @@ func (k *kernel) attach(index int, name string) error {
 		}
 	}
 	k.devices[index] = d
+	if k.wantXDP {
+		k.tryXDP(index, d)
+	}
 	return nil
 }
 
 func (k *kernel) attachLink(index int) (link.Link, error) {
-	if l := k.pins.link("tcx", index); l != nil {
-		if err := l.Update(k.objs.Relay); err != nil {
+	return k.takeLink("tcx", index, k.objs.Relay, func() (link.Link, error) {
+		return link.AttachTCX(link.TCXOptions{Interface: index, Program: k.objs.Relay, Attach: ebpf.AttachTCXIngress})
+	})
+}
+
+// takeLink puts the program in the place of an earlier run's, or attaches it.
+func (k *kernel) takeLink(kind string, index int, prog *ebpf.Program, attach func() (link.Link, error)) (link.Link, error) {
+	if l := k.pins.link(kind, index); l != nil {
+		if err := l.Update(prog); err != nil {
 			l.Close()
 			return nil, err
 		}
 		return l, nil
 	}
-	l, err := link.AttachTCX(link.TCXOptions{
-		Interface: index, Program: k.objs.Relay, Attach: ebpf.AttachTCXIngress,
-	})
+	l, err := attach()
 	if err != nil {
 		return nil, err
 	}
-	if err := k.pins.keepLink("tcx", index, l); err != nil {
+	if err := k.pins.keepLink(kind, index, l); err != nil {
 		l.Close()
 		return nil, fmt.Errorf("pin: %w", err)
 	}
 	return l, nil
+}
+
+// tryXDP puts XDP before the program that is attached; where it cannot be, that one carries all.
+func (k *kernel) tryXDP(index int, d *device) {
+	err := k.noXDP
+	if err == nil {
+		d.xdp, d.mac, err = k.attachXDP(index)
+	}
+	if err != nil {
+		d.noXDP = err.Error()
+	}
 }
 
 // attachFilter uses the clsact queueing discipline; it replaces what an earlier run left.
@@ -178,24 +218,36 @@ func (k *kernel) filter(index int) *netlink.BpfFilter {
 func (k *kernel) detach(index int) error {
 	d := k.devices[index]
 	delete(k.devices, index)
+	first := k.drop(d.xdp)
 	if d.link != nil {
-		if k.pins != nil {
-			if err := d.link.Unpin(); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return err
-			}
-		}
-		return d.link.Close()
+		return errors.Join(first, k.drop(d.link))
 	}
 	err := netlink.FilterDel(k.filter(index))
 	if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOENT) {
+		err = nil
+	}
+	return errors.Join(first, err)
+}
+
+// drop ends a link, which may be nil, and is pinned if anything is.
+func (k *kernel) drop(l link.Link) error {
+	if l == nil {
 		return nil
 	}
-	return err
+	if k.pins != nil {
+		if err := l.Unpin(); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return l.Close()
 }
 
 // sweep removes what an earlier run has left at devices that are not configured any more.
 func (k *kernel) sweep() error {
-	errs := []error{k.pins.sweep(func(index int) bool { return k.devices[index] != nil })}
+	errs := []error{k.pins.sweep(func(kind string, index int) bool {
+		d := k.devices[index]
+		return d != nil && (kind != "xdp" || d.xdp != nil)
+	})}
 	filters, err := filtersOf(k.handle)
 	errs = append(errs, err)
 	for index, f := range filters {

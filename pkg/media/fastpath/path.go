@@ -73,6 +73,9 @@ type Config struct {
 	Networks pinhole.Networks
 	// DSCP marks what is forwarded, 0-63.
 	DSCP int
+	// XDP puts a program into the drivers of devices that can have one, before the one at their ingress,
+	// which carries the rest.
+	XDP bool
 	// Idle is how long the flows of an earlier run are kept without a packet; 0 means a minute.
 	Idle time.Duration
 	Pin  Pin
@@ -95,7 +98,7 @@ type options struct {
 func newPath(user *userpath.Path, c Config, log *zap.Logger, o options) (*Path, error) {
 	p := &Path{
 		user: user, log: log, dscp: c.DSCP, idle: cmp.Or(c.Idle, time.Minute),
-		ways:    &ways{loopback: o.loopback},
+		ways:    &ways{loopback: o.loopback, xdp: c.XDP},
 		wake:    make(chan struct{}, 1),
 		streams: make(map[*media.Socket]*stream),
 		byKey:   make(map[tcKey]*stream),
@@ -107,7 +110,7 @@ func newPath(user *userpath.Path, c Config, log *zap.Logger, o options) (*Path, 
 	for _, n := range c.Networks {
 		p.addrs = append(p.addrs, n.Addresses...)
 	}
-	if err := p.load(c.Pin); err != nil {
+	if err := p.load(c.Pin, c.XDP); err != nil {
 		return nil, err
 	}
 	p.kern.clsact = o.clsact
@@ -118,7 +121,7 @@ func newPath(user *userpath.Path, c Config, log *zap.Logger, o options) (*Path, 
 }
 
 // load loads the program. Where it cannot be pinned it works all the same, until the daemon ends.
-func (p *Path) load(pin Pin) error {
+func (p *Path) load(pin Pin, xdp bool) error {
 	name, err := instanceName(pin.Name)
 	if err != nil {
 		return err
@@ -128,7 +131,7 @@ func (p *Path) load(pin Pin) error {
 	if pin.Folder != "" {
 		keep, why = openPins(pin)
 	}
-	if p.kern, err = loadPinned(keep, handleOf(name)); err != nil {
+	if p.kern, err = loadPinned(keep, handleOf(name), xdp); err != nil {
 		return errors.Join(err, keep.remove())
 	}
 	if why != nil {
@@ -163,6 +166,9 @@ func (p *Path) start() error {
 	if err := p.kern.sweep(); err != nil {
 		p.log.Warn("kernel media path: leftovers of an earlier run not removed", zap.Error(err))
 	}
+	for _, d := range p.kern.devices {
+		p.sayXDP(d)
+	}
 	slices.Sort(names)
 	p.log.Info("kernel media path", zap.Strings("devices", names), zap.String("attached", p.kern.attachment()),
 		zap.Bool("pinned", p.kern.pins != nil), zap.NamedError("without", missing))
@@ -172,8 +178,15 @@ func (p *Path) start() error {
 	return nil
 }
 
-// String returns "tc".
-func (p *Path) String() string { return "tc" }
+// String returns "tc", or "xdp" if a driver has got the program.
+func (p *Path) String() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.kern == nil {
+		return "tc"
+	}
+	return p.kern.name()
+}
 
 // Serve implements media.Path. At its end the kernel forwards nothing any more.
 func (p *Path) Serve(ctx context.Context) error {
@@ -305,7 +318,7 @@ func (p *Path) takeLocked(st *stream, why string) {
 	st.back, st.forth = nil, nil
 }
 
-// Carries implements the relay's question: "tc", or "user" and why.
+// Carries implements the relay's question: "xdp", or "tc" or "user" and why.
 func (p *Path) Carries(s *media.Socket) (path, why string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -317,5 +330,5 @@ func (p *Path) Carries(s *media.Socket) (path, why string) {
 	case st.forth.why != "":
 		return "user", st.forth.why
 	}
-	return "tc", ""
+	return p.kern.carriedBy(p.streams[s])
 }

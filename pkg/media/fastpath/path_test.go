@@ -17,18 +17,21 @@ func TestCarried(t *testing.T) {
 	for _, tt := range []struct {
 		name     string
 		families []pinhole.Family
-		o        options
+		rig      func(*testing.T) *rig
 	}{
-		{"v4", []pinhole.Family{4, 4}, options{}},
-		{"v6", []pinhole.Family{6, 6}, options{}},
-		{"v4 to v6", []pinhole.Family{4, 6}, options{}},
-		{"clsact", []pinhole.Family{4, 4}, options{clsact: true}},
+		{"v4", []pinhole.Family{4, 4}, newTCRig},
+		{"v6", []pinhole.Family{6, 6}, newTCRig},
+		{"v4 to v6", []pinhole.Family{4, 6}, newTCRig},
+		{"clsact", []pinhole.Family{4, 4}, func(t *testing.T) *rig { return newRig(t, rigOptions{options: options{clsact: true}}) }},
+		{"xdp v4", []pinhole.Family{4, 4}, newXDPRig},
+		{"xdp v6", []pinhole.Family{6, 6}, newXDPRig},
+		{"xdp v4 to v6", []pinhole.Family{4, 6}, newXDPRig},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			r := newRig(t, tt.o)
+			r := tt.rig(t)
 			c := r.call(pinhole.RTP, tt.families...)
 			c.offload()
-			before := datagrams(t)
+			before, runs := datagrams(t), r.runs()
 			const n = 100
 			for range n {
 				for _, s := range []pinhole.Side{near, far} {
@@ -40,6 +43,10 @@ func TestCarried(t *testing.T) {
 			}
 			if after := datagrams(t); after != before {
 				t.Errorf("%d packets came to the gateway's sockets", after-before)
+			}
+			// Neighbours are looked for all the time, but that is little.
+			if ran := r.runs() - runs; (ran < n) != (r.want == "xdp") {
+				t.Errorf("tc's program ran %d times", ran)
 			}
 			for _, s := range []pinhole.Side{near, far} {
 				if got := c.moved(s); got != n {
@@ -64,10 +71,13 @@ func TestCarried(t *testing.T) {
 
 // TestUp: what the program leaves alone passes all the same, through the sockets.
 func TestUp(t *testing.T) {
-	needKernel(t)
+	rigs(t, testUp)
+}
+
+func testUp(t *testing.T, newRig func(*testing.T) *rig) {
 	for name, families := range map[string][]pinhole.Family{"v4": {4, 4}, "v6": {6, 6}, "v6 to v4": {6, 4}} {
 		t.Run(name, func(t *testing.T) {
-			r := newRig(t, options{})
+			r := newRig(t)
 			c := r.call(pinhole.RTP, families...)
 			c.offload()
 			ttl := func(n int) func() {
@@ -121,8 +131,10 @@ func TestUp(t *testing.T) {
 }
 
 // TestInjector: a host that was not signalled is not heard, and gets nothing, whoever carries.
-func TestInjector(t *testing.T) {
-	r := newRig(t, options{})
+func TestInjector(t *testing.T) { rigs(t, testInjector) }
+
+func testInjector(t *testing.T, newRig func(*testing.T) *rig) {
+	r := newRig(t)
 	c := r.call(pinhole.RTP)
 	c.offload()
 	evil := r.hosts[far].peer(netip.MustParseAddr("198.51.100.66"))
@@ -153,8 +165,10 @@ func TestInjector(t *testing.T) {
 
 // TestLease: a daemon that does nothing any more is not missed until the lease ends; then nothing is
 // forwarded, and media goes on by the sockets if there is somebody.
-func TestLease(t *testing.T) {
-	r := newRig(t, options{})
+func TestLease(t *testing.T) { rigs(t, testLease) }
+
+func testLease(t *testing.T, newRig func(*testing.T) *rig) {
+	r := newRig(t)
 	c := r.call(pinhole.RTP)
 	c.offload()
 	renew := func(in time.Duration) {
@@ -184,7 +198,7 @@ func TestLease(t *testing.T) {
 
 // TestChanges: a flow leaves the kernel when signalling says something new, and comes back.
 func TestChanges(t *testing.T) {
-	r := newRig(t, options{})
+	r := newRig(t, rigOptions{})
 	c := r.call(pinhole.RTP)
 	c.offload()
 	c.pass(near, c.rtp(near))
@@ -218,7 +232,7 @@ func TestChanges(t *testing.T) {
 
 // TestMany: calls that come and go at the same time leave nothing behind, and each has its own figures.
 func TestMany(t *testing.T) {
-	r := newRig(t, options{})
+	r := newRig(t, rigOptions{})
 	flows := func() (n int) {
 		r.path.mu.Lock()
 		defer r.path.mu.Unlock()

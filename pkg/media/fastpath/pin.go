@@ -30,8 +30,8 @@ var ErrLive = errors.New("a running daemon holds it")
 // pins is one daemon's part of the folder. It is locked as long as the daemon lives, however it ends.
 //
 //	FOLDER/INSTANCE/LAYOUT/{flows,hops,bss,...}  maps
-//	                      /relay                 program
-//	                      /tcx_INDEX             link to a device; filters of clsact need none
+//	                      /relay, relay_xdp      programs
+//	                      /tcx_INDEX, xdp_INDEX  links to a device; filters of clsact need none
 type pins struct {
 	// instance is the locked folder.
 	instance *os.File
@@ -261,7 +261,7 @@ func deviceOf(l link.Link) int {
 }
 
 // sweep removes the links for which wanted is false, and what other layouts have left.
-func (p *pins) sweep(wanted func(index int) bool) error {
+func (p *pins) sweep(wanted func(kind string, index int) bool) error {
 	if p == nil {
 		return nil
 	}
@@ -272,7 +272,7 @@ func (p *pins) sweep(wanted func(index int) bool) error {
 		}
 	}
 	for _, e := range entries(p.dir) {
-		if _, index, ok := linkName(e); ok && !wanted(index) {
+		if kind, index, ok := linkName(e); ok && !wanted(kind, index) {
 			errs = append(errs, os.Remove(filepath.Join(p.dir, e)))
 		}
 	}

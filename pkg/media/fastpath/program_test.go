@@ -12,11 +12,44 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The verdicts of the program.
+// The verdicts of the programs, said alike.
 const (
-	up         = ^uint32(0) // TC_ACT_UNSPEC
-	redirected = 7          // TC_ACT_REDIRECT
+	up         = ^uint32(0) // TC_ACT_UNSPEC, XDP_PASS
+	redirected = 7          // TC_ACT_REDIRECT, XDP_REDIRECT
 )
+
+// entry is one of the two programs.
+type entry string
+
+// eachProgram runs a test for both.
+func eachProgram(t *testing.T, run func(*testing.T, entry)) {
+	needKernel(t)
+	for _, e := range []entry{"tc", "xdp"} {
+		t.Run(string(e), func(t *testing.T) { run(t, e) })
+	}
+}
+
+// try returns the verdict on a frame and what became of it. change is for tc alone.
+func (e entry) try(k *kernel, frame []byte, change func(*skb)) (uint32, []byte, error) {
+	o := ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+256)}
+	if e == "xdp" {
+		verdict, err := k.xdp.Run(&o)
+		switch verdict {
+		case 2:
+			verdict = up
+		case 4:
+			verdict = redirected
+		}
+		return verdict, o.DataOut, err
+	}
+	ctx := skb{Ifindex: 1}
+	if change != nil {
+		change(&ctx)
+	}
+	o.Context = &ctx
+	verdict, err := k.objs.Relay.Run(&o)
+	return verdict, o.DataOut, err
+}
 
 // frame is an Ethernet frame with a UDP packet, written out by wire.
 type frame struct {
@@ -94,12 +127,13 @@ type bench struct {
 	t    *testing.T
 	kern *kernel
 	r    route
+	e    entry
 }
 
-func newBench(t *testing.T, r route, rtp bool, change func(*tcFlow, *tcHop)) *bench {
+func newBench(t *testing.T, e entry, r route, rtp bool, change func(*tcFlow, *tcHop)) *bench {
 	t.Helper()
 	needKernel(t)
-	k, err := load()
+	k, err := loadPinned(nil, 0, true)
 	must(t, err)
 	t.Cleanup(func() { must(t, k.close()) })
 	c, err := readClock()
@@ -107,28 +141,22 @@ func newBench(t *testing.T, r route, rtp bool, change func(*tcFlow, *tcHop)) *be
 	must(t, k.renew(c))
 	v := r.value(rtp, dscp)
 	v.Device, v.Hop = 1, 3
-	h := tcHop{Device: 1, Mtu: 1500, Flags: hopMAC, Dmac: [6]byte{2, 0, 0, 0, 0, 9}, Smac: [6]byte{2, 0, 0, 0, 0, 1}}
+	h := tcHop{Device: 1, Mtu: 1500, Flags: hopMAC | hopXDP, Dmac: [6]byte{2, 0, 0, 0, 0, 9}, Smac: [6]byte{2, 0, 0, 0, 0, 1}}
 	if change != nil {
 		change(&v, &h)
 	}
 	key := keyOf(r.in)
 	must(t, k.objs.Flows.Put(&key, &v))
 	must(t, k.objs.Hops.Put(uint32(3), &h))
-	return &bench{t, k, r}
+	return &bench{t, k, r, e}
 }
 
 // run returns the verdict on a frame and what became of it.
 func (b *bench) run(frame []byte, change func(*skb)) (uint32, []byte) {
 	b.t.Helper()
-	ctx := skb{Ifindex: 1}
-	if change != nil {
-		change(&ctx)
-	}
-	out := make([]byte, len(frame)+256)
-	o := ebpf.RunOptions{Data: frame, DataOut: out, Context: &ctx}
-	verdict, err := b.kern.objs.Relay.Run(&o)
+	verdict, out, err := b.e.try(b.kern, frame, change)
 	must(b.t, err)
-	return verdict, o.DataOut
+	return verdict, out
 }
 
 func (b *bench) flow() (v tcFlow) {
@@ -188,11 +216,12 @@ func (r route) leaving(payload []byte) frame {
 }
 
 // TestRewrite: packets leave as if they had been made for their new addresses from scratch.
-func TestRewrite(t *testing.T) {
-	needKernel(t)
+func TestRewrite(t *testing.T) { eachProgram(t, testRewrite) }
+
+func testRewrite(t *testing.T, e entry) {
 	for name, r := range routes() {
 		t.Run(name, func(t *testing.T) {
-			b := newBench(t, r, true, nil)
+			b := newBench(t, e, r, true, nil)
 			n, sum := 0, 0
 			for size := 12; size <= 1400; size += 9 {
 				payload := rtpPacket(size)
@@ -225,11 +254,12 @@ func crossed(want frame, got []byte) frame {
 }
 
 // TestRewriteSums: the checksums that are special.
-func TestRewriteSums(t *testing.T) {
-	needKernel(t)
+func TestRewriteSums(t *testing.T) { eachProgram(t, testRewriteSums) }
+
+func testRewriteSums(t *testing.T, e entry) {
 	for name, r := range routes() {
 		t.Run(name, func(t *testing.T) {
-			b := newBench(t, r, true, nil)
+			b := newBench(t, e, r, true, nil)
 			// A payload whose checksum comes out as 0 before or after must be sent with 0xffff.
 			for _, f := range []frame{r.arriving(nil), r.leaving(nil)} {
 				payload := rtpPacket(30)
@@ -271,8 +301,9 @@ func TestRewriteSums(t *testing.T) {
 }
 
 // TestUpUnchanged: what the program does not carry, it does not touch.
-func TestUpUnchanged(t *testing.T) {
-	needKernel(t)
+func TestUpUnchanged(t *testing.T) { eachProgram(t, testUpUnchanged) }
+
+func testUpUnchanged(t *testing.T, e entry) {
 	for name, r := range routes() {
 		v4 := r.from.Addr().Is4()
 		for _, tt := range []struct {
@@ -311,10 +342,14 @@ func TestUpUnchanged(t *testing.T) {
 			{name: "UDP shorter than IP", bytes: func(b []byte) []byte { return append(b[:0:0], shorten(b, v4, -1)...) }},
 			{name: "UDP longer than IP", bytes: func(b []byte) []byte { return append(b[:0:0], shorten(b, v4, 1)...) }},
 			{name: "UDP without a header", bytes: func(b []byte) []byte { return append(b[:0:0], shorten(b, v4, 4-180)...) }},
+			{name: "longer than its headers say", bytes: func(b []byte) []byte { return append(b, 0) }},
+			{name: "a VLAN tag", bytes: func(b []byte) []byte {
+				return append(append(append([]byte(nil), b[:12]...), 0x81, 0, 0, 5), b[12:]...)
+			}},
 			{name: "another protocol", bytes: func(b []byte) []byte { b[12], b[13] = 0x88, 0xf7; return b }},
 		} {
 			t.Run(name+"/"+tt.name, func(t *testing.T) {
-				b := newBench(t, r, true, tt.change)
+				b := newBench(t, e, r, true, tt.change)
 				f := r.arriving(rtpPacket(172))
 				if tt.frame != nil {
 					tt.frame(&f)
@@ -346,9 +381,11 @@ func shorten(b []byte, v4 bool, by int) []byte {
 }
 
 // TestTTL: 64 at most, so that our neighbours see nothing of the inside, and always less than before.
-func TestTTL(t *testing.T) {
+func TestTTL(t *testing.T) { eachProgram(t, testTTL) }
+
+func testTTL(t *testing.T, e entry) {
 	for name, r := range routes() {
-		b := newBench(t, r, true, nil)
+		b := newBench(t, e, r, true, nil)
 		for in, want := range map[byte]byte{2: 1, 64: 63, 65: 64, 66: 64, 255: 64} {
 			f := r.arriving(rtpPacket(172))
 			f.ttl = in
@@ -365,9 +402,11 @@ func TestTTL(t *testing.T) {
 }
 
 // TestFragments: the first fragment goes up as the others do, but RTP in it is counted.
-func TestFragments(t *testing.T) {
+func TestFragments(t *testing.T) { eachProgram(t, testFragments) }
+
+func testFragments(t *testing.T, e entry) {
 	r := routes()["4 to 4"]
-	b := newBench(t, r, true, nil)
+	b := newBench(t, e, r, true, nil)
 	for _, tt := range []struct {
 		flags   uint16
 		counted int64
@@ -377,16 +416,75 @@ func TestFragments(t *testing.T) {
 		if verdict, got := b.run(f.wire(), nil); verdict != up || !bytes.Equal(got, f.wire()) {
 			t.Errorf("%04x: verdict %d", tt.flags, verdict)
 		}
+		if e == "xdp" {
+			tt.counted = 0 // the second stage does
+		}
 		if v := b.flow(); v.Rtp.Received != tt.counted || v.Packets != 0 {
 			t.Errorf("%04x: %d counted, %d carried", tt.flags, v.Rtp.Received, v.Packets)
 		}
 	}
 }
 
-// TestOpaque: what is not RTP (T.38) is carried unread.
-func TestOpaque(t *testing.T) {
+// TestPadding: Ethernet's padding is no reason to go up.
+func TestPadding(t *testing.T) { eachProgram(t, testPadding) }
+
+func testPadding(t *testing.T, e entry) {
 	r := routes()["4 to 4"]
-	b := newBench(t, r, false, nil)
+	b := newBench(t, e, r, true, nil)
+	for frame, want := range map[int]uint32{54: redirected, 60: redirected, 61: up, 1400: up} {
+		in := append(r.arriving(rtpPacket(12)).wire(), make([]byte, frame-54)...)
+		verdict, got := b.run(in, nil)
+		if verdict != want || want == redirected && !bytes.Equal(got[:54], r.leaving(rtpPacket(12)).wire()) {
+			t.Errorf("%d bytes: verdict %d: %x", frame, verdict, got)
+		}
+	}
+}
+
+// TestUnfinished: a checksum that some device was to complete goes up from XDP.
+func TestUnfinished(t *testing.T) {
+	for name, r := range routes() {
+		b := newBench(t, "xdp", r, true, nil)
+		f := r.arriving(rtpPacket(173))
+		in := f.wire()
+		at := len(in) - 173 - 2
+		pseudo := append(f.from.Addr().AsSlice(), f.to.Addr().AsSlice()...)
+		pseudo = append(pseudo, 0, unix.IPPROTO_UDP, in[at-2], in[at-1])
+		binary.BigEndian.PutUint16(in[at:], checksum(pseudo))
+		if verdict, got := b.run(in, nil); verdict != up || !bytes.Equal(got, in) {
+			t.Errorf("%s: verdict %d", name, verdict)
+		}
+		if v := b.flow(); v.Rtp.Received != 0 {
+			t.Errorf("%s: %d counted, which the second stage will do", name, v.Rtp.Received)
+		}
+		binary.BigEndian.PutUint16(in[at:], checksum(pseudo)+1)
+		if verdict, _ := b.run(in, nil); verdict != redirected {
+			t.Errorf("%s: another checksum: verdict %d", name, verdict)
+		}
+	}
+}
+
+// TestSecondStage: XDP leaves to tc what it cannot send itself.
+func TestSecondStage(t *testing.T) {
+	r := routes()["4 to 4"]
+	for _, flags := range []uint32{0, hopMAC, hopXDP} {
+		b := newBench(t, "xdp", r, true, func(_ *tcFlow, h *tcHop) { h.Flags = flags })
+		in := r.arriving(rtpPacket(172)).wire()
+		if verdict, got := b.run(in, nil); verdict != up || !bytes.Equal(got, in) {
+			t.Errorf("flags %d: verdict %d", flags, verdict)
+		}
+		b.e = "tc"
+		if verdict, _ := b.run(in, nil); verdict != redirected {
+			t.Errorf("flags %d: tc's verdict %d", flags, verdict)
+		}
+	}
+}
+
+// TestOpaque: what is not RTP (T.38) is carried unread.
+func TestOpaque(t *testing.T) { eachProgram(t, testOpaque) }
+
+func testOpaque(t *testing.T, e entry) {
+	r := routes()["4 to 4"]
+	b := newBench(t, e, r, false, nil)
 	for _, payload := range [][]byte{nil, {0}, []byte("t38 packet"), rtpPacket(172)} {
 		verdict, got := b.run(r.arriving(payload).wire(), nil)
 		want := r.leaving(payload).wire()
@@ -400,7 +498,7 @@ func TestOpaque(t *testing.T) {
 // TestSegments: a run of packets in one buffer counts as so many.
 func TestSegments(t *testing.T) {
 	r := routes()["4 to 4"]
-	b := newBench(t, r, true, nil)
+	b := newBench(t, "tc", r, true, nil)
 	verdict, _ := b.run(r.arriving(rtpPacket(1200)).wire(), func(s *skb) { s.GsoSegs, s.GsoSize = 3, 400 })
 	if v := b.flow(); verdict != redirected || v.Packets != 3 || v.Bytes != 1200 || v.Rtp.Received != 3 || v.lost() != 0 {
 		t.Errorf("verdict %d: %d packets, %d bytes, %d lost", verdict, v.Packets, v.Bytes, v.lost())
@@ -433,11 +531,11 @@ func fold(sum uint64) uint64 {
 	return sum
 }
 
-// BenchmarkProgram measures the program alone: a flow that rewrites a packet into itself, as often as its
+// BenchmarkProgram measures the programs alone: a flow that rewrites a packet into itself, as often as its
 // TTL lets it.
 func BenchmarkProgram(b *testing.B) {
 	needKernel(b)
-	k, err := load()
+	k, err := loadPinned(nil, 0, true)
 	must(b, err)
 	b.Cleanup(func() { must(b, k.close()) })
 	c, err := readClock()
@@ -448,18 +546,20 @@ func BenchmarkProgram(b *testing.B) {
 	v.Device = 1
 	key := keyOf(r.in)
 	must(b, k.objs.Flows.Put(&key, &v))
-	must(b, k.objs.Hops.Put(uint32(0), &tcHop{Device: 1, Mtu: 1500, Flags: hopMAC}))
+	must(b, k.objs.Hops.Put(uint32(0), &tcHop{Device: 1, Mtu: 1500, Flags: hopMAC | hopXDP}))
 	f := r.arriving(rtpPacket(172))
 	f.ttl, f.smac = 64, [6]byte{}
 	in := f.wire()
 	const times = 60
-	var took time.Duration
-	for b.Loop() {
-		verdict, each, err := k.objs.Relay.Benchmark(in, times, nil)
-		if err != nil || verdict != redirected {
-			b.Fatalf("verdict %d: %v", verdict, err)
-		}
-		took += each
+	for name, program := range map[string]*ebpf.Program{"tc": k.objs.Relay, "xdp": k.xdp} {
+		b.Run(name, func(b *testing.B) {
+			var took time.Duration
+			for b.Loop() {
+				_, each, err := program.Benchmark(in, times, nil)
+				must(b, err)
+				took += each
+			}
+			b.ReportMetric(float64(took.Nanoseconds())/float64(b.N), "ns/packet")
+		})
 	}
-	b.ReportMetric(float64(took.Nanoseconds())/float64(b.N), "ns/packet")
 }

@@ -36,6 +36,13 @@ struct packet {
 	__be32 rtp[3];
 };
 
+// oversized tells whether the frame is longer than what is in it and Ethernet's padding. The rest is cut off on
+// the way up, but not on the way out, where it might exceed the MTU.
+static __always_inline int oversized(const struct packet *p)
+{
+	return p->length > p->ip_len + ETH_HLEN && p->length > ETH_ZLEN;
+}
+
 // find returns the flow of the packet if its source may use it, and the lease lasts.
 static __always_inline struct flow *find(const struct packet *p, const struct key *k,
 					 const struct address *src, __be16 sport)
@@ -89,7 +96,7 @@ static __always_inline int read_v4(struct packet *p, void *data, void *end)
 	p->ttl = ip->ttl;
 	p->ecn = ip->tos & 3;
 	p->odd = ip->frag_off & bpf_htons(0x2000) || p->ip_len != p->udp_len + sizeof(*ip) ||
-		 p->ip_len + ETH_HLEN > p->length;
+		 p->ip_len + ETH_HLEN > p->length || oversized(p);
 	// IPv6 knows no UDP without a checksum (RFC 8200 §8.1).
 	if (p->flow->flags & FLOW_V6_OUT && !udp->check)
 		p->odd = 1;
@@ -133,7 +140,7 @@ static __always_inline int read_v6(struct packet *p, void *data, void *end)
 	p->ttl = ip->hop_limit;
 	p->ecn = ip->flow_lbl[0] >> 4 & 3;
 	p->odd = p->l4 != L4_V6 || p->ip_len != p->udp_len + sizeof(*ip) || p->ip_len + ETH_HLEN > p->length ||
-		 !udp->check;
+		 oversized(p) || !udp->check;
 	read_rtp(p, (void *)(udp + 1), end);
 	return 1;
 }

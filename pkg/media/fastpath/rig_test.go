@@ -61,7 +61,7 @@ func needKernel(t testing.TB) {
 	if os.Getenv(inNamespace) == "" {
 		t.Skip("SKIPPED: needs root, for network namespaces and BPF")
 	}
-	k, err := load()
+	k, err := loadPinned(nil, 0, true)
 	if err != nil {
 		t.Skipf("SKIPPED: %v", err)
 	}
@@ -92,6 +92,10 @@ type rig struct {
 	// ports and idle are used by serve; their zero values are the defaults.
 	ports media.PortRange
 	idle  time.Duration
+	// want is what is to carry calls.
+	want string
+	// counting says that the kernel counts runs of programs.
+	counting bool
 }
 
 const (
@@ -100,10 +104,33 @@ const (
 	dscp = 46
 )
 
-func newRig(t *testing.T, o options) *rig {
+// rigOptions says what is to carry calls; without a word, tc.
+type rigOptions struct {
+	options
+	xdp bool
+}
+
+// newXDPRig makes a rig whose devices carry media by XDP, and whose hosts make whole checksums and take what
+// XDP sends them.
+func newXDPRig(t *testing.T) *rig {
+	t.Helper()
+	r := newRig(t, rigOptions{xdp: true})
+	for _, h := range r.hosts {
+		within(t, h.ns, func() {
+			must(t, txChecksums(h.own, false))
+			must(t, ethtool(h.own, setGRO, true))
+		})
+	}
+	return r
+}
+
+func newRig(t *testing.T, o rigOptions) *rig {
 	t.Helper()
 	r := newHosts(t)
-	r.serve(Pin{}, o)
+	if o.xdp {
+		r.want = "xdp"
+	}
+	r.serve(Pin{}, o.options)
 	return r
 }
 
@@ -111,7 +138,7 @@ func newRig(t *testing.T, o options) *rig {
 func newHosts(t *testing.T) *rig {
 	t.Helper()
 	needKernel(t)
-	r := &rig{t: t}
+	r := &rig{t: t, want: "tc"}
 	r.hosts[near] = newHost(t, "near0", "192.0.2.", "2001:db8:1::")
 	r.hosts[far] = newHost(t, "far0", "198.51.100.", "2001:db8:2::")
 	return r
@@ -130,7 +157,7 @@ func (r *rig) serve(pin Pin, o options) (end func()) {
 	t.Helper()
 	user, err := userpath.New(1)
 	must(t, err)
-	r.path, err = newPath(user, Config{Networks: nets, DSCP: dscp, Pin: pin, Idle: r.idle}, zaptest.NewLogger(t), o)
+	r.path, err = newPath(user, Config{Networks: nets, DSCP: dscp, Pin: pin, Idle: r.idle, XDP: r.want == "xdp"}, zaptest.NewLogger(t), o)
 	must(t, err)
 	ports, cfg := media.DefaultPinholeConfig(), media.DefaultConfig()
 	ports.Quarantine = 0
@@ -408,7 +435,7 @@ func (c *call) offload() {
 	c.t.Helper()
 	c.pass(near, c.rtp(near))
 	c.pass(far, c.rtp(far))
-	c.waitPath("tc")
+	c.waitPath(c.want)
 }
 
 func pause() { <-time.After(2 * time.Millisecond) }
@@ -444,9 +471,14 @@ func datagrams(t *testing.T) (n int) {
 
 // txChecksums switches the checksum offload of a device (ethtool -K DEV tx on|off): without it packets
 // leave the host with complete checksums, which the receiver verifies.
-func txChecksums(dev string, on bool) error {
-	const setTxCsum = 0x17 // ETHTOOL_STXCSUM
-	value := struct{ cmd, data uint32 }{cmd: setTxCsum}
+func txChecksums(dev string, on bool) error { return ethtool(dev, 0x17, on) } // ETHTOOL_STXCSUM
+
+// setGRO is the command to switch receive offload, with which a veth takes what XDP sends it.
+const setGRO = 0x2c // ETHTOOL_SGRO
+
+// ethtool sets a switch of a device.
+func ethtool(dev string, cmd uint32, on bool) error {
+	value := struct{ cmd, data uint32 }{cmd: cmd}
 	if on {
 		value.data = 1
 	}

@@ -5,6 +5,7 @@
 //   packet ─► ours? UDP, for this host ─► flow of (local address, port) ─► source locked?
 //     ─► RTP figures ─► anything odd? up to the socket ─► rewrite, count, redirect
 //
+// There are two entry points: relay, for tc, and relay_xdp, which on request comes before it.
 // Whatever is not redirected goes up unchanged: to the daemon's socket, which relays it as if this
 // program did not exist. Offsets are constant, so that CAP_PERFMON is not needed.
 #include <linux/bpf.h>
@@ -12,6 +13,7 @@
 #include <linux/pkt_cls.h>
 
 #include "relay.h"
+#include "xdp.h"
 
 // The kernel gives some helpers only to programs that say that they may be used under the GPL too.
 char __license[] SEC("license") = "Dual MIT/GPL";
@@ -209,4 +211,19 @@ int relay(struct __sk_buff *skb)
 	if (skb->protocol == bpf_htons(ETH_P_IPV6))
 		return relay_v6(skb);
 	return UP;
+}
+
+SEC("xdp")
+int relay_xdp(struct xdp_md *ctx)
+{
+	struct ethhdr *eth = (void *)(long)ctx->data;
+
+	if ((void *)(eth + 1) > (void *)(long)ctx->data_end)
+		return XDP_PASS;
+	// A VLAN tag (IEEE 802.1Q) is a protocol of its own here, and goes up: it means a device of its own.
+	if (eth->h_proto == bpf_htons(ETH_P_IP))
+		return xdp_v4(ctx);
+	if (eth->h_proto == bpf_htons(ETH_P_IPV6))
+		return xdp_v6(ctx);
+	return XDP_PASS;
 }

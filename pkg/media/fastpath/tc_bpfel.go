@@ -85,6 +85,8 @@ type tcFlow struct {
 	Hop      uint32
 	SumAddr  uint32
 	SumPort  uint32
+	Mac      [3]uint16
+	Zero     uint16
 	Packets  uint64
 	Bytes    uint64
 	Last     uint64
@@ -189,6 +191,7 @@ const (
 	tcMapTcpRules   = "tcp_rules"
 	tcMapTcpScratch = "tcp_scratch"
 	tcProgRelay     = "relay"
+	tcProgRelayXdp  = "relay_xdp"
 	tcVarLeaseUntil = "lease_until"
 	tcVarTcpOn      = "tcp_on"
 )
@@ -235,7 +238,8 @@ type tcSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcProgramSpecs struct {
-	Relay *ebpf.ProgramSpec `ebpf:"relay"`
+	Relay    *ebpf.ProgramSpec `ebpf:"relay"`
+	RelayXdp *ebpf.ProgramSpec `ebpf:"relay_xdp"`
 }
 
 // tcMapSpecs contains maps before they are loaded into the kernel.
@@ -321,12 +325,14 @@ type tcVariables struct {
 //
 // It can be passed to loadTcObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcPrograms struct {
-	Relay *ebpf.Program `ebpf:"relay"`
+	Relay    *ebpf.Program `ebpf:"relay"`
+	RelayXdp *ebpf.Program `ebpf:"relay_xdp"`
 }
 
 func (p *tcPrograms) Close() error {
 	return _TcClose(
 		p.Relay,
+		p.RelayXdp,
 	)
 }
 

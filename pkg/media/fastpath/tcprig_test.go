@@ -34,7 +34,7 @@ type tcpRig struct {
 // newTCPRig puts a rule in force; family is 0 for IPv4, 1 for IPv6.
 func newTCPRig(t *testing.T, family int, change func(*ForwardRule)) *tcpRig {
 	t.Helper()
-	r := &tcpRig{rig: newRig(t, options{}), up: make(chan net.Conn, 256)}
+	r := &tcpRig{rig: newRig(t, rigOptions{}), up: make(chan net.Conn, 256)}
 	at := [2]string{"192.0.2.1", "2001:db8:1::1"}[family]
 	far := r.hosts[far]
 	within(t, far.ns, func() {

@@ -37,6 +37,9 @@ type ways struct {
 	// neighbours is what the kernel knew when it was last asked.
 	neighbours map[neighbour]netlink.Neigh
 	ipsec      bool
+	// xdp asks what devices can do with XDP.
+	xdp       bool
+	abilities map[uint32]uint64
 }
 
 type neighbour struct {
@@ -48,6 +51,7 @@ type neighbour struct {
 func (w *ways) forget() error {
 	w.links = make(map[int]netlink.Link)
 	w.neighbours = make(map[neighbour]netlink.Neigh)
+	w.abilities = make(map[uint32]uint64)
 	list, err := netlink.NeighListExecute(netlink.Ndmsg{Family: unix.AF_UNSPEC})
 	if err != nil {
 		return fmt.Errorf("list neighbours: %w", err)
@@ -126,6 +130,7 @@ func (w *ways) hop(l netlink.Link, r *netlink.Route, dst netip.Addr) tcHop {
 		return h
 	}
 	w.setMAC(&h, at.HardwareAddr, neighbour{at.Index, next})
+	w.setXDP(&h)
 	return h
 }
 
@@ -145,6 +150,7 @@ func (w *ways) freshen(h tcHop) (tcHop, error) {
 	}
 	h.Flags, h.Dmac, h.Smac = 0, [6]byte{}, [6]byte{}
 	w.setMAC(&h, l.Attrs().HardwareAddr, neighbour{int(h.Device), next})
+	w.setXDP(&h)
 	return h, nil
 }
 

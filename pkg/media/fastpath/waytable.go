@@ -93,6 +93,7 @@ func (p *Path) refreshWays(now time.Time, routes bool) {
 		return
 	}
 	p.attachDevices()
+	p.freshenMACs()
 	p.mu.Lock()
 	list := make([]*way, 0, len(p.known))
 	for _, w := range p.known {
@@ -168,6 +169,7 @@ func (p *Path) attachDevices() {
 			p.log.Warn("kernel media path: not attached", zap.Error(err))
 		} else {
 			p.log.Info("kernel media path: device has come", zap.String("device", name))
+			p.sayXDP(p.kern.devices[index])
 		}
 	}
 }

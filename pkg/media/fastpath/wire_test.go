@@ -24,7 +24,7 @@ func TestOffload(t *testing.T) {
 		for mask := range 4 {
 			sender, gateway := mask&1 != 0, mask&2 != 0
 			t.Run(fmt.Sprintf("%s/sender %v gateway %v", name, sender, gateway), func(t *testing.T) {
-				r := newRig(t, options{})
+				r := newRig(t, rigOptions{})
 				within(t, r.hosts[near].ns, func() { must(t, txChecksums(r.hosts[near].own, sender)) })
 				must(t, txChecksums(r.hosts[far].dev, gateway))
 				c := r.call(pinhole.RTP, families...)
@@ -88,8 +88,10 @@ func (h *host) badChecksums() (n int) {
 }
 
 // TestNoChecksum: a sender that makes no checksums (IPv4) is carried as it is.
-func TestNoChecksum(t *testing.T) {
-	r := newRig(t, options{})
+func TestNoChecksum(t *testing.T) { rigs(t, testNoChecksum) }
+
+func testNoChecksum(t *testing.T, newRig func(*testing.T) *rig) {
+	r := newRig(t)
 	c := r.call(pinhole.RTP)
 	c.offload()
 	c.peers[near].set(unix.SOL_SOCKET, unix.SO_NO_CHECK, 1)
@@ -101,8 +103,10 @@ func TestNoChecksum(t *testing.T) {
 }
 
 // TestSequence: the kernel and package media find the same losses in the same packets.
-func TestSequence(t *testing.T) {
-	r := newRig(t, options{})
+func TestSequence(t *testing.T) { rigs(t, testSequence) }
+
+func testSequence(t *testing.T, newRig func(*testing.T) *rig) {
+	r := newRig(t)
 	carried, relayed := r.call(pinhole.RTP), r.call(pinhole.RTP)
 	carried.offload()
 	relayed.pass(near, relayed.rtp(near)) // its far peer stays silent: it is not carried
@@ -144,7 +148,7 @@ func TestSequence(t *testing.T) {
 // TestJitter: the clock of a dynamic payload type is found from its timestamps, and even packets have
 // little jitter.
 func TestJitter(t *testing.T) {
-	r := newRig(t, options{})
+	r := newRig(t, rigOptions{})
 	c := r.call(pinhole.RTP)
 	c.offload()
 	start := time.Now()
@@ -170,7 +174,7 @@ func TestJitter(t *testing.T) {
 // TestNeighbour: a peer that gets another network card is found again, and so is one that was never
 // heard of on the link.
 func TestNeighbour(t *testing.T) {
-	r := newRig(t, options{})
+	r := newRig(t, rigOptions{})
 	c := r.call(pinhole.RTP)
 	c.offload()
 	hop := func() tcHop {
@@ -219,7 +223,7 @@ func ptr[T any](v T) *T { return &v }
 
 // TestRouteLost: a link that goes down takes the flow out of the kernel, and back in when it comes up.
 func TestRouteLost(t *testing.T) {
-	r := newRig(t, options{})
+	r := newRig(t, rigOptions{})
 	c := r.call(pinhole.RTP)
 	c.offload()
 	dev, err := netlink.LinkByName(r.hosts[far].dev)
@@ -236,8 +240,10 @@ func TestRouteLost(t *testing.T) {
 }
 
 // TestOneInterface: both networks of a call may be on one device.
-func TestOneInterface(t *testing.T) {
-	r := newRig(t, options{})
+func TestOneInterface(t *testing.T) { rigs(t, testOneInterface) }
+
+func testOneInterface(t *testing.T, newRig func(*testing.T) *rig) {
+	r := newRig(t)
 	r.hosts[far] = r.hosts[near]
 	c := r.callBetween([2]string{"inside", "inside"}, pinhole.RTP)
 	c.offload()
@@ -252,7 +258,7 @@ func TestOneInterface(t *testing.T) {
 
 // TestAddressMoves: streams leave the kernel when their address leaves the device, and come back with it.
 func TestAddressMoves(t *testing.T) {
-	r := newRig(t, options{})
+	r := newRig(t, rigOptions{})
 	c := r.call(pinhole.RTP)
 	c.offload()
 	dev, err := netlink.LinkByName(r.hosts[near].dev)

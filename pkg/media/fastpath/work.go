@@ -147,6 +147,7 @@ func (p *Path) putLocked(st *stream, r route, back, forth *way) string {
 	st.counters = st.flow.Counters
 	v := r.value(st.counters.IsRTP(), p.dscp)
 	v.Device, v.Hop = back.hop.Device, forth.slot
+	v.Mac = p.kern.devices[int(v.Device)].mac
 	if c, err := readClock(); err == nil {
 		v.Last = c.ns // so that a daemon that finds it knows how old it is at most
 	}
