@@ -1,0 +1,281 @@
+// Package t120 relays T.120 (data conferencing: NetMeeting's whiteboard, sharing, files, chat) on 1503 and on the
+// addresses that H.245 has negotiated: the front of each connection is checked, X.224 class 0 (T.123), then
+// T.125's connect PDU, then T.124's in it; by the conference's name, or by who calls, it is decided whether
+// and where it goes. It is no MCS or GCC provider, and no RDP gateway: RDP has the same front and passes if allowed.
+//
+//	accept ─► CR ─► target? ── known ──────────────────────► dial, CR ─► CC ─► Connect-Initial ─► open
+//	                  └─ not yet: CC, Connect-Initial, target ─► dial, CR ─► CC ┘      │ each checked
+//	open: T.124's addresses hidden in what is read │ RDP, TLS, "pass": nothing read, Joiner
+//
+// front.go is the inner half; this file and stream.go have the sockets.
+package t120
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"edged.dev/edged/pkg/pinhole"
+)
+
+// maxConnections bounds the connections of all callers.
+const maxConnections = 8192
+
+// Router says where a call goes. It may be called concurrently.
+type Router interface {
+	// Route returns the target of a call; false if it knows none. It is asked first with what the transport
+	// says, and again with T.124's names if nobody knew.
+	Route(c Call) (netip.AddrPort, bool)
+}
+
+// Joiner moves the rest of two streams of which nothing is read any more.
+type Joiner interface {
+	// Join writes what was read already to the other side, then all that comes, with half-closes, until both
+	// sides have ended or nothing has come for idle (0: for ever). It owns the connections from then on, and
+	// returns how many octets came from each side, prefix included.
+	Join(ctx context.Context, conns [2]net.Conn, prefix [2][]byte, idle time.Duration) (octets [2]uint64, err error)
+}
+
+// Deps are what the server needs from others.
+type Deps struct {
+	Networks pinhole.Networks
+	// Router may be nil: then only the configuration says where calls go.
+	Router Router
+	// Joiner may be nil: then the server copies itself.
+	Joiner Joiner
+	// Dial connects to a target; nil: TCP from whatever address the kernel chooses.
+	Dial func(ctx context.Context, to netip.AddrPort) (net.Conn, error)
+	// Connections bounds the connections of one source address; 0 = no limit.
+	Connections int
+}
+
+// Server relays T.120. All methods may be called concurrently.
+type Server struct {
+	cfg   Config
+	deps  Deps
+	log   *zap.Logger
+	count *counters
+
+	mu          sync.Mutex // guards what follows
+	perSource   map[netip.Addr]int
+	open        int
+	conferences map[conferenceKey]conference
+}
+
+// conferenceKey names a conference's first connection to those that are added to it: who called, and the id
+// that he was given (T.125 §7, calledConnectId).
+type conferenceKey struct {
+	client netip.Addr
+	id     uint32
+}
+
+type conference struct {
+	target netip.AddrPort
+	serial *session // whose it is
+}
+
+// New checks the configuration and returns a server without listeners.
+func New(cfg Config, deps Deps, log *zap.Logger) (*Server, error) {
+	if err := cfg.Validate(deps.Networks); err != nil {
+		return nil, err
+	}
+	if deps.Dial == nil {
+		deps.Dial = func(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "tcp", to.String())
+		}
+	}
+	return &Server{
+		cfg: cfg, deps: deps, log: log, count: newCounters(),
+		perSource: map[netip.Addr]int{}, conferences: map[conferenceKey]conference{},
+	}, nil
+}
+
+// Collector returns the metrics.
+func (s *Server) Collector() prometheus.Collector { return collector{s} }
+
+// ServeListener relays the connections that ln, a TCP listener on the named network, accepts, until ctx ends
+// and all of them have ended.
+func (s *Server) ServeListener(ctx context.Context, network string, ln net.Listener) error {
+	var work sync.WaitGroup
+	defer work.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { ln.Close() })
+	defer stop()
+	for {
+		conn, err := ln.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			if errors.Is(err, net.ErrClosed) {
+				return err
+			}
+			if !pause(ctx, 50*time.Millisecond) { // out of descriptors: others will close theirs
+				return nil
+			}
+			continue
+		}
+		source := addrOf(conn.RemoteAddr()).Addr()
+		if !s.admit(source) {
+			s.count.drop("connections")
+			conn.Close()
+			continue
+		}
+		work.Go(func() {
+			defer s.release(source)
+			s.serve(ctx, network, conn)
+		})
+	}
+}
+
+// pause waits for d; false if ctx ended before.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+func addrOf(a net.Addr) netip.AddrPort {
+	ap, err := netip.ParseAddrPort(a.String())
+	if err != nil {
+		return netip.AddrPort{} // not an internet socket
+	}
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}
+
+func (s *Server) admit(source netip.Addr) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	limit := s.deps.Connections
+	if s.open >= maxConnections || limit > 0 && s.perSource[source] >= limit {
+		return false
+	}
+	s.open++
+	s.perSource[source]++
+	return true
+}
+
+func (s *Server) release(source netip.Addr) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.open--
+	if s.perSource[source]--; s.perSource[source] <= 0 {
+		delete(s.perSource, source)
+	}
+}
+
+// serve relays one accepted connection.
+func (s *Server) serve(ctx context.Context, network string, conn net.Conn) {
+	call := Call{Network: network, Client: addrOf(conn.RemoteAddr()), Local: addrOf(conn.LocalAddr())}
+	c := s.session(call, s.deps.Joiner)
+	c.streams[0] = newStream(conn)
+	defer c.end(ctx)
+	stop := context.AfterFunc(ctx, c.close)
+	defer stop()
+	setup, cancel := context.WithTimeout(ctx, s.cfg.Setup)
+	defer cancel()
+	abort := context.AfterFunc(setup, c.expire)
+	if c.err = c.connect(setup); c.err != nil {
+		c.refuse(c.err)
+	} else {
+		c.err = c.relay(ctx, func() { abort() })
+	}
+	abort()
+}
+
+// ServePair relays between two connections that are up already, until both have ended or ctx ends: a T.120 channel
+// that H.245 has opened. It has the form of [pinhole.Request.Serve]; either side may be the caller.
+func (s *Server) ServePair(ctx context.Context, conns [2]net.Conn, moved func(from pinhole.Side, octets int)) {
+	call := Call{Client: addrOf(conns[0].RemoteAddr()), Local: addrOf(conns[0].LocalAddr())}
+	c := s.session(call, nil)
+	c.streams = [2]*stream{newStream(conns[0]), newStream(conns[1])}
+	c.moved = moved
+	defer c.end(ctx)
+	stop := context.AfterFunc(ctx, c.close)
+	defer stop()
+	c.err = c.relay(ctx, func() {})
+}
+
+// route finds the target of a call.
+func (s *Server) route(c Call) (netip.AddrPort, error) {
+	to, ok := netip.AddrPort{}, false
+	if own := s.deps.Networks.Own(c.Local.Addr()) || c.Local.Addr().IsLoopback(); !own {
+		to, ok = c.Local, true // TPROXY: where it was going anyway
+	}
+	if !ok {
+		to, ok = s.cfg.Conferences[strings.ToLower(c.Conference)]
+	}
+	if !ok && s.deps.Router != nil {
+		to, ok = s.deps.Router.Route(c)
+	}
+	if !ok {
+		to, ok = s.cfg.Targets[c.Network]
+	}
+	switch {
+	case !ok:
+		return to, errRoute
+	case s.deps.Networks.Own(to.Addr()):
+		return to, fmt.Errorf("%w: %v", errLoop, to)
+	}
+	return to, nil
+}
+
+// decide applies the policy.
+func (s *Server) decide(c *Call, rdp bool) error {
+	switch {
+	case rdp && !s.cfg.RDP:
+		return errRDP
+	case !s.cfg.allowed(c.Conference, c.Client.Addr()):
+		return errPolicy
+	}
+	return nil
+}
+
+// added returns the target of the conference that a Connect-Additional belongs to.
+func (s *Server) added(client netip.Addr, id uint32) (netip.AddrPort, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c, ok := s.conferences[conferenceKey{client, id}]
+	return c.target, ok
+}
+
+// confers tells whether the client is in a conference, to which further connections may belong.
+func (s *Server) confers(client netip.Addr) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for k := range s.conferences {
+		if k.client == client {
+			return true
+		}
+	}
+	return false
+}
+
+// note remembers a conference while its first connection lives.
+func (s *Server) note(k conferenceKey, target netip.AddrPort, owner *session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.conferences[k] = conference{target, owner}
+}
+
+func (s *Server) forget(k conferenceKey, owner *session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.conferences[k].serial == owner {
+		delete(s.conferences, k)
+	}
+}
