@@ -1,0 +1,117 @@
+package h323phone
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// media receives RTP and RTCP on a pair of ports, and sends RTP from a third one.
+type media struct {
+	rtp, rtcp, out *net.UDPConn
+	// Wrong counts packets that are not the other phone's audio.
+	heard, wrong atomic.Int64
+	stop         chan struct{}
+	once, talks  sync.Once
+	work         sync.WaitGroup
+}
+
+// newMedia binds an even port and the next one.
+func newMedia(at netip.Addr) (*media, error) {
+	for range 100 {
+		rtp, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(at, 0)))
+		if err != nil {
+			return nil, err
+		}
+		a := local(rtp)
+		if a.Port()%2 == 0 {
+			rtcp, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(at, a.Port()+1)))
+			if err == nil {
+				return begin(rtp, rtcp, at)
+			}
+		}
+		rtp.Close()
+	}
+	return nil, fmt.Errorf("no pair of ports at %s", at)
+}
+
+func begin(rtp, rtcp *net.UDPConn, at netip.Addr) (*media, error) {
+	out, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(at, 0)))
+	if err != nil {
+		rtp.Close()
+		rtcp.Close()
+		return nil, err
+	}
+	m := &media{rtp: rtp, rtcp: rtcp, out: out, stop: make(chan struct{})}
+	m.work.Go(m.listen)
+	return m, nil
+}
+
+func local(c *net.UDPConn) netip.AddrPort { return c.LocalAddr().(*net.UDPAddr).AddrPort() }
+
+func (m *media) rtpAddr() netip.AddrPort  { return local(m.rtp) }
+func (m *media) rtcpAddr() netip.AddrPort { return local(m.rtcp) }
+
+const (
+	payload = 160
+	size    = 12 + payload
+)
+
+// listen counts the audio that arrives: each octet says which packet it belongs to.
+func (m *media) listen() {
+	b := make([]byte, 2048)
+	for {
+		n, _, err := m.rtp.ReadFromUDPAddrPort(b)
+		if err != nil {
+			return
+		}
+		if n == size && b[0] == 0x80 && b[1] == 8 && b[12] == b[3] && b[size-1] == b[3] {
+			m.heard.Add(1)
+		} else {
+			m.wrong.Add(1)
+		}
+	}
+}
+
+// talk sends audio until the call ends; only the first address counts.
+func (m *media) talk(to netip.AddrPort) {
+	m.talks.Do(func() { m.work.Go(func() { m.send(to) }) })
+}
+
+func (m *media) send(to netip.AddrPort) {
+	tick := time.NewTicker(frame)
+	defer tick.Stop()
+	var b [size]byte
+	b[0], b[1] = 0x80, 8 // version 2, PCMA
+	binary.BigEndian.PutUint32(b[8:], 0x48323233)
+	for seq := uint16(0); ; seq++ {
+		binary.BigEndian.PutUint16(b[2:], seq)
+		binary.BigEndian.PutUint32(b[4:], uint32(seq)*payload)
+		for i := range b[12:] {
+			b[12+i] = byte(seq)
+		}
+		_, _ = m.out.WriteToUDPAddrPort(b[:], to) // a refusal (ICMP) is the other's, and may pass
+		select {
+		case <-m.stop:
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func (m *media) close() {
+	m.once.Do(func() {
+		close(m.stop)
+		m.rtp.Close()
+		m.rtcp.Close()
+		m.work.Wait()
+		m.out.Close()
+	})
+}
+
+// Heard returns how many packets of the other phone's audio have arrived, and how many others.
+func (c *Call) Heard() (audio, wrong int64) { return c.media.heard.Load(), c.media.wrong.Load() }
