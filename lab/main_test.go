@@ -13,6 +13,9 @@ import (
 
 // TestMain bounds how many rigs run at a time, and cleans up after runs that were killed.
 func TestMain(m *testing.M) {
+	if text := os.Getenv(h323Variable); text != "" {
+		os.Exit(runH323Phone(text))
+	}
 	flag.Parse()
 	if f := flag.Lookup("test.parallel"); f != nil && f.Value.String() == f.DefValue {
 		_ = f.Value.Set("3")

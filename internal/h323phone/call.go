@@ -247,7 +247,7 @@ func (c *Call) listenH245() (netip.AddrPort, error) {
 }
 
 func (c *Call) dialH245(to netip.AddrPort) error {
-	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(c.phone.addr, 0))}
+	d := net.Dialer{Timeout: dialTime, LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(c.phone.addr, 0))}
 	conn, err := d.Dial("tcp", to.String())
 	if err != nil {
 		return fmt.Errorf("h245: %w", err)

@@ -188,5 +188,9 @@ func (c *Call) Ended(ctx context.Context) error {
 	}
 }
 
-// frame is how often audio is sent.
-const frame = 20 * time.Millisecond
+const (
+	// frame is how often audio is sent.
+	frame = 20 * time.Millisecond
+	// dialTime bounds the connection to an H.245 address.
+	dialTime = 5 * time.Second
+)

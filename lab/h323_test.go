@@ -1,0 +1,103 @@
+//go:build lab
+
+package lab
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	"edged.dev/edged/internal/h323phone"
+)
+
+// h323Modes are the ways in which a call can be set up.
+var h323Modes = []struct {
+	name           string
+	caller, callee h323phone.Mode
+}{
+	{"slow", h323phone.Mode{}, h323phone.Mode{}},
+	{"slow-tunnelled", h323phone.Mode{Tunnelling: true}, h323phone.Mode{Tunnelling: true}},
+	{"tunnelling-refused", h323phone.Mode{Tunnelling: true}, h323phone.Mode{}},
+	{"fast", h323phone.Mode{FastStart: true}, h323phone.Mode{FastStart: true}},
+	{"fast-tunnelled", h323phone.Mode{FastStart: true, Tunnelling: true}, h323phone.Mode{FastStart: true, Tunnelling: true}},
+	{"fast-refused", h323phone.Mode{FastStart: true}, h323phone.Mode{}},
+	{"h245-in-setup", h323phone.Mode{H245InSetup: true}, h323phone.Mode{}},
+	{"late-h245", h323phone.Mode{FastStart: true}, h323phone.Mode{FastStart: true, Late: true}},
+	{"t120", h323phone.Mode{T120: true}, h323phone.Mode{}},
+	{"t120-in-ack", h323phone.Mode{T120InAck: true, Tunnelling: true}, h323phone.Mode{Tunnelling: true}},
+}
+
+const h323Listen = `["tcp://inside:1720", "tcp://outside:1720"]`
+
+// h323Call makes a call and checks that each hears the other, over T.120 too, and that nothing is left.
+func h323Call(t *testing.T, e *Edge, from, to *Host, gate netip.AddrPort, caller, callee h323phone.Mode) {
+	t.Helper()
+	bob := to.H323Phone(t, h323Spec{Name: "bob", At: netip.AddrPortFrom(to.IP, 1720), Mode: callee})
+	alice := from.H323Phone(t, h323Spec{Name: "alice", At: netip.AddrPortFrom(from.IP, 1720), Mode: caller, To: gate, Called: "bob"})
+	for _, p := range []*Proc{alice, bob} {
+		eventually(t, h323Time, p.Name+" is in a call", func() bool { return logged(p, "open") || !p.Alive() })
+		if !p.Alive() {
+			t.Fatalf("%s: %s", p.Name, tail(p.Log, 2000))
+		}
+	}
+	for _, p := range []*Proc{alice, bob} {
+		eventually(t, h323Time, p.Name+" hears", func() bool { n, _ := heard(p); return n >= 25 })
+		if n, wrong := heard(p); wrong != 0 {
+			t.Errorf("%s heard %d packets and %d of others", p.Name, n, wrong)
+		}
+		if caller.T120 || caller.T120InAck {
+			eventually(t, h323Time, p.Name+" has T.120", func() bool { return logged(p, "data") })
+		}
+	}
+	fmt.Fprintln(bob.stdin, "hangup")
+	eventually(t, h323Time, "the call ends at alice", func() bool { return logged(alice, "ended") })
+	eventually(t, 10*time.Second, "no call and no pinhole is left", func() bool { return e.Count("h323_calls") == 0 && e.Count("pinholes") == 0 })
+}
+
+// TestH323Calls: every mode, from the inside and from the outside; the capture shows no address of the inside.
+func TestH323Calls(t *testing.T) {
+	for _, m := range h323Modes {
+		for _, dir := range []string{"out", "in"} {
+			t.Run(m.name+"-"+dir, func(t *testing.T) {
+				r := lab(t)
+				onlyEdged(t, "the reference has no H.323")
+				in, out := r.Inside("in1"), r.Outside("out1")
+				from, to := in, out
+				if dir == "in" {
+					from, to = out, in
+				}
+				e := r.Edge(t, EdgeConfig{More: fmt.Sprintf("h323: {listen: %s, aliases: {bob: %q}}\n", h323Listen, to.IP)})
+				wan := r.Capture("wan")
+				h323Call(t, e, from, to, netip.AddrPortFrom(r.GW.IPOn(from.Side, 4), 1720), m.caller, m.callee)
+				wantNoBinaryLeaks(t, wan.Stop(t), r.GW, in.IP)
+			})
+		}
+	}
+}
+
+// TestH323Again: a second call at once, between the same ports of the same phones.
+func TestH323Again(t *testing.T) {
+	r := lab(t)
+	onlyEdged(t, "the reference has no H.323")
+	in, out := r.Inside("in1"), r.Outside("out1")
+	e := r.Edge(t, EdgeConfig{More: fmt.Sprintf("h323: {listen: %s, aliases: {bob: %q}}\n", h323Listen, out.IP)})
+	for range 3 {
+		h323Call(t, e, in, out, netip.AddrPortFrom(r.GW.IPOn(inside, 4), 1720), h323phone.Mode{FastStart: true}, h323phone.Mode{FastStart: true})
+	}
+}
+
+// TestH323Control: with the ALG off, and call signalling forwarded as it is, the parties do not meet.
+func TestH323Control(t *testing.T) {
+	r := lab(t)
+	onlyEdged(t, "the reference has no H.323")
+	in, out := r.Inside("in1"), r.Outside("out1")
+	r.Edge(t, EdgeConfig{More: fmt.Sprintf(
+		"forwards: [{name: h323, listen: \"tcp://inside:1720\", to: \"%s:1720\", allow: [0.0.0.0/0], via: user}]\n", out.IP)})
+	bob := out.H323Phone(t, h323Spec{Name: "bob", At: netip.AddrPortFrom(out.IP, 1720)})
+	alice := in.H323Phone(t, h323Spec{Name: "alice", At: netip.AddrPortFrom(in.IP, 1720), To: netip.AddrPortFrom(r.GW.IPOn(inside, 4), 1720), Called: "bob"})
+	eventually(t, 2*h323Time, "alice gives up", func() bool { return !alice.Alive() || logged(alice, "open") })
+	if logged(alice, "open") || logged(bob, "open") {
+		t.Error("the call was set up without the ALG")
+	}
+}
