@@ -125,6 +125,8 @@ func mayImport() map[string][]string {
 		"pkg/splice":   {},
 		"pkg/console":  {},
 		"internal/per": {},
+		// A phone speaks the protocol that it tests.
+		"internal/h323phone": {"pkg/h323", "internal/tpkt", "internal/per"},
 	}
 }
 
