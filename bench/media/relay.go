@@ -83,7 +83,7 @@ func newRelay(datapath string) (*media.Relay, error) {
 	}
 	var path media.Path = user
 	if datapath != media.DatapathUser {
-		if path, err = fastpath.New(user, fastpath.Config{Networks: nets, DSCP: cfg.DSCP}, zap.NewNop()); err != nil {
+		if path, err = fastpath.New(user, fastpath.Config{Networks: nets, DSCP: cfg.DSCP, XDP: datapath == media.DatapathXDP}, zap.NewNop()); err != nil {
 			return nil, err
 		}
 	}
