@@ -21,7 +21,7 @@ const (
 	sinkPort         = 7000 // reads and forgets
 	echoPort         = 7001
 	loadCPU, gwCPU   = 0, 1
-	niceness         = "-15" // of gateways and load
+	niceness         = "-20" // of gateways and load
 )
 
 // rig is the three namespaces.

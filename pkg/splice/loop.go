@@ -50,7 +50,7 @@ type loop struct {
 	stops  bool
 
 	// The rest belongs to run.
-	events [events]unix.EpollEvent
+	waiter *waiter
 	buffer [copySize]byte
 	pipes  pipes
 	slots  []*pair
@@ -71,6 +71,14 @@ func newLoop() (*loop, error) {
 	if l.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return nil, os.NewSyscallError("epoll_create1", err)
 	}
+	if err := unix.SetNonblock(l.epoll, true); err != nil { // for the runtime's poller
+		l.close()
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	if l.waiter, err = newWaiter(l.epoll); err != nil {
+		l.close()
+		return nil, err
+	}
 	if l.wake, err = unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC); err != nil {
 		l.close()
 		return nil, os.NewSyscallError("eventfd", err)
@@ -88,10 +96,13 @@ func (l *loop) close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.phase = ended
-	for _, fd := range []int{l.epoll, l.wake} {
-		if fd >= 0 {
-			unix.Close(fd)
-		}
+	if l.waiter != nil {
+		l.waiter.file.Close()
+	} else if l.epoll >= 0 {
+		unix.Close(l.epoll)
+	}
+	if l.wake >= 0 {
+		unix.Close(l.wake)
 	}
 	l.epoll, l.wake = -1, -1
 }
@@ -177,14 +188,14 @@ func (l *loop) run() error {
 
 func (l *loop) rounds() error {
 	for !l.take() {
-		n, err := wait(l.epoll, l.events[:], l.timeout())
+		n, err := l.waiter.wait(l.epoll, l.timeout())
 		if err != nil {
-			return os.NewSyscallError("epoll_wait", err)
+			return err
 		}
 		l.tick()
 		l.serving, l.again = l.again, l.serving[:0]
 		for i := range n {
-			l.event(&l.events[i])
+			l.event(&l.waiter.events[i])
 		}
 		for _, d := range l.serving {
 			d.queued = false

@@ -1,8 +1,6 @@
 package splice
 
 import (
-	"errors"
-	"runtime"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -28,19 +26,12 @@ func splice(from, to, n int) (int, unix.Errno) {
 	return int(r), errno
 }
 
-// wait returns the number of events, after at most timeout (ms; -1: no limit). Only when there is none
-// does it block, with the scheduler's knowledge; else it lets other goroutines run now and then.
-func wait(epoll int, events []unix.EpollEvent, timeout int) (int, error) {
-	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(epoll), uintptr(unsafe.Pointer(&events[0])),
+// poll returns the number of events that are there.
+func poll(epoll int, events []unix.EpollEvent) (int, unix.Errno) {
+	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(epoll), uintptr(unsafe.Pointer(unsafe.SliceData(events))),
 		uintptr(len(events)), 0, 0, 0)
-	if errno == 0 && (n > 0 || timeout == 0) {
-		runtime.Gosched()
-		return int(n), nil
+	if errno != 0 {
+		return 0, errno
 	}
-	for {
-		n, err := unix.EpollWait(epoll, events, timeout)
-		if !errors.Is(err, unix.EINTR) {
-			return n, err
-		}
-	}
+	return int(n), 0
 }
