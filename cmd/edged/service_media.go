@@ -23,6 +23,7 @@ func buildMedia(_ context.Context, d *serviceDeps) (*service, error) {
 	}
 	d.reg.MustRegister(relay)
 	d.opener = relay
+	relay.JoinWith(d.joiner)
 	if fast, ok := path.(*fastpath.Path); ok {
 		d.kernel = kernelForwards{fast}
 	}

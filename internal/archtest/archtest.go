@@ -114,7 +114,7 @@ func mayImport() map[string][]string {
 		"lab":          {"pkg", "internal"},
 		"internal":     {"pkg/pinhole"},
 		"pkg/pinhole":  {},
-		"pkg/media":    {"pkg/pinhole"},
+		"pkg/media":    {"pkg/pinhole", "pkg/splice"},
 		"pkg/sipalg":   alg,
 		"pkg/h323":     codec,
 		"pkg/t120":     codec,

@@ -90,7 +90,7 @@ func (l *lease) infoLocked(now time.Time) Info {
 		}
 	}
 	if l.tcp != nil {
-		last = later(last, l.relay.epoch.Add(time.Duration(l.tcp.last.Load())))
+		last = later(last, l.tcp.latestLocked())
 	}
 	i.IdleSeconds = max(0, now.Sub(last).Seconds())
 	return i

@@ -371,7 +371,7 @@ func (l *lease) idleLocked(now time.Time) bool {
 		}
 	}
 	if l.tcp != nil {
-		last = later(last, l.relay.epoch.Add(time.Duration(l.tcp.last.Load())))
+		last = later(last, l.tcp.latestLocked())
 	}
 	return now.Sub(last) >= l.req.Idle
 }
@@ -400,7 +400,7 @@ func (l *lease) statsLocked(s pinhole.Side) pinhole.StreamStats {
 		st.MOS = mos(received, st.Lost, st.Jitter, st.RTT)
 	}
 	if l.tcp != nil {
-		st.Bytes, st.Dropped = l.tcp.received(s)
+		st.Bytes, st.Dropped = l.tcp.receivedLocked(s)
 	}
 	return st
 }

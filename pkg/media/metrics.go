@@ -82,7 +82,7 @@ func (t *totals) add(l *lease) {
 			t.unreachable += g.unreachable.Load()
 		}
 		if l.tcp != nil {
-			bytes, refused := l.tcp.received(pinhole.Side(s))
+			bytes, refused := l.tcp.receivedLocked(pinhole.Side(s))
 			in.bytes[received] += bytes
 			out.bytes[sent] += bytes
 			t.tcpRefused += refused

@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"edged.dev/edged/pkg/pinhole"
+	"edged.dev/edged/pkg/splice"
 )
 
 // sweepInterval is how often idle leases are looked for.
@@ -27,6 +28,8 @@ type Relay struct {
 	epoch time.Time
 	// work waits for the goroutines of TCP pinholes.
 	work sync.WaitGroup
+
+	joiner Joiner
 
 	mu     sync.Mutex
 	closed bool
@@ -62,6 +65,7 @@ func New(pin PinholeConfig, cfg Config, nets pinhole.Networks, path Path, log *z
 		owners: make(map[string]int),
 		pools:  make(map[poolKey]*pool),
 		totals: newTotals(),
+		joiner: splice.Copier{},
 	}, nil
 }
 

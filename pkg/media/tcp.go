@@ -3,19 +3,17 @@ package media
 import (
 	"context"
 	"errors"
-	"io"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"strconv"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
 
 	"edged.dev/edged/pkg/pinhole"
+	"edged.dev/edged/pkg/splice"
 )
 
 // TCP pinholes. Both ends listen. A connection from an allowed host at one side is joined with a
@@ -27,10 +25,16 @@ const (
 	// waitTime is how long a connection waits for its other half.
 	waitTime    = 30 * time.Second
 	dialTimeout = 10 * time.Second
-	// copyPoll is how often a silent copy looks up to account for what it moved.
-	copyPoll  = time.Second
-	copyChunk = 1 << 20
 )
+
+// Joiner moves the bytes of two connections that nobody reads; *splice.Joiner is one.
+type Joiner interface {
+	// Join owns both connections. It returns once both have ended, or ctx has.
+	Join(ctx context.Context, a, b net.Conn, o splice.Options) splice.Result
+}
+
+// JoinWith has the relay's TCP pinholes joined by j; goroutines copy without it. It must be called before Serve.
+func (r *Relay) JoinWith(j Joiner) { r.joiner = j }
 
 // listener accepts the connections of an end.
 type listener struct {
@@ -62,7 +66,16 @@ type waiter struct {
 // join is a pair of connections, indexed by side.
 type join struct {
 	conn [2]*net.TCPConn
-	last atomic.Int64
+	// cancel ends it.
+	cancel context.CancelFunc
+	// counters and last are what the joiner, or the lease's owner, says of it.
+	counters splice.Counters
+	last     atomic.Int64
+}
+
+// moved returns when the last byte came, in the relay's time.
+func (p *join) moved(epoch time.Time) int64 {
+	return max(p.last.Load(), int64(p.counters.Last().Sub(epoch)))
 }
 
 func newJoins(l *lease) *joins {
@@ -208,50 +221,32 @@ func (j *joins) dial(s pinhole.Side, conn *net.TCPConn, bound netip.Addr, target
 func (j *joins) joinLocked(s pinhole.Side, conn, other *net.TCPConn) {
 	p := &join{}
 	p.conn[s], p.conn[s.Other()] = conn, other
+	var ctx context.Context
+	ctx, p.cancel = context.WithCancel(j.ctx)
 	j.joined = append(j.joined, p)
 	j.progress(p, s, 0)
-	j.lease.relay.work.Go(func() { j.run(p) })
+	j.lease.relay.work.Go(func() { j.run(ctx, p) })
 }
 
-// run copies both ways until both have ended, or lets the lease's owner do it.
-func (j *joins) run(p *join) {
-	if serve := j.lease.req.Serve; serve != nil {
-		serve(j.ctx, [2]net.Conn{p.conn[0], p.conn[1]}, func(from pinhole.Side, n int) { j.progress(p, from, int64(n)) })
-	} else {
-		var both sync.WaitGroup
-		both.Go(func() { j.copy(p, pinhole.Near) })
-		j.copy(p, pinhole.Far)
-		both.Wait()
-	}
-	p.conn[0].Close()
-	p.conn[1].Close()
+// run joins the connections until both have ended, or lets the lease's owner do it.
+func (j *joins) run(ctx context.Context, p *join) {
+	defer p.cancel()
 	r := j.lease.relay
+	if serve := j.lease.req.Serve; serve != nil {
+		serve(ctx, [2]net.Conn{p.conn[0], p.conn[1]}, func(from pinhole.Side, n int) { j.progress(p, from, int64(n)) })
+		p.conn[0].Close()
+		p.conn[1].Close()
+	} else {
+		// Idle pairs are the sweep's business, as those of an owner are.
+		r.joiner.Join(ctx, p.conn[0], p.conn[1], splice.Options{Counters: &p.counters})
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	j.joined = slices.DeleteFunc(j.joined, func(q *join) bool { return q == p })
-}
-
-// copy moves what comes from side s, by splice(2) where the kernel can, until it ends; then it
-// half-closes the other side. After an error both sides are reset.
-func (j *joins) copy(p *join, s pinhole.Side) {
-	src, dst := p.conn[s], p.conn[s.Other()]
-	for {
-		src.SetReadDeadline(time.Now().Add(copyPoll))
-		n, err := io.CopyN(dst, src, copyChunk)
-		if n > 0 {
-			j.progress(p, s, n)
-		}
-		switch {
-		case err == nil || errors.Is(err, os.ErrDeadlineExceeded):
-		case errors.Is(err, io.EOF):
-			dst.CloseWrite()
-			return
-		default:
-			reset(src)
-			reset(dst)
-			return
-		}
+	for s := range j.bytes {
+		j.bytes[s].Add(p.counters.Bytes(s))
 	}
+	j.last.Store(max(j.last.Load(), p.moved(r.epoch)))
+	j.joined = slices.DeleteFunc(j.joined, func(q *join) bool { return q == p })
 }
 
 func (j *joins) progress(p *join, s pinhole.Side, n int64) {
@@ -265,9 +260,8 @@ func (j *joins) progress(p *join, s pinhole.Side, n int64) {
 func (j *joins) sweepLocked(now time.Time) {
 	at := int64(now.Sub(j.lease.relay.epoch))
 	for _, p := range j.joined {
-		if at-p.last.Load() >= int64(j.lease.req.Idle) {
-			reset(p.conn[0])
-			reset(p.conn[1])
+		if at-p.moved(j.lease.relay.epoch) >= int64(j.lease.req.Idle) {
+			j.endLocked(p, reset)
 		}
 	}
 	for s := range j.waiting {
@@ -292,11 +286,32 @@ func (j *joins) close() {
 		j.waiting[s] = nil
 	}
 	for _, p := range j.joined {
-		p.conn[0].Close()
-		p.conn[1].Close()
+		j.endLocked(p, func(c *net.TCPConn) { c.Close() })
 	}
 }
 
-func (j *joins) received(s pinhole.Side) (bytes, dropped uint64) {
-	return j.bytes[s].Load(), j.refused[s].Load()
+// endLocked ends a pair. Its owner, if it has one, need not look at the context while it reads.
+func (j *joins) endLocked(p *join, end func(*net.TCPConn)) {
+	p.cancel()
+	if j.lease.req.Serve != nil {
+		end(p.conn[0])
+		end(p.conn[1])
+	}
+}
+
+// latestLocked returns when the last byte came.
+func (j *joins) latestLocked() time.Time {
+	epoch, last := j.lease.relay.epoch, j.last.Load()
+	for _, p := range j.joined {
+		last = max(last, p.moved(epoch))
+	}
+	return epoch.Add(time.Duration(last))
+}
+
+func (j *joins) receivedLocked(s pinhole.Side) (bytes, dropped uint64) {
+	bytes = j.bytes[s].Load()
+	for _, p := range j.joined {
+		bytes += p.counters.Bytes(int(s))
+	}
+	return bytes, j.refused[s].Load()
 }

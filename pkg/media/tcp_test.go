@@ -2,6 +2,7 @@ package media
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -12,9 +13,31 @@ import (
 	"time"
 
 	"edged.dev/edged/pkg/pinhole"
+	"edged.dev/edged/pkg/splice"
 )
 
 const tcpPatience = 20 * time.Second
+
+// newJoiningRelay returns a relay with a joiner that runs until the test has ended.
+func newJoiningRelay(t *testing.T) *Relay {
+	t.Helper()
+	j, err := splice.New(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- j.Serve(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	r, _ := newTestRelay(t, nil)
+	r.JoinWith(j)
+	return r
+}
 
 // dialFrom connects from a host of a network, so that the relay sees that host.
 func dialFrom(t *testing.T, host string, to netip.AddrPort) *net.TCPConn {
@@ -104,7 +127,7 @@ func refused(t *testing.T, host string, to netip.AddrPort) {
 }
 
 func TestTCPDial(t *testing.T) {
-	r, _ := newTestRelay(t, nil)
+	r := newJoiningRelay(t)
 	defer serve(t, r)()
 	l := mustOpen(t, r, testRequest(pinhole.TCP))
 	ln, server := listenTCP(t, "127.0.4.7")
@@ -124,7 +147,7 @@ func TestTCPDial(t *testing.T) {
 
 // TestTCPBothDial: two peers that only dial meet at the edge.
 func TestTCPBothDial(t *testing.T) {
-	r, _ := newTestRelay(t, nil)
+	r := newJoiningRelay(t)
 	defer serve(t, r)()
 	l := mustOpen(t, r, testRequest(pinhole.TCP))
 	declare(t, l, pinhole.Near, netip.AddrPortFrom(nearPhone.Addr(), 9))
@@ -137,7 +160,7 @@ func TestTCPBothDial(t *testing.T) {
 
 // TestTCPAnswerLater: a connection that comes before the answer waits for it.
 func TestTCPAnswerLater(t *testing.T) {
-	r, _ := newTestRelay(t, nil)
+	r := newJoiningRelay(t)
 	defer serve(t, r)()
 	l := mustOpen(t, r, testRequest(pinhole.TCP))
 	defer l.Close()
@@ -149,7 +172,7 @@ func TestTCPAnswerLater(t *testing.T) {
 }
 
 func TestTCPStrangers(t *testing.T) {
-	r, _ := newTestRelay(t, nil)
+	r := newJoiningRelay(t)
 	defer serve(t, r)()
 	l := mustOpen(t, r, testRequest(pinhole.TCP))
 	declare(t, l, pinhole.Near, netip.AddrPortFrom(nearPhone.Addr(), 9))
@@ -197,7 +220,7 @@ func waitJoins(t *testing.T, r *Relay, l pinhole.Lease) {
 
 // TestTCPIdle: a connection that stands still is ended by the sweep, with its lease.
 func TestTCPIdle(t *testing.T) {
-	r, _ := newTestRelay(t, nil)
+	r := newJoiningRelay(t)
 	l := mustOpen(t, r, testRequest(pinhole.TCP))
 	declare(t, l, pinhole.Near, netip.AddrPortFrom(nearPhone.Addr(), 9))
 	declare(t, l, pinhole.Far, netip.AddrPortFrom(farPhone.Addr(), 9))
@@ -224,7 +247,7 @@ func TestTCPIdle(t *testing.T) {
 
 // TestTCPWait: a connection whose other half does not come is ended, also while the lease is kept alive.
 func TestTCPWait(t *testing.T) {
-	r, _ := newTestRelay(t, nil)
+	r := newJoiningRelay(t)
 	l := mustOpen(t, r, testRequest(pinhole.TCP))
 	declare(t, l, pinhole.Near, netip.AddrPortFrom(nearPhone.Addr(), 9))
 	a := dialFrom(t, "127.0.3.7", l.Local(pinhole.Near).Addr)
@@ -248,7 +271,7 @@ func TestTCPWait(t *testing.T) {
 }
 
 func TestTCPFork(t *testing.T) {
-	r, _ := newTestRelay(t, nil)
+	r := newJoiningRelay(t)
 	defer serve(t, r)()
 	l := mustOpen(t, r, testRequest(pinhole.TCP))
 	fork, err := l.Fork()

@@ -10,6 +10,15 @@ import (
 	"time"
 )
 
+// Copier joins connections by two goroutines each, without loops or pipes.
+type Copier struct{}
+
+// Join does what [Joiner.Join] does.
+func (Copier) Join(ctx context.Context, a, b net.Conn, o Options) Result {
+	o.begin()
+	return copyBoth(ctx, a, b, o)
+}
+
 // copier joins two connections that are not both TCP, by a goroutine for each direction.
 type copier struct {
 	conn     [2]net.Conn

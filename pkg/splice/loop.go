@@ -242,7 +242,10 @@ func (l *loop) take() (stop bool) {
 		l.start(p)
 	}
 	for _, a := range aborts {
-		l.end(a.pair, a.why)
+		if !a.pair.ended {
+			a.pair.aborted = true
+			l.end(a.pair, a.why)
+		}
 	}
 	return stop
 }

@@ -17,6 +17,8 @@ type pair struct {
 	// slot is the pair's number in its loop.
 	slot  uint32
 	ended bool
+	// aborted says that the end came from outside.
+	aborted bool
 	// done is closed once result is set and the descriptors are closed.
 	done   chan struct{}
 	result Result
@@ -101,10 +103,11 @@ func dup(c *net.TCPConn) (int, error) {
 	return fd, nil
 }
 
-// closeAll closes the sockets; reset makes the peers see an error, and not an orderly end.
-func (p *pair) closeAll(reset bool) {
-	for _, fd := range p.fd {
-		if reset {
+// closeAll closes the sockets, so that the peers see an error, and not an orderly end, if err is not nil. An
+// end from outside spares the side that was told the other's end before: it may still be reading.
+func (p *pair) closeAll(err error) {
+	for s, fd := range p.fd {
+		if err != nil && !(p.aborted && p.dir[1-s].done) {
 			// It fails if the connection is gone already.
 			_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 		}
@@ -116,7 +119,7 @@ func (p *pair) closeAll(reset bool) {
 // finish publishes the result.
 func (p *pair) finish(err error) {
 	p.ended = true
-	p.closeAll(err != nil)
+	p.closeAll(err)
 	p.result = Result{Bytes: [2]uint64{p.counters.Bytes(0), p.counters.Bytes(1)}, Err: err}
 	close(p.done)
 }

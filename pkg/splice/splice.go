@@ -35,6 +35,13 @@ type Options struct {
 	Counters *Counters
 }
 
+func (o *Options) begin() {
+	if o.Counters == nil {
+		o.Counters = &Counters{}
+	}
+	o.Counters.last.Store(time.Now().UnixNano())
+}
+
 // Counters are live figures of a join. All methods may be called at any time.
 type Counters struct {
 	bytes, reads [2]atomic.Uint64
@@ -126,16 +133,14 @@ func (j *Joiner) Serve(ctx context.Context) error {
 }
 
 // Join owns both connections from now on. It returns when both have ended in order, or have been
-// reset: after an error of either, at a limit, or when ctx ends.
+// reset: after an error of either, at a limit, or when ctx ends. What a side was sent before its half of the
+// stream ended still arrives after an end of ctx.
 //
 // A *net.TCPConn is closed at once: its descriptor moves to a loop. Other connections, and TCP when
 // no descriptor is left to do so, are copied by two goroutines; half-closing them takes a CloseWrite
 // method, without which the end of one direction ends the join.
 func (j *Joiner) Join(ctx context.Context, a, b net.Conn, o Options) Result {
-	if o.Counters == nil {
-		o.Counters = &Counters{}
-	}
-	o.Counters.last.Store(time.Now().UnixNano())
+	o.begin()
 	ta, ok := a.(*net.TCPConn)
 	tb, both := b.(*net.TCPConn)
 	if ok && both {

@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // patience is for a loaded machine; nothing here takes so long otherwise.
@@ -199,6 +201,46 @@ func TestEndsFromOutside(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestEndedStreamArrives: an end from outside takes nothing from the peer that has its end of stream already.
+func TestEndedStreamArrives(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	x := join(t, ctx, serve(t, 1), Options{}, nil)
+	const size = 100_000 // what the sockets' buffers hold
+	if _, err := x.a.Write(make([]byte, size)); err != nil {
+		t.Fatal(err)
+	}
+	x.a.CloseWrite()
+	until(t, "b was told the end", func() bool { return tcpState(t, x.b) == closeWait })
+	cancel()
+	x.wait(t)
+	if got, err := io.ReadAll(x.b); len(got) != size || err != nil {
+		t.Errorf("b got %d bytes, %v", len(got), err)
+	}
+	if _, err := x.a.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("a got %v", err)
+	}
+}
+
+// closeWait is the state of a connection whose peer has ended, as the kernel numbers it.
+const closeWait = 8
+
+func tcpState(t *testing.T, c *net.TCPConn) uint8 {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var info *unix.TCPInfo
+	var failed error
+	if err := raw.Control(func(fd uintptr) {
+		info, failed = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+	}); err != nil || failed != nil {
+		t.Fatal(err, failed)
+	}
+	return info.State
 }
 
 func TestIdle(t *testing.T) {
