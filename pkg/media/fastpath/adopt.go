@@ -126,19 +126,10 @@ func (p *Path) adopt(c clock) error {
 
 // adoptLocked keeps a flow, and its way at the place where the flow looks for it.
 func (p *Path) adoptLocked(k tcKey, v tcFlow) string {
-	at := wayKey{v.to().Addr(), v.out().Addr()}
-	w := p.known[at]
-	switch {
-	case w == nil && p.slotLocked(v.Hop) == nil:
-		w = &way{dst: at.dst, src: at.src, slot: v.Hop}
-		if err := p.kern.objs.Hops.Lookup(w.slot, &w.hop); err != nil {
-			return fateWay
-		}
-		p.occupyLocked(w)
-	case w == nil || w.slot != v.Hop:
+	w := p.inheritWayLocked(wayKey{v.to().Addr(), v.out().Addr()}, v.Hop)
+	if w == nil {
 		return fateWay
 	}
-	w.refs++
 	p.adopted[k] = &adopted{reverse: reverseOf(&v), device: v.Device, last: v.Last, forth: w}
 	return ""
 }

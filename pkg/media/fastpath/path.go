@@ -115,7 +115,7 @@ func newPath(user *userpath.Path, c Config, log *zap.Logger, o options) (*Path, 
 	}
 	p.kern.clsact = o.clsact
 	if err := p.start(); err != nil {
-		return nil, errors.Join(err, p.kern.close())
+		return nil, errors.Join(err, p.tcp.close(), p.kern.close())
 	}
 	return p, nil
 }
@@ -173,7 +173,7 @@ func (p *Path) start() error {
 	p.log.Info("kernel media path", zap.Strings("devices", names), zap.String("attached", p.kern.attachment()),
 		zap.Bool("pinned", p.kern.pins != nil), zap.NamedError("without", missing))
 	if p.kern.adopted {
-		return errors.Join(p.tcp.discard(), p.adopt(c))
+		return errors.Join(p.tcp.adopt(c), p.adopt(c))
 	}
 	return nil
 }

@@ -44,6 +44,8 @@ type script struct {
 	Ports  media.PortRange
 	// Calls are the peers' addresses, near and far.
 	Calls [][2]netip.AddrPort
+	// Forward is a rule for TCP, if there is one.
+	Forward *ForwardRule
 }
 
 // daemonScript holds a script, for the process that TestDaemon is run in.
@@ -82,6 +84,11 @@ func TestDaemon(t *testing.T) {
 	}
 	for carried() < len(s.Calls) {
 		pause()
+	}
+	if s.Forward != nil {
+		f, err := r.path.Forward(*s.Forward)
+		must(t, err)
+		(&tcpRig{rig: r, forward: f}).wait("in force", func(s ForwardStats) bool { return s.Why == "" })
 	}
 	_, err := os.Stdout.WriteString("carried\n")
 	must(t, err)

@@ -48,7 +48,8 @@ type Forward struct {
 	value, written tcRule
 	ports          *ports
 	way            *way
-	why            string // why it is not in force, "" if it is
+	why            string    // why it is not in force, "" if it is
+	inherited      time.Time // when it was found, if it is of an earlier run and nobody has asked for it
 	// live are the connections as the last sweep found them, done the traffic of those that have ended.
 	live map[uint16]*conn
 	done [2]Traffic
@@ -78,16 +79,6 @@ func (p *Path) Forward(r ForwardRule) (*Forward, error) {
 	}
 	p.kick()
 	return f, nil
-}
-
-// discard removes the rules and connections of an earlier run.
-func (a *forwards) discard() error {
-	k := a.path.kern
-	errs := []error{k.objs.TcpOn.Set(uint32(0))}
-	for _, m := range []*ebpf.Map{k.objs.TcpRules, k.objs.TcpConns, k.objs.TcpAllow, k.objs.TcpClients} {
-		errs = append(errs, empty(m))
-	}
-	return errors.Join(errs...)
 }
 
 // empty removes all entries of a map to which nobody adds any.
@@ -147,6 +138,10 @@ func (a *forwards) add(r ForwardRule) (*Forward, error) {
 	if a.closed {
 		return nil, errors.New("the path has ended")
 	}
+	a.swept = time.Time{}
+	if f, err := a.claimLocked(r); f != nil || err != nil {
+		return f, err
+	}
 	f := &Forward{all: a, rule: r, key: tcpKey(r.Listen), live: make(map[uint16]*conn), why: "being looked at"}
 	index := slices.Index(a.list[:], nil)
 	first, ok := a.ringLocked(uint32(ringSize(r.ports())))
@@ -155,16 +150,20 @@ func (a *forwards) add(r ForwardRule) (*Forward, error) {
 	}
 	f.value = tcRule{
 		ToPort: port(r.To.Port()), Index: uint32(index), First: first, Mask: uint32(ringSize(r.ports()) - 1),
-		Limit: uint32(r.MaxConnections), HalfLimit: uint32(max(16, r.MaxConnections/4)),
 	}
+	f.value.setLimits(&r)
 	f.value.From.Word, f.value.To.Word = words(r.From), words(r.To.Addr())
 	f.ports = newPorts(r.From, r.ports(), ringSize(r.ports()))
 	if err := a.admitLocked(f); err != nil {
 		return nil, err
 	}
 	a.list[index] = f
-	a.swept = time.Time{}
 	return f, nil
+}
+
+// setLimits has a quarter of the connections be half open at most.
+func (v *tcRule) setLimits(r *ForwardRule) {
+	v.Limit, v.HalfLimit = uint32(r.MaxConnections), uint32(max(16, r.MaxConnections/4))
 }
 
 // ringSize is how many places a rule needs in tcp_ports.
@@ -189,7 +188,7 @@ func (a *forwards) ringLocked(size uint32) (first uint32, ok bool) {
 	return 0, false
 }
 
-// admitLocked writes who may connect, and sets the counters to zero.
+// admitLocked sets the counters to zero, and writes who may connect.
 func (a *forwards) admitLocked(f *Forward) error {
 	k := a.path.kern
 	zero := uint64(0)
@@ -201,6 +200,12 @@ func (a *forwards) admitLocked(f *Forward) error {
 	if err := k.objs.TcpCounts.Put(f.value.Index, tcCounts{}); err != nil {
 		return err
 	}
+	return a.allowLocked(f)
+}
+
+// allowLocked writes who may connect.
+func (a *forwards) allowLocked(f *Forward) error {
+	k := a.path.kern
 	for i, p := range f.rule.Allow {
 		if err := k.objs.TcpAllow.Put(allowKey(f.value.Index, p), uint32(1)); err != nil {
 			return errors.Join(fmt.Errorf("%w: allow %s: %w", errors.ErrUnsupported, p, err), a.banLocked(f, f.rule.Allow[:i]))

@@ -1,8 +1,6 @@
 package fastpath
 
 import (
-	"encoding/binary"
-	"net/netip"
 	"time"
 )
 
@@ -121,12 +119,4 @@ func portOf(k *tcTuple, v *tcConn) uint16 {
 		return hostPort(v.To.Sport)
 	}
 	return hostPort(k.Dport)
-}
-
-func addrOf(w [4]uint32, p uint16) netip.AddrPort {
-	b := make([]byte, 0, 16)
-	for _, word := range w {
-		b = binary.NativeEndian.AppendUint32(b, word)
-	}
-	return netip.AddrPortFrom(netip.AddrFrom16([16]byte(b)).Unmap(), hostPort(p))
 }

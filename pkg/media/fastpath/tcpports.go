@@ -124,9 +124,14 @@ func (p *ports) lost(now uint64) (list []uint16) {
 // of what was reserved.
 func (p *ports) next(taken, now uint64) (list []uint16, err error) {
 	n := 0
-	for n < len(p.resting) && p.resting[n].until <= now {
-		list = append(list, p.resting[n].port)
-		n++
+	for ; n < len(p.resting) && p.resting[n].until <= now; n++ {
+		port := p.resting[n].port
+		if len(p.sockets) <= p.most {
+			list = append(list, port)
+		} else if fd, ok := p.sockets[port]; ok { // an earlier rule allowed for more
+			_ = unix.Close(fd)
+			delete(p.sockets, port)
+		}
 	}
 	p.resting = append(p.resting[:0], p.resting[n:]...)
 	free := int(p.given-min(taken, p.given)) + len(list)

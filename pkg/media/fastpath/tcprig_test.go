@@ -34,7 +34,27 @@ type tcpRig struct {
 // newTCPRig puts a rule in force; family is 0 for IPv4, 1 for IPv6.
 func newTCPRig(t *testing.T, family int, change func(*ForwardRule)) *tcpRig {
 	t.Helper()
-	r := &tcpRig{rig: newRig(t, rigOptions{}), up: make(chan net.Conn, 256)}
+	r, rule := newTCPHosts(t, newRig(t, rigOptions{}), family)
+	if change != nil {
+		change(&rule)
+	}
+	r.begin(rule)
+	return r
+}
+
+// begin asks for the rule, and waits until it is in force.
+func (r *tcpRig) begin(rule ForwardRule) {
+	r.t.Helper()
+	var err error
+	r.forward, err = r.path.Forward(rule)
+	must(r.t, err)
+	r.wait("in force", func(s ForwardStats) bool { return s.Why == "" })
+}
+
+// newTCPHosts makes the server, the gateway's own listener, and the rule from that to the server.
+func newTCPHosts(t *testing.T, under *rig, family int) (*tcpRig, ForwardRule) {
+	t.Helper()
+	r := &tcpRig{rig: under, up: make(chan net.Conn, 256)}
 	at := [2]string{"192.0.2.1", "2001:db8:1::1"}[family]
 	far := r.hosts[far]
 	within(t, far.ns, func() {
@@ -57,17 +77,10 @@ func newTCPRig(t *testing.T, family int, change func(*ForwardRule)) *tcpRig {
 	})
 	t.Cleanup(func() { own.Close(); accepting.Wait() })
 	r.listen = own.Addr().(*net.TCPAddr).AddrPort()
-	rule := ForwardRule{
+	return r, ForwardRule{
 		Name: "test", Listen: r.listen, To: r.server.Addr().(*net.TCPAddr).AddrPort(),
 		Allow: []netip.Prefix{netip.PrefixFrom(r.hosts[near].addrs[family], r.hosts[near].addrs[family].BitLen())},
 	}
-	if change != nil {
-		change(&rule)
-	}
-	r.forward, err = r.path.Forward(rule)
-	must(t, err)
-	r.wait("in force", func(s ForwardStats) bool { return s.Why == "" })
-	return r
 }
 
 // wait waits for a condition of the rule's figures.
@@ -364,6 +377,18 @@ func exchange(t *testing.T, a, b *net.TCPConn, seed uint64) {
 	b.Close()
 }
 
+// exchangeSome sends a little each way.
+func exchangeSome(t *testing.T, a, b *net.TCPConn) {
+	t.Helper()
+	for _, pair := range [][2]*net.TCPConn{{a, b}, {b, a}} {
+		_, err := pair[0].Write(make([]byte, 5000))
+		must(t, err)
+		must(t, pair[1].SetReadDeadline(time.Now().Add(patience)))
+		_, err = io.ReadFull(pair[1], make([]byte, 5000))
+		must(t, err)
+	}
+}
+
 func sendRandom(t *testing.T, c *net.TCPConn, g *rand.Rand, size int) (sum [sha256.Size]byte) {
 	h := sha256.New()
 	for size > 0 {
@@ -476,6 +501,70 @@ func TestForwardIdle(t *testing.T) {
 	if _, err := client.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
 		t.Errorf("%v", err)
 	}
+}
+
+// TestForwardKilled: connections go on when the daemon is killed, new ones too, and the next daemon looks after them
+// until they end.
+func TestForwardKilled(t *testing.T) {
+	hosts := newHosts(t)
+	r, rule := newTCPHosts(t, hosts, 0)
+	pin := Pin{Folder: bpffs(t), Name: "a"}
+	v := r.daemon(script{Pin: pin, Forward: &rule}, 0)
+	old, oldServer := r.connect(0)
+	exchangeSome(t, old, oldServer)
+	v.kill()
+	exchangeSome(t, old, oldServer)
+	young, youngServer := r.connect(0) // while there is no daemon
+	before := segmentsIn(t)
+	end := r.serve(pin, options{})
+	exchangeSome(t, old, oldServer)
+	r.begin(rule)
+	s, err := r.forward.Stats()
+	must(t, err)
+	if s.Open != 2 || s.HalfOpen != 0 || s.Total != 2 {
+		t.Errorf("%+v", s)
+	}
+	newest, newestServer := r.connect(0)
+	exchange(t, old, oldServer, 1)
+	exchange(t, young, youngServer, 2)
+	exchange(t, newest, newestServer, 3)
+	if n := segmentsIn(t) - before; n != 0 {
+		t.Errorf("%d segments came to sockets", n)
+	}
+	if s, err := r.forward.Stats(); err != nil || len(s.HandedUp) != 0 || len(s.Dropped) != 0 || s.Total != 3 {
+		t.Errorf("%+v %v", s, err)
+	}
+	end()
+	wantClean(t, pin)
+}
+
+// TestForwardUnclaimed: a rule of an earlier run begins nothing, and another at its address replaces it.
+func TestForwardUnclaimed(t *testing.T) {
+	hosts := newHosts(t)
+	r, rule := newTCPHosts(t, hosts, 0)
+	pin := Pin{Folder: bpffs(t), Name: "a"}
+	v := r.daemon(script{Pin: pin, Forward: &rule}, 0)
+	client, server := r.connect(0)
+	v.kill()
+	r.serve(pin, options{})
+	c, err := r.hosts[near].dial(r.hosts[near].addrs[0], r.listen)
+	must(t, err)
+	defer c.Close()
+	(<-r.up).Close()
+	exchangeSome(t, client, server)
+	// The connections of a rule that nobody asks for end with it.
+	r.path.tcp.mu.Lock()
+	r.path.tcp.expireLocked(time.Now().Add(2 * leaseTime))
+	r.path.tcp.mu.Unlock()
+	_, err = client.Write([]byte("x"))
+	must(t, err)
+	must(t, client.SetReadDeadline(time.Now().Add(patience)))
+	if _, err := client.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
+		t.Errorf("%v", err)
+	}
+	r.begin(rule)
+	client, server = r.connect(0)
+	exchangeSome(t, client, server)
 }
 
 // TestForwardClose: after Close connections come to the gateway's listener, and the live ones are reset.

@@ -92,7 +92,7 @@ func (f *Forward) Connections() ([]ForwardConnection, error) {
 		}
 		from, to := &l.values[0], &l.values[1]
 		fc := ForwardConnection{
-			Client: addrOf(to.To.Dst.Word, to.To.Dport), Source: addrOf(from.To.Src.Word, from.To.Sport), State: l.state(),
+			Client: addrPort(to.To.Dst.Word, to.To.Dport), Source: addrPort(from.To.Src.Word, from.To.Sport), State: l.state(),
 			Since: c.time(from.Since), Last: c.time(l.last()),
 		}
 		fc.FromClient.add(from)

@@ -29,13 +29,14 @@ func (a *forwards) tend(now time.Time) {
 	}
 	if now.Sub(a.swept) >= lookEvery {
 		a.swept = now
+		a.expireLocked(now)
 		a.placeLocked()
 		if err := a.sweepLocked(c.ns); err != nil {
 			a.path.log.Error("kernel forwards: connections not read", zap.Error(err))
 		}
 	}
 	for _, f := range a.list {
-		if f != nil {
+		if f != nil && f.inherited.IsZero() {
 			f.complain("ports", f.supplyLocked(c.ns))
 		}
 	}
@@ -87,6 +88,8 @@ func (f *Forward) placeLocked(device int) string {
 	// What goes up for want of a way is up to user space.
 	f.value.Device, f.value.Hop = 0, f.way.slot+1
 	switch {
+	case !f.inherited.IsZero():
+		return f.why
 	case device == 0:
 		return fmt.Sprintf("no device has %s", f.rule.Listen.Addr())
 	case err != nil:
@@ -254,7 +257,7 @@ func (a *forwards) takeLocked(c *conn) error {
 func (a *forwards) clientLocked(k tcClient) {
 	c := a.clients[k]
 	if c == nil {
-		client, local := addrOf(k.Client.Word, 0), addrOf(k.Local.Word, 0)
+		client, local := addrPort(k.Client.Word, 0), addrPort(k.Local.Word, 0)
 		c = &clientWay{way: a.path.way(client, local)}
 		a.clients[k] = c
 	}
