@@ -24,15 +24,22 @@ import (
 // root is the way from the test's folder to the repository's root.
 func Corpora(tb testing.TB, root, dir string) string {
 	tb.Helper()
+	path, ok := Find(root, dir)
+	if !ok {
+		tb.Skipf("no corpora at %s (set EDGED_CORPORA)", path)
+	}
+	return path
+}
+
+// Find is Corpora for those that can do without: seeds of fuzz targets.
+func Find(root, dir string) (string, bool) {
 	base := os.Getenv("EDGED_CORPORA")
 	if base == "" {
 		base = filepath.Join(root, "..", "shared", "corpora")
 	}
 	path := filepath.Join(base, dir)
-	if _, err := os.Stat(path); err != nil {
-		tb.Skipf("no corpora at %s (set EDGED_CORPORA)", path)
-	}
-	return path
+	_, err := os.Stat(path)
+	return path, err == nil
 }
 
 // Datagram is the payload of a UDP packet.
