@@ -132,7 +132,7 @@ func mayImport() map[string][]string {
 
 // inTestsToo are packages that tests of any part may import: they hold no product.
 func inTestsToo() []string {
-	return []string{"internal/golden", "internal/natsim", "pkg/pinhole/pinholetest"}
+	return []string{"internal/golden", "internal/natsim", "internal/tpkt/tpkttest", "pkg/pinhole/pinholetest"}
 }
 
 func checkImports(f file) []string {

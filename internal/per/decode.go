@@ -32,7 +32,7 @@ func (d *Decoder) Decode(t TypeID, buf []byte) (*Tree, error) {
 	if len(buf) > MaxOctets {
 		return nil, fmt.Errorf("decode %s: %w", d.s.Types[t].Name, ErrSize)
 	}
-	d.r = reader{buf: buf, end: uint32(len(buf)) * 8} //nolint:gosec // bounded above
+	d.r = reader{buf: buf, end: uint32(len(buf)) * 8}
 	d.tree = Tree{schema: d.s, buf: buf, nodes: d.tree.nodes[:0]}
 	d.depth = 0
 	d.value(t, 0, None)
@@ -85,7 +85,7 @@ func (d *Decoder) push(t TypeID, comp uint32, parent Ref) Ref {
 	}
 	d.tree.nodes = d.tree.nodes[:i+1]
 	d.tree.nodes[i] = node{typ: t, comp: uint16(comp), parent: parent, start: d.r.pos}
-	return Ref(i) //nolint:gosec // at most MaxNodes
+	return Ref(i)
 }
 
 func (d *Decoder) refuse(nodes int) {
@@ -100,7 +100,7 @@ func (d *Decoder) refuse(nodes int) {
 func (d *Decoder) pop(ref Ref) {
 	d.depth--
 	n := &d.tree.nodes[ref]
-	n.end, n.next = d.r.pos, Ref(len(d.tree.nodes)) //nolint:gosec // at most MaxNodes
+	n.end, n.next = d.r.pos, Ref(len(d.tree.nodes))
 }
 
 // leaf decodes what has no children.

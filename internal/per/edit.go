@@ -146,7 +146,7 @@ func (e *Editor) SetAddr(ip, port Ref, to netip.AddrPort) error {
 	}
 	n, p := &e.tree.nodes[ip], &e.tree.nodes[port]
 	addr := to.Addr().Unmap()
-	size := uint32(addr.BitLen()) / 8 //nolint:gosec // 0, 32 or 128
+	size := uint32(addr.BitLen()) / 8
 	if e.tree.Kind(ip) != Octets || n.n != size || size == 0 || n.off%8 != 0 ||
 		!isPort(e.tree.typeOf(port)) {
 		return fmt.Errorf("%w: %s does not take %s", ErrEdit, e.tree.Path(ip), to)
@@ -206,7 +206,7 @@ func (e *Editor) Add(seq Ref, name string, v Value) error {
 		return fmt.Errorf("%w: %s takes no component %s", ErrEdit, t.Path(seq), name)
 	}
 	i := slices.Index(t.schema.compNames(typ), name)
-	if i < 0 || t.component(seq, uint16(i)) != None || e.added(seq, uint16(i)) != nil { //nolint:gosec // of a schema
+	if i < 0 || t.component(seq, uint16(i)) != None || e.added(seq, uint16(i)) != nil {
 		return fmt.Errorf("%w: %s does not take %s", ErrEdit, t.Path(seq), name)
 	}
 	if e.replaced(seq) {
@@ -215,7 +215,7 @@ func (e *Editor) Add(seq Ref, name string, v Value) error {
 	if err := t.schema.fits(t.schema.comps(typ)[i].Type(), &v); err != nil {
 		return fmt.Errorf("add %s: %w", name, err)
 	}
-	e.add(edit{ref: seq, op: opAdd, comp: uint16(i), val: v}) //nolint:gosec // of a schema
+	e.add(edit{ref: seq, op: opAdd, comp: uint16(i), val: v})
 	return nil
 }
 

@@ -71,11 +71,11 @@ func (e *Editor) emitInt(typ *Type, n *node) {
 		w.length(int(n.n))
 		w.shiftBits(e.work, n.off, n.end)
 	case span < 255:
-		k := uint32(width(span + 1)) //nolint:gosec // at most 8
+		k := uint32(width(span + 1))
 		w.bits(peek(e.work, n.end-k, int(k)), int(k))
 	case span < 65536:
 		w.align()
-		w.octets(e.work[n.end/8-uint32(octetsFor(span)) : n.end/8]) //nolint:gosec // 1 or 2
+		w.octets(e.work[n.end/8-uint32(octetsFor(span)) : n.end/8])
 	default:
 		prefix := width(uint64(octetsFor(span)))
 		at := n.start
@@ -84,7 +84,7 @@ func (e *Editor) emitInt(typ *Type, n *node) {
 		}
 		k := peek(e.work, at, prefix)
 		w.bits(k, prefix)
-		w.octets(e.work[n.end/8-uint32(k)-1 : n.end/8]) //nolint:gosec // at most 8 octets
+		w.octets(e.work[n.end/8-uint32(k)-1 : n.end/8])
 	}
 }
 
@@ -122,17 +122,17 @@ func (e *Editor) emitSeq(typ *Type, r Ref) error {
 		if !c.Optional() {
 			continue
 		}
-		child := e.tree.component(r, uint16(i)) //nolint:gosec // of a schema
+		child := e.tree.component(r, uint16(i))
 		if e.dropped(child) {
 			have &^= bit
-		} else if e.added(r, uint16(i)) != nil { //nolint:gosec // of a schema
+		} else if e.added(r, uint16(i)) != nil {
 			have |= bit
 		}
 		bit >>= 1
 	}
 	e.w.bits(have, int(typ.Opt))
 	for i := range comps {
-		if err := e.emitComponent(typ, r, uint16(i)); err != nil { //nolint:gosec // of a schema
+		if err := e.emitComponent(typ, r, uint16(i)); err != nil {
 			return err
 		}
 	}
@@ -144,7 +144,7 @@ func (e *Editor) emitSeq(typ *Type, r Ref) error {
 		e.w.bits(b2u(bitmap[i/64]>>(i%64)&1 == 1), 1)
 	}
 	for i := range wide {
-		if err := e.emitComponent(typ, r, typ.Root+uint16(i)); err != nil { //nolint:gosec // at most MaxAdditions
+		if err := e.emitComponent(typ, r, typ.Root+uint16(i)); err != nil {
 			return err
 		}
 	}

@@ -115,7 +115,7 @@ func putIndex(w *writer, typ *Type, i int) {
 		w.offset(uint64(i), uint64(typ.Root)-1)
 		return
 	}
-	w.small(uint32(i) - uint32(typ.Root)) //nolint:gosec // an index of a schema
+	w.small(uint32(i) - uint32(typ.Root))
 }
 
 // putString encodes what has a length and units.
@@ -145,7 +145,7 @@ func (s *Schema) putString(w *writer, typ *Type, v *Value) error {
 	if n > 0 && typ.aligned() {
 		w.align()
 	}
-	w.shiftBits(b, 0, uint32(len(b))*8) //nolint:gosec // bounded by the size
+	w.shiftBits(b, 0, uint32(len(b))*8)
 	return nil
 }
 
@@ -266,7 +266,7 @@ func (s *Schema) putField(w *writer, c Comp, name string, v *Value) error {
 // putAdditions encodes the additions up to the last that is present, each in an
 // open type (§18.7-9).
 func (s *Schema) putAdditions(w *writer, comps []Comp, names []string, v *Value) error {
-	w.smallLength(uint32(len(comps))) //nolint:gosec // of a schema
+	w.smallLength(uint32(len(comps)))
 	for i := range comps {
 		w.bits(b2u(v.field(names[i]) != nil), 1)
 	}

@@ -32,7 +32,7 @@ func (r *reader) fail(err error) {
 
 // bits reads n ≤ 56 bits, most significant first.
 func (r *reader) bits(n int) uint64 {
-	if uint32(n) > r.end-r.pos { //nolint:gosec // n is small, pos ≤ end
+	if uint32(n) > r.end-r.pos {
 		r.fail(ErrTruncated)
 		return 0
 	}

@@ -80,9 +80,6 @@ func (t *Tree) Span(r Ref) (from, to int) {
 	return int(n.start / 8), int(n.end+7) / 8
 }
 
-// next returns the first node after r and everything in it: r+1 up to it is r's inside.
-func (t *Tree) next(r Ref) Ref { return t.nodes[r].next }
-
 // Next returns the node after r and all that is in it; equal to Len at the end.
 func (t *Tree) Next(r Ref) Ref { return t.nodes[r].next }
 

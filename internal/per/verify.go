@@ -37,10 +37,10 @@ func (e *Editor) sameShape(got *Tree) bool {
 		if a.val == b.val {
 			continue
 		}
-		for k < len(e.edits) && was.nodes[e.edits[k].ref].next <= Ref(i) { //nolint:gosec // at most MaxNodes
+		for k < len(e.edits) && was.nodes[e.edits[k].ref].next <= Ref(i) {
 			k++
 		}
-		if k == len(e.edits) || e.edits[k].ref > Ref(i) { //nolint:gosec // at most MaxNodes
+		if k == len(e.edits) || e.edits[k].ref > Ref(i) {
 			return false
 		}
 	}

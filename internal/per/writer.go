@@ -21,13 +21,13 @@ func (w *writer) bits(v uint64, n int) {
 		k := min(room, n)
 		part := byte(v>>(n-k)) & (1<<k - 1)
 		w.buf[len(w.buf)-1] |= part << (room - k)
-		w.nbits += uint32(k) //nolint:gosec // at most 8
+		w.nbits += uint32(k)
 		n -= k
 	}
 }
 
 // align appends zeros up to the next octet.
-func (w *writer) align() { w.nbits = uint32(len(w.buf)) * 8 } //nolint:gosec // bounded by MaxOctets
+func (w *writer) align() { w.nbits = uint32(len(w.buf)) * 8 }
 
 // octets appends whole octets at an octet's begin.
 func (w *writer) octets(b []byte) {

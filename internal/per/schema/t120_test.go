@@ -9,7 +9,6 @@ import (
 
 	"edged.dev/edged/internal/per"
 	"edged.dev/edged/internal/per/schema"
-	"edged.dev/edged/internal/tpkt"
 	"edged.dev/edged/internal/tpkt/tpkttest"
 )
 
@@ -45,7 +44,7 @@ func TestT120(t *testing.T) {
 				continue
 			}
 			for _, s := range c.TCP {
-				for _, b := range dataUnits(s.Data) {
+				for _, b := range dataUnits(s) {
 					if at := bytes.Index(b, []byte{0x00, 0x05, 0x00, 0x14, 0x7c, 0x00, 0x01}); b[0] == 0x7f && at > 0 {
 						check(filepath.Base(f), schema.T124ConnectData, b[at:])
 					} else if b[0] != 0x7f {
@@ -69,25 +68,19 @@ func TestT120(t *testing.T) {
 }
 
 // dataUnits returns the contents of X.224 DT units in a stream that begins with CR or CC.
-func dataUnits(data []byte) [][]byte {
-	var sp tpkt.Splitter
-	sp.Push(data)
+func dataUnits(s *tpkttest.Stream) [][]byte {
 	var out [][]byte
-	for first := true; ; first = false {
-		p, ok, err := sp.Next()
-		if err != nil || !ok {
-			return out
-		}
-		b := p.Payload
-		if first && (len(b) < 7 || b[1]&0xf0 != 0xe0 && b[1]&0xf0 != 0xd0) {
+	for i, b := range s.Packets() {
+		if i == 0 && (len(b) < 7 || b[1]&0xf0 != 0xe0 && b[1]&0xf0 != 0xd0) {
 			return nil
 		}
 		if len(b) > 3 && b[0] == 2 && b[1] == 0xf0 && b[2] == 0x80 {
-			if out = append(out, slices.Clone(b[3:])); out[0][0] != 0x7f {
+			if out = append(out, b[3:]); out[0][0] != 0x7f {
 				return nil // another protocol over X.224
 			}
 		}
 	}
+	return out
 }
 
 // TestConferenceName: text of T.124 in octets, digits in four bits.

@@ -18,6 +18,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"edged.dev/edged/internal/tpkt"
 )
 
 // Corpora returns the folder of the corpora, or skips the test if it lacks dir.
@@ -38,7 +40,7 @@ func Find(root, dir string) (string, bool) {
 		base = filepath.Join(root, "..", "shared", "corpora")
 	}
 	path := filepath.Join(base, dir)
-	_, err := os.Stat(path)
+	_, err := os.Stat(path) //nolint:gosec // a test's folder
 	return path, err == nil
 }
 
@@ -55,6 +57,20 @@ type Stream struct {
 	Gap      bool // octets are missing after Data
 }
 
+// Packets returns the payloads of the TPKTs in the stream, up to what is none.
+func (s *Stream) Packets() [][]byte {
+	var sp tpkt.Splitter
+	var out [][]byte
+	sp.Push(s.Data)
+	for {
+		p, ok, err := sp.Next()
+		if err != nil || !ok {
+			return out
+		}
+		out = append(out, p.Payload)
+	}
+}
+
 // Capture is what was in a file.
 type Capture struct {
 	UDP []Datagram
@@ -63,7 +79,7 @@ type Capture struct {
 
 // Read reads a capture.
 func Read(path string) (*Capture, error) {
-	f, err := os.Open(path) //nolint:gosec // a test's file
+	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}

@@ -10,7 +10,6 @@ import (
 	"testing"
 
 	"edged.dev/edged/internal/per"
-	"edged.dev/edged/internal/tpkt"
 	"edged.dev/edged/internal/tpkt/tpkttest"
 	"edged.dev/edged/pkg/h323/h225"
 	"edged.dev/edged/pkg/h323/h245"
@@ -54,18 +53,13 @@ func payloads(tb testing.TB) []payload {
 
 // split returns the messages of a stream that speaks Q.931.
 func split(name string, s *tpkttest.Stream) []payload {
-	var sp tpkt.Splitter
 	var out []payload
-	sp.Push(s.Data)
-	for {
-		p, ok, err := sp.Next()
-		if err != nil || !ok {
-			return out
-		}
-		if len(p.Payload) > 4 && p.Payload[0] == 8 && p.Payload[1] == 2 {
-			out = append(out, payload{name, p.Payload})
+	for _, b := range s.Packets() {
+		if len(b) > 4 && b[0] == 8 && b[1] == 2 {
+			out = append(out, payload{name, b})
 		}
 	}
+	return out
 }
 
 // TestCorpora: every message decodes, an identity edit changes nothing, every

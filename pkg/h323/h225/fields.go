@@ -78,7 +78,7 @@ const (
 // ProtectionOf tells what covers the message in t.
 func ProtectionOf(t *per.Tree) Protection {
 	p := Unprotected
-	for n := range per.Ref(t.Len()) { //nolint:gosec // at most per.MaxNodes
+	for n := range per.Ref(t.Len()) {
 		switch t.Type(n) {
 		case schema.H225CryptoH323Token:
 			name, _ := t.Chosen(n)

@@ -107,7 +107,7 @@ func address(t *per.Tree, r per.Ref) Address {
 	if !ok || a.port == per.None {
 		return a
 	}
-	a.AddrPort = netip.AddrPortFrom(ip, uint16(t.Int(a.port))) //nolint:gosec // 0..65535
+	a.AddrPort = netip.AddrPortFrom(ip, uint16(t.Int(a.port)))
 	for p := r; p != per.None && a.Field == ""; p = t.Parent(p) {
 		a.Field = Field(t.Name(p))
 	}

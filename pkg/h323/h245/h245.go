@@ -157,7 +157,7 @@ func ChannelAt(t *per.Tree, r per.Ref) (Channel, bool) {
 	c.Bidirectional = c.Forward.Media != None && c.Reverse.Media != None
 	for _, p := range []per.Ref{forward, reverse} {
 		if id := t.Find(p, "multiplexParameters", "h2250LogicalChannelParameters", "sessionID"); c.SessionID == 0 {
-			c.SessionID = uint8(t.Int(id)) //nolint:gosec // 0..255
+			c.SessionID = uint8(t.Int(id))
 		}
 	}
 	return c, true
@@ -172,7 +172,7 @@ func ack(t *per.Tree, r per.Ref) Channel {
 	c.Bidirectional = reverse != per.None
 	c.Forward = channels(t, forward)
 	c.Reverse = channels(t, t.Find(reverse, "multiplexParameters", "h2250LogicalChannelParameters"))
-	c.SessionID = uint8(t.Int(t.Child(forward, "sessionID"))) //nolint:gosec // 0..255
+	c.SessionID = uint8(t.Int(t.Child(forward, "sessionID")))
 	return c
 }
 
@@ -189,7 +189,7 @@ func channel(t *per.Tree, r per.Ref) Channel {
 }
 
 func number(t *per.Tree, r per.Ref, name string) uint16 {
-	return uint16(t.Int(t.Child(r, name))) //nolint:gosec // 1..65535, 0 if absent
+	return uint16(t.Int(t.Child(r, name)))
 }
 
 // flow views forward- or reverseLogicalChannelParameters.

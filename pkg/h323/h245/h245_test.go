@@ -14,7 +14,6 @@ import (
 
 	"edged.dev/edged/internal/per"
 	"edged.dev/edged/internal/per/schema"
-	"edged.dev/edged/internal/tpkt"
 	"edged.dev/edged/internal/tpkt/tpkttest"
 	"edged.dev/edged/pkg/h323/h245"
 )
@@ -172,7 +171,7 @@ func messages(tb testing.TB) map[string][][]byte {
 			}
 			for _, s := range c.TCP {
 				if s.Src.Port() != 1720 && s.Dst.Port() != 1720 {
-					out[name] = append(out[name], h245Stream(s.Data)...)
+					out[name] = append(out[name], h245Stream(s)...)
 				}
 			}
 		}
@@ -184,33 +183,29 @@ func messages(tb testing.TB) map[string][][]byte {
 func plain(path string) ([][]byte, bool) {
 	switch filepath.Base(path) {
 	case "netmeeting3-h245-msd.bin", "netmeeting3-h245-tcs.bin", "h245-uii-basicstring.bin":
-		b, err := os.ReadFile(path) //nolint:gosec // of the corpora
+		b, err := os.ReadFile(path)
 		return [][]byte{b}, err == nil
 	case "netmeeting3-h245-stream.tpkt.bin":
-		b, err := os.ReadFile(path) //nolint:gosec // of the corpora
-		return h245Stream(b), err == nil
+		b, err := os.ReadFile(path)
+		return h245Stream(&tpkttest.Stream{Data: b}), err == nil
 	}
 	return nil, false
 }
 
 // h245Stream splits a stream, unless it is T.120 or no TPKT at all.
-func h245Stream(data []byte) [][]byte {
-	var sp tpkt.Splitter
-	sp.Push(data)
+func h245Stream(s *tpkttest.Stream) [][]byte {
 	var out [][]byte
-	for {
-		p, ok, err := sp.Next()
-		if err != nil || !ok {
-			return out
+	for _, b := range s.Packets() {
+		if len(b) == 0 {
+			continue
 		}
-		if b := p.Payload; len(b) > 0 {
-			x224 := len(b) > 1 && int(b[0]) == len(b)-1 && (b[1]&0xf0 == 0xe0 || b[1]&0xf0 == 0xd0)
-			if len(out) == 0 && (x224 || b[0] == 8 && b[1] == 2) {
-				return nil // Q.931 on another port, or X.224
-			}
-			out = append(out, slices.Clone(b))
+		x224 := len(b) > 1 && int(b[0]) == len(b)-1 && (b[1]&0xf0 == 0xe0 || b[1]&0xf0 == 0xd0)
+		if len(out) == 0 && (x224 || b[0] == 8 && b[1] == 2) {
+			return nil // Q.931 on another port, or X.224
 		}
+		out = append(out, b)
 	}
+	return out
 }
 
 // TestCorpora: every message of the H.245 connections decodes, is itself without

@@ -45,10 +45,10 @@ func DecodeTraversal(octets []byte) (Traversal, error) {
 	return Traversal{
 		MediaChannel:        channel("multiplexedMediaChannel"),
 		MediaControlChannel: channel("multiplexedMediaControlChannel"),
-		MultiplexID:         uint32(t.Int(id)), //nolint:gosec // of that range
+		MultiplexID:         uint32(t.Int(id)),
 		Multiplexed:         id != per.None,
 		KeepAliveChannel:    channel("keepAliveChannel"),
-		KeepAlivePayload:    uint8(t.Int(payload)), //nolint:gosec // of that range
+		KeepAlivePayload:    uint8(t.Int(payload)),
 		KeepAlive:           payload != per.None,
 		KeepAliveInterval:   time.Duration(t.Int(t.Child(root, "keepAliveInterval"))) * time.Second,
 	}, nil

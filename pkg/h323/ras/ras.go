@@ -115,7 +115,7 @@ func Append(dst []byte, k Kind, fields ...per.Field) ([]byte, error) {
 func (m *Message) child(name string) per.Ref { return m.Tree.Child(m.Body, name) }
 
 // SeqNum returns the requestSeqNum, 1..65535; 0 if there is none.
-func (m *Message) SeqNum() uint16 { return uint16(m.Tree.Int(m.child("requestSeqNum"))) } //nolint:gosec // of that range
+func (m *Message) SeqNum() uint16 { return uint16(m.Tree.Int(m.child("requestSeqNum"))) }
 
 // EndpointID returns the endpointIdentifier; empty if absent.
 func (m *Message) EndpointID() string { return m.Tree.Text(m.child("endpointIdentifier")) }
@@ -156,7 +156,7 @@ func (m *Message) id(r per.Ref) (h225.ID, bool) {
 // CallRef returns the callReferenceValue; false if absent.
 func (m *Message) CallRef() (uint16, bool) {
 	r := m.child("callReferenceValue")
-	return uint16(m.Tree.Int(r)), r != per.None //nolint:gosec // 0..65535
+	return uint16(m.Tree.Int(r)), r != per.None
 }
 
 // RejectReason returns the name of the reason of a reject, such as

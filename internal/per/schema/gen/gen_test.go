@@ -18,7 +18,7 @@ func TestTables(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !bytes.Equal(have, g.source()) {
+	if want, err := g.source(); err != nil || !bytes.Equal(have, want) {
 		t.Error("tables.go is not what the schemas say: run go generate in internal/per/schema")
 	}
 }

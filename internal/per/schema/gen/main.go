@@ -18,21 +18,28 @@ import (
 	"bufio"
 	"bytes"
 	"fmt"
-	"log"
 	"os"
 	"path/filepath"
 	"strings"
 )
 
 func main() {
-	log.SetFlags(0)
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "gen:", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
 	g, err := load()
 	if err != nil {
-		log.Fatal(err)
+		return err
 	}
-	if err := os.WriteFile("tables.go", g.source(), 0o644); err != nil { //nolint:gosec // source code
-		log.Fatal(err)
+	src, err := g.source()
+	if err != nil {
+		return err
 	}
+	return os.WriteFile("tables.go", src, 0o600)
 }
 
 // load reads the schemas of the current folder.
@@ -58,7 +65,7 @@ type line struct {
 }
 
 func parse(path string) ([]*line, error) {
-	data, err := os.ReadFile(path) //nolint:gosec // a schema of this folder
+	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
