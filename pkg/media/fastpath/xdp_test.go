@@ -1,6 +1,10 @@
 package fastpath
 
 import (
+	"os"
+	"os/exec"
+	"runtime"
+	"syscall"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -28,4 +32,28 @@ func (r *rig) runs() uint64 {
 	st, err := r.path.kern.objs.Relay.Stats()
 	must(r.t, err)
 	return st.RunCount
+}
+
+// TestFewPrivileges: CAP_NET_ADMIN and CAP_BPF are enough for both programs; without CAP_PERFMON the kernel is
+// strict about pointers.
+func TestFewPrivileges(t *testing.T) {
+	if os.Getenv(inNamespace) == "few" {
+		k, err := loadPinned(nil, 0, true)
+		must(t, err)
+		must(t, k.noXDP)
+		must(t, k.close())
+		return
+	}
+	needKernel(t)
+	runtime.LockOSThread() // Pdeathsig is the thread's
+	defer runtime.UnlockOSThread()
+	cmd := exec.Command("/proc/self/exe", "-test.run=^TestFewPrivileges$", "-test.count=1")
+	cmd.Env = append(os.Environ(), inNamespace+"=few")
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Credential: &syscall.Credential{Uid: 65534, Gid: 65534}, Pdeathsig: syscall.SIGKILL,
+		AmbientCaps: []uintptr{unix.CAP_NET_ADMIN, unix.CAP_BPF},
+	}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v:\n%s", err, out)
+	}
 }
