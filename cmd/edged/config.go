@@ -11,10 +11,12 @@ import (
 	"strings"
 
 	"edged.dev/edged/pkg/h323"
+	"edged.dev/edged/pkg/ils"
 	"edged.dev/edged/pkg/media"
 	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/sipalg"
 	"edged.dev/edged/pkg/splice/forward"
+	"edged.dev/edged/pkg/t120"
 )
 
 // config is the whole file: the sum of the packages' sections. What this file
@@ -28,6 +30,8 @@ type config struct {
 	Media    media.Config             `yaml:"media" jsonschema_description:"how media is relayed"`
 	TLS      tlsConfig                `yaml:"tls" jsonschema_description:"certificates of the edge and of its peers"`
 	SIP      sipalg.Config            `yaml:"sip" jsonschema_description:"SIP: listeners and routes; without listeners the service is off"`
+	T120     t120.Config              `yaml:"t120" jsonschema_description:"T.120 data conferences: without listeners the service is off"`
+	ILS      ils.Config               `yaml:"ils" jsonschema_description:"ILS, the directory of NetMeeting (LDAP): without listeners the service is off"`
 	H323     h323.Config              `yaml:"h323" jsonschema_description:"H.323: call signalling; without listeners the service is off"`
 	Forwards []forward.Rule           `yaml:"forwards" jsonschema_description:"TCP ports that are forwarded unread, for who is on their allow-list"`
 	Limits   limitsConfig             `yaml:"limits" jsonschema_description:"what one source may ask for"`
@@ -111,6 +115,8 @@ func defaultConfig() config {
 		Pinholes: media.DefaultPinholeConfig(),
 		Media:    media.DefaultConfig(),
 		SIP:      sipalg.DefaultConfig(),
+		T120:     t120.DefaultConfig(),
+		ILS:      ils.DefaultConfig(),
 		H323:     h323.DefaultConfig(),
 		Limits:   limitsConfig{PerSource: perSourceConfig{MessagesPerSecond: 100, Connections: 64}},
 	}

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"edged.dev/edged/pkg/media/fastpath"
+	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/splice"
 	"edged.dev/edged/pkg/splice/forward"
 )
@@ -95,15 +96,20 @@ func (c *config) streamPorts(l *faultList) map[forward.Listen]string {
 			ports[forward.Listen{Network: ln.Network, Port: ln.Port}] = fmt.Sprintf("sip.listen[%d]", i)
 		}
 	}
-	for i, ln := range c.H323.Listen {
-		key, at := fmt.Sprintf("h323.listen[%d]", i), forward.Listen{Network: ln.Network, Port: ln.Port}
-		if other, used := ports[at]; used {
-			l.add(key, "%s is also the TCP port of %s", ln, other)
+	for _, s := range []struct {
+		key  string
+		list []pinhole.Listen
+	}{{"h323", c.H323.Listen}, {"t120", c.T120.Listen}, {"ils", c.ILS.Listen}} {
+		for i, ln := range s.list {
+			key, at := fmt.Sprintf("%s.listen[%d]", s.key, i), forward.Listen{Network: ln.Network, Port: ln.Port}
+			if other, used := ports[at]; used && other != key {
+				l.add(key, "%s is also the TCP port of %s", ln, other)
+			}
+			if p := c.Pinholes.TCP; ln.Port >= p.First && ln.Port <= p.Last {
+				l.add(key, "port %d lies in pinholes.tcp (%s), which is for media", ln.Port, p)
+			}
+			ports[at] = key
 		}
-		if p := c.Pinholes.TCP; ln.Port >= p.First && ln.Port <= p.Last {
-			l.add(key, "port %d lies in pinholes.tcp (%s), which is for media", ln.Port, p)
-		}
-		ports[at] = key
 	}
 	return ports
 }

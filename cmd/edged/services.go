@@ -3,10 +3,12 @@ package main
 import (
 	"context"
 	"fmt"
+	"net"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
+	"edged.dev/edged/pkg/ils"
 	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/splice"
 	"edged.dev/edged/pkg/splice/forward"
@@ -43,6 +45,10 @@ type serviceDeps struct {
 	// joiner is set by splice, opener by the relay.
 	joiner *splice.Joiner
 	opener pinhole.Opener
+	// directory is set by ILS: who is where inside.
+	directory *ils.Registry
+	// t120 is set by T.120: it speaks on the connections that H.323 opens for it.
+	t120 func(context.Context, [2]net.Conn, func(pinhole.Side, int))
 	// kernel is set by the relay, nil if it has none.
 	kernel forward.Kernel
 }
@@ -58,6 +64,8 @@ func buildServices(ctx context.Context, d *serviceDeps) ([]*service, error) {
 		{"splice", true, buildSplice},
 		{"media", true, buildMedia},
 		{"sip", len(d.cfg.SIP.Listen) > 0, buildSIP},
+		{"ils", len(d.cfg.ILS.Listen) > 0, buildILS},
+		{"t120", len(d.cfg.T120.Listen) > 0, buildT120},
 		{"h323", len(d.cfg.H323.Listen) > 0, buildH323},
 		{"forwards", len(d.cfg.Forwards) > 0, buildForwards},
 	}

@@ -32,6 +32,8 @@ func (c *config) validate() []keyText {
 	c.Limits.validate(&l)
 	c.validateSIP(&l)
 	l = append(l, sectionFaults("h323", c.H323.Validate(c.networks()))...)
+	l = append(l, sectionFaults("t120", c.T120.Validate(c.networks()))...)
+	l = append(l, sectionFaults("ils", c.ILS.Validate(c.networks()))...)
 	c.validateForwards(&l)
 	_, err := loadCertificates(c.TLS, c.dir)
 	l = append(l, sectionFaults("tls", err)...)
@@ -144,7 +146,7 @@ func (c *config) validateMedia(l *faultList) {
 // validateSIP adds what concerns other sections too: certificates, and ports that are taken twice.
 func (c *config) validateSIP(l *faultList) {
 	*l = append(*l, sectionFaults("sip", c.SIP.Validate(c.networks()))...)
-	if len(c.SIP.Listen)+len(c.H323.Listen)+len(c.Forwards) == 0 {
+	if len(c.SIP.Listen)+len(c.H323.Listen)+len(c.T120.Listen)+len(c.ILS.Listen)+len(c.Forwards) == 0 {
 		l.add("sip.listen", "no service is on: name at least one listener, e.g. udp://inside:5060")
 	}
 	if len(c.SIP.ClientCertificates) > 0 && c.TLS.ClientCA == "" {

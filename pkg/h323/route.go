@@ -15,19 +15,18 @@ import (
 //
 //	the original destination, if the connection was not made to the edge itself (transparent)
 //	where the caller was sent to by a Facility a moment ago (alternativeAddress)
-//	the called aliases in order, then the called party number: static table, then the directory
-//	destCallSignalAddress, if it is not the edge's own and the caller may name it
-//	the directory's memory of what the caller looked up last (ILS)
+//	the called aliases in order, then the called party number, in the static table
+//	destCallSignalAddress, if it is not the edge's own and the caller's network is trusted
+//	the directory (ILS): by name, by the edge's address that was called, by what the caller looked up last
 //	the default of the caller's network
 //
 // A caller on an untrusted network reaches only what is configured or registered.
 
-// Directory knows who is where besides the static table: registered endpoints, ILS entries.
+// Directory knows who is where besides the static table.
 type Directory interface {
-	// Called returns where the called alias is reached from the network of the caller.
-	Called(alias string) (netip.AddrPort, bool)
-	// Resolved returns whom the caller at this host has looked up last.
-	Resolved(caller netip.Addr) (netip.AddrPort, bool)
+	// Route returns where a call goes that names somebody, arrives at the edge's address local, and comes
+	// from caller; called may be empty.
+	Route(called string, local, caller netip.Addr) (netip.AddrPort, bool)
 }
 
 // destination is where a call goes.
@@ -44,21 +43,17 @@ func (c *Core) route(now time.Time, l *leg, m *h225.Message) (destination, strin
 	if to, ok := c.forwarded(now, l.remote.Addr()); ok {
 		return c.towards(l, to)
 	}
-	for _, name := range calledNames(m) {
+	names := calledNames(m)
+	for _, name := range names {
 		if to, ok := c.static(name); ok {
 			return c.towards(l, to)
-		}
-		if c.directory != nil {
-			if to, ok := c.directory.Called(name); ok {
-				return c.towards(l, to)
-			}
 		}
 	}
 	if to := named(m); to.IsValid() && !c.nets.Own(to.Addr()) && c.nets[l.network].Trusted {
 		return c.towards(l, to)
 	}
 	if c.directory != nil {
-		if to, ok := c.directory.Resolved(l.remote.Addr()); ok {
+		if to, ok := c.directory.Route(strings.Join(names[:min(1, len(names))], ""), l.local.Addr(), l.remote.Addr()); ok {
 			return c.towards(l, to)
 		}
 	}

@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
-	"strings"
 	"time"
 
 	"edged.dev/edged/pkg/pinhole"
@@ -24,7 +23,7 @@ const Builtin = "builtin"
 // Config is the section "ils" of the configuration.
 type Config struct {
 	// Listen are the listeners: tcp://NETWORK:PORT; usually the ports 389 and 1002.
-	Listen []Listen `yaml:"listen" json:"listen" jsonschema:"description=ILS (LDAP) listeners: tcp://NETWORK:PORT; usually ports 389 and 1002"`
+	Listen []pinhole.Listen `yaml:"listen" json:"listen" jsonschema:"description=ILS (LDAP) listeners: tcp://NETWORK:PORT; usually ports 389 and 1002"`
 	// Server is the directory, HOST:PORT, or "builtin".
 	Server string `yaml:"server" json:"server,omitempty" jsonschema:"description=the directory: HOST:PORT; or builtin: the edge is a small directory itself"`
 	// Servers are other directories for the clients of a network; the key is the network's name.
@@ -59,33 +58,6 @@ func DefaultConfig() Config {
 	}
 }
 
-// Listen is one listener.
-type Listen struct {
-	Network string
-	Port    uint16
-}
-
-// UnmarshalText reads "tcp://NETWORK:PORT".
-func (l *Listen) UnmarshalText(b []byte) error {
-	rest, ok := strings.CutPrefix(string(b), "tcp://")
-	network, port, ok2 := strings.Cut(rest, ":")
-	if !ok || !ok2 || network == "" {
-		return fmt.Errorf("%q is not tcp://NETWORK:PORT, e.g. tcp://inside:389", b)
-	}
-	n, err := strconv.ParseUint(port, 10, 16)
-	if err != nil || n == 0 {
-		return fmt.Errorf("%q: port %q is not a number from 1 to 65535", b, port)
-	}
-	l.Network, l.Port = network, uint16(n)
-	return nil
-}
-
-// MarshalText writes "tcp://NETWORK:PORT".
-func (l Listen) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
-
-// String returns "tcp://NETWORK:PORT".
-func (l Listen) String() string { return fmt.Sprintf("tcp://%s:%d", l.Network, l.Port) }
-
 // server returns the directory for the clients of a network.
 func (c Config) server(network string) string {
 	if s, ok := c.Servers[network]; ok {
@@ -107,10 +79,12 @@ func (f Fault) FaultKey() string { return f.Key }
 // whole configuration.
 func (c Config) Validate(nets pinhole.Networks) error {
 	v := validation{nets: nets}
-	seen := map[Listen]bool{}
+	seen := map[pinhole.Listen]bool{}
 	for i, l := range c.Listen {
 		key := fmt.Sprintf("listen[%d]", i)
-		v.network(key, l.Network)
+		if err := l.Check(nets, "tcp"); err != nil {
+			v.fault(key, "%v", err)
+		}
 		if seen[l] {
 			v.fault(key, "%s is listed twice", l)
 		}

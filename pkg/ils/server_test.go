@@ -40,7 +40,7 @@ type relayed struct {
 
 func serve(t *testing.T, cfg Config, limit int) *relayed {
 	t.Helper()
-	cfg.Listen = []Listen{{"inside", 389}, {"outside", 389}}
+	cfg.Listen = []pinhole.Listen{{Proto: "tcp", Network: "inside", Port: 389}, {Proto: "tcp", Network: "outside", Port: 389}}
 	srv, err := New(cfg, Deps{Networks: loopback(), Connections: limit}, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/netip"
 	"path"
-	"strconv"
 	"strings"
 	"time"
 
@@ -15,7 +14,7 @@ import (
 // Config is the section "t120" of the configuration.
 type Config struct {
 	// Listen are the listeners: tcp://NETWORK:PORT; usually port 1503.
-	Listen []Listen `yaml:"listen" json:"listen" jsonschema:"description=T.120 listeners: tcp://NETWORK:PORT; usually port 1503"`
+	Listen []pinhole.Listen `yaml:"listen" json:"listen" jsonschema:"description=T.120 listeners: tcp://NETWORK:PORT; usually port 1503"`
 	// Conferences are the hosts of conferences, by the conference's name in lower case.
 	Conferences map[string]netip.AddrPort `yaml:"conferences" json:"conferences,omitempty" jsonschema:"description=ADDRESS:PORT that has a conference; the key is the conference's name in lower case"`
 	// Targets are where callers of a network are brought when nothing else says where; the key is the network's name.
@@ -82,33 +81,6 @@ func DefaultConfig() Config {
 	return Config{Addresses: AddressesHide, Setup: 30 * time.Second, Idle: time.Hour}
 }
 
-// Listen is one listener.
-type Listen struct {
-	Network string
-	Port    uint16
-}
-
-// UnmarshalText reads "tcp://NETWORK:PORT".
-func (l *Listen) UnmarshalText(b []byte) error {
-	rest, ok := strings.CutPrefix(string(b), "tcp://")
-	network, port, ok2 := strings.Cut(rest, ":")
-	if !ok || !ok2 || network == "" {
-		return fmt.Errorf("%q is not tcp://NETWORK:PORT, e.g. tcp://inside:1503", b)
-	}
-	n, err := strconv.ParseUint(port, 10, 16)
-	if err != nil || n == 0 {
-		return fmt.Errorf("%q: port %q is not a number from 1 to 65535", b, port)
-	}
-	l.Network, l.Port = network, uint16(n)
-	return nil
-}
-
-// MarshalText writes "tcp://NETWORK:PORT".
-func (l Listen) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
-
-// String returns "tcp://NETWORK:PORT".
-func (l Listen) String() string { return fmt.Sprintf("tcp://%s:%d", l.Network, l.Port) }
-
 // Fault is one thing wrong with the section; Key is relative to it, e.g. "listen[2]".
 type Fault struct{ Key, Text string }
 
@@ -130,10 +102,12 @@ func (c Config) Validate(nets pinhole.Networks) error {
 			fault(key, "network %q is not defined under networks", name)
 		}
 	}
-	seen := map[Listen]bool{}
+	seen := map[pinhole.Listen]bool{}
 	for i, l := range c.Listen {
 		key := fmt.Sprintf("listen[%d]", i)
-		known(key, l.Network)
+		if err := l.Check(nets, "tcp"); err != nil {
+			fault(key, "%v", err)
+		}
 		if seen[l] {
 			fault(key, "%s is listed twice", l)
 		}

@@ -1,0 +1,33 @@
+package main
+
+import (
+	"context"
+
+	"edged.dev/edged/pkg/ils"
+)
+
+// buildILS builds the relay of the NetMeeting directory. What is registered there routes the calls of the
+// services below it in the table.
+func buildILS(ctx context.Context, d *serviceDeps) (*service, error) {
+	nets := d.cfg.networks()
+	server, err := ils.New(d.cfg.ILS, ils.Deps{
+		Networks: nets, RouteTo: newRouteTable(nets).network, Connections: d.cfg.Limits.PerSource.Connections,
+	}, d.log.Named("ils"))
+	if err != nil {
+		return nil, err
+	}
+	socks, err := openStreams(ctx, "ils.listen", d.cfg.ILS.Listen, nets)
+	if err != nil {
+		return nil, err
+	}
+	d.reg.MustRegister(server.Collector())
+	d.directory = server.Registry()
+	return &service{
+		serve: func(ctx context.Context) error { return serveStreams(ctx, socks, server.ServeListener) },
+		alive: func() { server.Registry().Entries() },
+		status: func() any {
+			return map[string]any{"entries": len(server.Registry().Entries()), "listeners": streamNames(socks)}
+		},
+		views: map[string]func() any{"ils": func() any { return map[string]any{"ils": server.Registry().Entries()} }},
+	}, nil
+}

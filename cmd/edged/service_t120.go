@@ -1,0 +1,56 @@
+package main
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"time"
+
+	"edged.dev/edged/pkg/ils"
+	"edged.dev/edged/pkg/splice"
+	"edged.dev/edged/pkg/t120"
+)
+
+// buildT120 builds the relay of data conferences.
+func buildT120(ctx context.Context, d *serviceDeps) (*service, error) {
+	nets := d.cfg.networks()
+	deps := t120.Deps{Networks: nets, Joiner: t120Joiner{d.joiner}, Connections: d.cfg.Limits.PerSource.Connections}
+	if d.directory != nil {
+		deps.Router = t120Router{d.directory}
+	}
+	server, err := t120.New(d.cfg.T120, deps, d.log.Named("t120"))
+	if err != nil {
+		return nil, err
+	}
+	socks, err := openStreams(ctx, "t120.listen", d.cfg.T120.Listen, nets)
+	if err != nil {
+		return nil, err
+	}
+	d.reg.MustRegister(server.Collector())
+	d.t120 = server.ServePair
+	return &service{
+		serve:  func(ctx context.Context) error { return serveStreams(ctx, socks, server.ServeListener) },
+		status: func() any { return map[string]any{"listeners": streamNames(socks)} },
+	}, nil
+}
+
+// t120Router has data conferences routed by the entries of the ILS.
+type t120Router struct{ registry *ils.Registry }
+
+// Route implements t120.Router.
+func (r t120Router) Route(c t120.Call) (netip.AddrPort, bool) {
+	called := c.Called
+	if called == "" {
+		called = c.Conference
+	}
+	return r.registry.Route(called, c.Local.Addr(), c.Client.Addr(), ils.T120)
+}
+
+// t120Joiner has the rest of a conference spliced.
+type t120Joiner struct{ joiner *splice.Joiner }
+
+// Join implements t120.Joiner.
+func (j t120Joiner) Join(ctx context.Context, conns [2]net.Conn, prefix [2][]byte, idle time.Duration) ([2]uint64, error) {
+	r := j.joiner.Join(ctx, conns[0], conns[1], splice.Options{Prefix: prefix, Idle: idle})
+	return r.Bytes, r.Err
+}
