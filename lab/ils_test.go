@@ -134,7 +134,7 @@ func (r *Rig) dialer() func(ctx context.Context, to string) (net.Conn, error) {
 // directoryGate serves 389 on both sides of the gateway; with the gateway's ALG off it only passes octets on.
 func (r *Rig) directoryGate(t *testing.T, cfg ils.Config, alg bool) *ils.Registry {
 	t.Helper()
-	cfg.Listen = []ils.Listen{{Network: "inside", Port: 389}, {Network: "outside", Port: 389}}
+	cfg.Listen = []pinhole.Listen{{Proto: "tcp", Network: "inside", Port: 389}, {Proto: "tcp", Network: "outside", Port: 389}}
 	server, err := ils.New(cfg, ils.Deps{Networks: r.gateNetworks(), Dial: r.dialer()}, zaptest.NewLogger(t))
 	must(t, "ils", err)
 	ctx, cancel := context.WithCancel(t.Context())
