@@ -19,8 +19,12 @@ func TestConfig(t *testing.T) {
 		set  func(*Config)
 	}{
 		{`listen[0]: network "dmz" is not defined under networks`, func(c *Config) { c.Listen = []pinhole.Listen{{Proto: "tcp", Network: "dmz", Port: 389}} }},
-		{"listen[1]: tcp://inside:389 is listed twice", func(c *Config) { c.Listen = []pinhole.Listen{{Proto: "tcp", Network: "inside", Port: 389}, {Proto: "tcp", Network: "inside", Port: 389}} }},
-		{"listen[0]: there is no server for it; set server, e.g. 198.51.100.30:389", func(c *Config) { c.Server, c.Listen = "", []pinhole.Listen{{Proto: "tcp", Network: "inside", Port: 389}} }},
+		{"listen[1]: tcp://inside:389 is listed twice", func(c *Config) {
+			c.Listen = []pinhole.Listen{{Proto: "tcp", Network: "inside", Port: 389}, {Proto: "tcp", Network: "inside", Port: 389}}
+		}},
+		{"listen[0]: there is no server for it; set server, e.g. 198.51.100.30:389", func(c *Config) {
+			c.Server, c.Listen = "", []pinhole.Listen{{Proto: "tcp", Network: "inside", Port: 389}}
+		}},
 		{`server: "ldap.example.org" is neither HOST:PORT nor builtin`, func(c *Config) { c.Server = "ldap.example.org" }},
 		{`servers.dmz: network "dmz" is not defined under networks`, func(c *Config) { c.Servers = map[string]string{"dmz": Builtin} }},
 		{`servers.inside: "x:0" is neither HOST:PORT nor builtin`, func(c *Config) { c.Servers = map[string]string{"inside": "x:0"} }},
