@@ -2,7 +2,6 @@ package per
 
 import (
 	"fmt"
-	"slices"
 )
 
 // Limits of a message.
@@ -18,6 +17,8 @@ const (
 type Decoder struct {
 	r     reader
 	s     *Schema
+	slab  []node // of which n are in use
+	n     int
 	tree  Tree
 	depth int
 }
@@ -33,16 +34,16 @@ func (d *Decoder) Decode(t TypeID, buf []byte) (*Tree, error) {
 		return nil, fmt.Errorf("decode %s: %w", d.s.Types[t].Name, ErrSize)
 	}
 	d.r = reader{buf: buf, end: uint32(len(buf)) * 8}
-	d.tree = Tree{schema: d.s, buf: buf, nodes: d.tree.nodes[:0]}
-	d.depth = 0
+	d.n, d.depth = 0, 0
 	d.value(t, 0, None)
 	if d.r.err != nil {
 		return nil, fmt.Errorf("decode %s: octet %d: %w", d.s.Types[t].Name, d.r.pos/8, d.r.err)
 	}
-	d.tree.used = max(1, int(d.r.pos+7)/8)
-	if d.tree.used > len(buf) {
+	used := max(1, int(d.r.pos+7)/8)
+	if used > len(buf) {
 		return nil, fmt.Errorf("decode %s: %w", d.s.Types[t].Name, ErrTruncated)
 	}
+	d.tree = Tree{schema: d.s, buf: buf, nodes: d.slab[:d.n], used: used}
 	return &d.tree, nil
 }
 
@@ -64,7 +65,7 @@ func (d *Decoder) value(t TypeID, comp uint32, parent Ref) {
 	case Open:
 		d.wrapper(OpenType, ref)
 	default:
-		d.leaf(typ, &d.tree.nodes[ref])
+		d.leaf(typ, &d.slab[ref])
 		if typ.Elem != OpenType {
 			d.contained(typ, ref)
 		}
@@ -74,17 +75,17 @@ func (d *Decoder) value(t TypeID, comp uint32, parent Ref) {
 
 // push begins a node. None if there are too many or too deep.
 func (d *Decoder) push(t TypeID, comp uint32, parent Ref) Ref {
-	i := len(d.tree.nodes)
+	i := d.n
 	d.depth++
 	if i >= MaxNodes || d.depth > MaxDepth {
 		d.refuse(i)
 		return None
 	}
-	if i == cap(d.tree.nodes) {
-		d.tree.nodes = slices.Grow(d.tree.nodes, max(64, i))
+	if i == len(d.slab) {
+		d.slab = append(d.slab, make([]node, max(64, i))...)
 	}
-	d.tree.nodes = d.tree.nodes[:i+1]
-	d.tree.nodes[i] = node{typ: t, comp: uint16(comp), parent: parent, start: d.r.pos}
+	d.slab[i] = node{typ: t, comp: uint16(comp), parent: parent, start: d.r.pos}
+	d.n++
 	return Ref(i)
 }
 
@@ -99,8 +100,8 @@ func (d *Decoder) refuse(nodes int) {
 // pop ends the node.
 func (d *Decoder) pop(ref Ref) {
 	d.depth--
-	n := &d.tree.nodes[ref]
-	n.end, n.next = d.r.pos, Ref(len(d.tree.nodes))
+	n := &d.slab[ref]
+	n.end, n.next = d.r.pos, Ref(d.n)
 }
 
 // leaf decodes what has no children.
@@ -202,7 +203,7 @@ func (d *Decoder) sequence(typ *Type, ref Ref) {
 	extended := have&next != 0
 	have &^= next
 	next >>= 1
-	d.tree.nodes[ref].val = int64(have)
+	d.slab[ref].val = int64(have)
 	comps := d.s.comps(typ)
 	for i, c := range comps[:typ.Root] {
 		if c.Optional() {
@@ -227,7 +228,7 @@ func (d *Decoder) additions(typ *Type, comps []Comp, ref Ref) {
 	r := &d.r
 	n := r.smallLength()
 	at := r.pos
-	d.tree.nodes[ref].off, d.tree.nodes[ref].n = at, n
+	d.slab[ref].off, d.slab[ref].n = at, n
 	r.skip(uint64(n))
 	for i := uint32(0); i < n && r.err == nil; i++ {
 		if peek(r.buf, at+i, 1) == 0 {
@@ -244,18 +245,19 @@ func (d *Decoder) additions(typ *Type, comps []Comp, ref Ref) {
 // choice decodes a CHOICE; its child is the alternative (§22).
 func (d *Decoder) choice(typ *Type, ref Ref) {
 	i := d.index(typ)
-	d.tree.nodes[ref].val = int64(i)
+	d.slab[ref].val = int64(i)
 	if d.r.err != nil {
 		return
 	}
-	comps := d.s.comps(typ)
-	switch {
-	case i < uint32(typ.Root):
-		d.value(comps[i].Type(), i, ref)
-	case int(i) < len(comps):
-		d.open(comps[i].Type(), i, ref)
-	default:
+	if i >= uint32(typ.Root)+uint32(typ.Adds) {
 		d.open(OpenType, i, ref)
+		return
+	}
+	inner := d.s.Comps[uint32(typ.First)+i].Type()
+	if i < uint32(typ.Root) {
+		d.value(inner, i, ref)
+	} else {
+		d.open(inner, i, ref)
 	}
 }
 
@@ -266,7 +268,7 @@ func (d *Decoder) list(typ *Type, ref Ref) {
 	if n > r.end-r.pos {
 		r.fail(ErrCount)
 	}
-	d.tree.nodes[ref].n = n
+	d.slab[ref].n = n
 	for i := uint32(0); i < n && r.err == nil; i++ {
 		d.value(typ.Elem, i, ref)
 	}
@@ -288,7 +290,7 @@ func (d *Decoder) wrapper(inner TypeID, ref Ref) {
 	r := &d.r
 	n := r.length()
 	at := r.pos
-	d.tree.nodes[ref].off, d.tree.nodes[ref].n = at, n
+	d.slab[ref].off, d.slab[ref].n = at, n
 	r.skip(uint64(n) * 8)
 	if r.err == nil && inner != OpenType {
 		d.within(inner, ref, at, r.pos)
@@ -309,17 +311,17 @@ func (d *Decoder) within(inner TypeID, ref Ref, at, end uint32) {
 // contained decodes what the schema says to be in an OCTET STRING. It may be
 // anything, and is somebody else's message: if it does not decode, it stays octets.
 func (d *Decoder) contained(typ *Type, ref Ref) {
-	n := &d.tree.nodes[ref]
+	n := &d.slab[ref]
 	if d.r.err != nil || n.n == 0 {
 		return
 	}
-	mark, depth := len(d.tree.nodes), d.depth
+	mark, depth := d.n, d.depth
 	at, end := n.off, d.r.pos
 	d.within(typ.Elem, ref, at, end)
 	switch d.r.err {
 	case nil, ErrNodes, ErrDepth: //nolint:errorlint // the reader's own, never wrapped
 		return
 	}
-	d.tree.nodes = d.tree.nodes[:mark]
+	d.n = mark
 	d.r.err, d.r.pos, d.depth = nil, end, depth
 }

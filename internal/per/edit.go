@@ -53,6 +53,7 @@ type Editor struct {
 	edits  []edit // in the order of their nodes
 	marks  []mark // of every node
 	moved  bool   // an edit other than opPatch
+	deep   bool   // an edit of a node that has others inside
 	w      writer
 	serial []byte // of a value that might fit in place
 }
@@ -67,7 +68,7 @@ func (e *Editor) Begin(t *Tree) {
 	e.work = append(e.work[:0], t.Source()...)
 	clear(e.edits)
 	e.edits = e.edits[:0]
-	e.moved = false
+	e.moved, e.deep = false, false
 	if cap(e.marks) < len(t.nodes) {
 		e.marks = make([]mark, len(t.nodes), cap(t.nodes))
 	}
@@ -274,6 +275,9 @@ func (e *Editor) replaced(r Ref) bool {
 		if e.marks[r]&markSelf != 0 {
 			return true
 		}
+		if !e.deep {
+			break
+		}
 	}
 	return false
 }
@@ -318,6 +322,7 @@ func (e *Editor) add(ed edit) {
 	}
 	if ed.op <= opDrop {
 		e.marks[ed.ref] |= markSelf
+		e.deep = e.deep || e.tree.nodes[ed.ref].next > ed.ref+1
 	}
 	for r := ed.ref; r != None && e.marks[r]&m != m; r = e.tree.nodes[r].parent {
 		e.marks[r] |= m
