@@ -214,7 +214,7 @@ func xdpHint(index int) string {
 	if err != nil {
 		return "XDP not known"
 	}
-	req := nl.NewNetlinkRequest(int(family.ID), 0)
+	req := nl.NewNetlinkRequest(int(family.ID), unix.NLM_F_ACK)
 	req.AddData(&nl.Genlmsg{Command: devGet, Version: 1})
 	req.AddData(nl.NewRtAttr(attrIndex, nl.Uint32Attr(uint32(index))))
 	replies, err := req.Execute(unix.NETLINK_GENERIC, 0)
