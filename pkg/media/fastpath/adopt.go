@@ -130,6 +130,12 @@ func (p *Path) adoptLocked(k tcKey, v tcFlow) string {
 	if w == nil {
 		return fateWay
 	}
+	if d := p.kern.devices[int(v.Device)]; d.xdp != nil && d.mac != v.Mac { // the earlier run had no XDP
+		if err := p.placeLocked(k, v.Device); err != nil {
+			p.leaveLocked(w)
+			return fateWay
+		}
+	}
 	p.adopted[k] = &adopted{reverse: reverseOf(&v), device: v.Device, last: v.Last, forth: w}
 	return ""
 }
@@ -194,24 +200,28 @@ func (p *Path) abandonLocked(k tcKey) {
 	p.leaveLocked(a.forth)
 }
 
-// turnLocked follows an adopted flow whose packets now come by another device. What is counted between the
-// two steps is lost to the figures.
+// turnLocked follows an adopted flow whose packets now come by another device.
 func (p *Path) turnLocked(k tcKey, a *adopted) {
 	device := a.back.hop.Device
 	if device == 0 || device == a.device || p.kern.devices[int(device)] == nil {
 		return
 	}
-	var v tcFlow
-	err := p.kern.objs.Flows.Lookup(&k, &v)
-	if err == nil {
-		v.Device = device
-		err = p.kern.objs.Flows.Put(&k, &v)
-	}
-	if err != nil {
+	if err := p.placeLocked(k, device); err != nil {
 		p.log.Error("kernel flow not changed", zap.Stringer("local", k.addr()), zap.Error(err))
 		return
 	}
 	a.device = device
+}
+
+// placeLocked says by which device the packets of an adopted flow come. What is counted between the two steps
+// is lost to its figures.
+func (p *Path) placeLocked(k tcKey, device uint32) error {
+	var v tcFlow
+	if err := p.kern.objs.Flows.Lookup(&k, &v); err != nil {
+		return err
+	}
+	v.Device, v.Mac = device, p.kern.devices[int(device)].mac
+	return p.kern.objs.Flows.Put(&k, &v)
 }
 
 // Adopted returns how many flows of an earlier run are still in the kernel.

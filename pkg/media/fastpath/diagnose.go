@@ -10,7 +10,6 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -191,7 +190,7 @@ func diagnoseDevice(network string, index int) Finding {
 		return Finding{Warn, f.About, err.Error(), ""}
 	}
 	at := l.Attrs()
-	f.Text = fmt.Sprintf("device %s: %s, MTU %d, %s", at.Name, l.Type(), at.MTU, xdpHint(index))
+	f.Text = fmt.Sprintf("device %s: %s, MTU %d, %s", at.Name, l.Type(), at.MTU, xdpHint(l))
 	if at.Flags&unix.IFF_UP == 0 {
 		f.Level, f.Text, f.Remedy = Warn, f.Text+", down", "ip link set "+at.Name+" up"
 	} else if at.MTU < 1280 {
@@ -200,43 +199,19 @@ func diagnoseDevice(network string, index int) Finding {
 	return f
 }
 
-// xdpHint says what the driver tells of XDP (netlink family "netdev", Linux 6.3).
-func xdpHint(index int) string {
-	const (
-		devGet       = 1
-		attrIndex    = 1
-		attrFeatures = 3
-		basic        = 1 << 0
-		redirect     = 1 << 1
-		transmit     = 1 << 2
-	)
-	family, err := netlink.GenlFamilyGet("netdev")
+// xdpHint says what the driver can do by XDP, as the device is set up now.
+func xdpHint(l netlink.Link) string {
+	can, err := xdpAbilities(l.Attrs().Index)
 	if err != nil {
 		return "XDP not known"
 	}
-	req := nl.NewNetlinkRequest(int(family.ID), unix.NLM_F_ACK)
-	req.AddData(&nl.Genlmsg{Command: devGet, Version: 1})
-	req.AddData(nl.NewRtAttr(attrIndex, nl.Uint32Attr(uint32(index))))
-	replies, err := req.Execute(unix.NETLINK_GENERIC, 0)
-	if err != nil || len(replies) == 0 || len(replies[0]) < nl.SizeofGenlmsg {
-		return "XDP not known"
-	}
-	attrs, err := nl.ParseRouteAttr(replies[0][nl.SizeofGenlmsg:])
-	if err != nil {
-		return "XDP not known"
-	}
-	var have uint64
-	for _, a := range attrs {
-		if a.Attr.Type == attrFeatures && len(a.Value) == 8 {
-			have = nl.NativeEndian().Uint64(a.Value)
+	if others, err := netlink.LinkList(); err == nil {
+		if err := refusesXDP(l, can, others); err != nil {
+			return "no XDP: " + err.Error()
 		}
 	}
-	switch {
-	case have&basic == 0:
-		return "no native XDP"
-	case have&redirect == 0 || have&transmit == 0:
-		return "native XDP, without redirection to it as things are"
-	default:
-		return "native XDP"
+	if can&xdpTransmit == 0 {
+		return "XDP, but for what leaves by it"
 	}
+	return "XDP"
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"go.uber.org/zap/zaptest"
 	"golang.org/x/sys/unix"
@@ -41,7 +42,9 @@ func bpffs(t *testing.T) string {
 type script struct {
 	Pin    Pin
 	Clsact bool
-	Ports  media.PortRange
+	// Want is what is to carry the calls, tc or xdp.
+	Want  string
+	Ports media.PortRange
 	// Calls are the peers' addresses, near and far.
 	Calls [][2]netip.AddrPort
 	// Forward is a rule for TCP, if there is one.
@@ -60,7 +63,7 @@ func TestDaemon(t *testing.T) {
 	}
 	var s script
 	must(t, json.Unmarshal([]byte(text), &s))
-	r := &rig{t: t, ports: s.Ports}
+	r := &rig{t: t, ports: s.Ports, want: s.Want}
 	r.serve(s.Pin, options{clsact: s.Clsact})
 	var local [][2]netip.AddrPort
 	for _, peers := range s.Calls {
@@ -76,7 +79,7 @@ func TestDaemon(t *testing.T) {
 	must(t, json.NewEncoder(os.Stdout).Encode(local))
 	carried := func() (n int) {
 		for _, i := range r.relay.Pinholes() {
-			if i.Path == "tc" {
+			if i.Path == s.Want {
 				n++
 			}
 		}
@@ -112,6 +115,7 @@ func (r *rig) daemon(s script, n int) *victim {
 	t := r.t
 	t.Helper()
 	v := &victim{}
+	s.Want = r.want
 	for range n {
 		c := &call{rig: r}
 		for side := range c.peers {
@@ -208,6 +212,56 @@ func TestKilled(t *testing.T) {
 		end()
 		wantClean(t, pin)
 	})
+}
+
+// TestKilledXDP: the same with XDP before tc; and a daemon without XDP takes over from one with it, and back.
+func TestKilledXDP(t *testing.T) {
+	r := newHosts(t)
+	for _, h := range r.hosts {
+		within(t, h.ns, func() {
+			must(t, txChecksums(h.own, false))
+			must(t, ethtool(h.own, setGRO, true))
+		})
+	}
+	r.want = "xdp"
+	pin := Pin{Folder: bpffs(t), Name: "a"}
+	v := r.daemon(script{Pin: pin}, 1)
+	v.kill()
+	c := v.calls[0]
+	for i, want := range []string{"xdp", "tc", "xdp"} {
+		r.want = want
+		path, next := r.adopter(pin)
+		if path.String() != want || path.Adopted() != 2 {
+			t.Errorf("%d: %s has adopted %d flows, want %s and 2", i, path, path.Adopted(), want)
+		}
+		for range 5 {
+			c.pass(near, c.rtp(near))
+			c.pass(far, c.rtp(far))
+		}
+		next()
+	}
+	_, err := Detach(pin.Folder, false)
+	must(t, err)
+	wantClean(t, pin)
+}
+
+// adopter starts a path that ends as a crash does: without detaching or unpinning anything.
+func (r *rig) adopter(pin Pin) (p *Path, crash func()) {
+	r.t.Helper()
+	user, err := userpath.New(1)
+	must(r.t, err)
+	p, err = newPath(user, Config{Networks: gatewayNetworks(), Pin: pin, XDP: r.want == "xdp"}, zaptest.NewLogger(r.t), options{})
+	must(r.t, err)
+	return p, func() {
+		for _, d := range p.kern.devices {
+			for _, l := range []link.Link{d.link, d.xdp} {
+				if l != nil {
+					must(r.t, l.Close())
+				}
+			}
+		}
+		must(r.t, errors.Join(p.kern.objs.Close(), p.kern.xdp.Close(), p.kern.pins.instance.Close()))
+	}
 }
 
 // injected checks that a stranger is not heard by either side of an adopted call.
