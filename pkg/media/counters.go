@@ -19,12 +19,15 @@ const (
 	Congested
 	// SendError: the kernel refused to send for another reason (no route, a filter).
 	SendError
+	// ReceiveQueue: the socket's receive queue was full, as the path was too slow. Such a packet was not
+	// Received; whose it was is not known, so the socket's first flow has it.
+	ReceiveQueue
 	numReasons
 )
 
 // String returns the reason as the label of a metric.
 func (r Reason) String() string {
-	return [...]string{"unknown_source", "no_peer", "too_big", "congested", "send_error"}[r]
+	return [...]string{"unknown_source", "no_peer", "too_big", "congested", "send_error", "receive_queue"}[r]
 }
 
 // Counters counts what arrives at one socket for one lease. One goroutine at a time writes packets
@@ -109,7 +112,10 @@ func (c *Counters) totalDropped() (n uint64) {
 	return n
 }
 
-// undelivered counts the packets of a confirmed source that did not leave.
-func (c *Counters) undelivered() uint64 {
-	return c.totalDropped() - c.dropped[UnknownSource].Load()
+// undelivered counts the packets of a confirmed source that were received and did not leave.
+func (c *Counters) undelivered() (n uint64) {
+	for _, r := range [...]Reason{NoPeer, TooBig, Congested, SendError} {
+		n += c.dropped[r].Load()
+	}
+	return n
 }

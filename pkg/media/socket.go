@@ -80,8 +80,8 @@ func (s *Sockaddr) Equal(o *Sockaddr) bool {
 // Valid tells whether there is an address.
 func (s *Sockaddr) Valid() bool { return s.Len != 0 }
 
-// bindUDP returns a non-blocking socket bound to local that marks what it sends with dscp (0-63) and
-// queues ICMP errors. Running out of descriptors or memory is an error that wraps ErrExhausted.
+// bindUDP returns a non-blocking socket bound to local that marks what it sends with dscp (0-63),
+// queues ICMP errors, and tells with a packet how many it had no room for. Running out of descriptors or memory is an error that wraps ErrExhausted.
 func bindUDP(local netip.AddrPort, dscp int) (int, error) {
 	v4 := local.Addr().Is4()
 	domain := unix.AF_INET6
@@ -126,6 +126,7 @@ func setOptions(fd int, v4 bool, dscp int) error {
 			{unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT, "IP_MTU_DISCOVER"},
 		}
 	}
+	opts = append(opts, option{unix.SOL_SOCKET, unix.SO_RXQ_OVFL, 1, "SO_RXQ_OVFL"})
 	for _, o := range opts {
 		if err := unix.SetsockoptInt(fd, o.level, o.name, o.value); err != nil {
 			return os.NewSyscallError("setsockopt "+o.what, err)

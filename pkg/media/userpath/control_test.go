@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// control returns a control message with a struct sock_extended_err.
-func control(level, kind int32, errno unix.Errno, origin byte) []byte {
+// controlMessage returns a control message with a struct sock_extended_err.
+func controlMessage(level, kind int32, errno unix.Errno, origin byte) []byte {
 	b := make([]byte, unix.CmsgSpace(16))
 	binary.NativeEndian.PutUint64(b, uint64(unix.CmsgLen(16)))
 	binary.NativeEndian.PutUint32(b[8:], uint32(level))
@@ -19,18 +19,18 @@ func control(level, kind int32, errno unix.Errno, origin byte) []byte {
 }
 
 func TestUnreachable(t *testing.T) {
-	icmp := control(unix.IPPROTO_IP, unix.IP_RECVERR, unix.ECONNREFUSED, unix.SO_EE_ORIGIN_ICMP)
+	icmp := controlMessage(unix.IPPROTO_IP, unix.IP_RECVERR, unix.ECONNREFUSED, unix.SO_EE_ORIGIN_ICMP)
 	for _, tt := range []struct {
 		name string
 		b    []byte
 		want bool
 	}{
 		{"port", icmp, true},
-		{"port, IPv6", control(unix.IPPROTO_IPV6, unix.IPV6_RECVERR, unix.ECONNREFUSED, unix.SO_EE_ORIGIN_ICMP6), true},
-		{"host", control(unix.IPPROTO_IP, unix.IP_RECVERR, unix.EHOSTUNREACH, unix.SO_EE_ORIGIN_ICMP), true},
-		{"size", control(unix.IPPROTO_IP, unix.IP_RECVERR, unix.EMSGSIZE, unix.SO_EE_ORIGIN_ICMP), false},
-		{"own kernel", control(unix.IPPROTO_IP, unix.IP_RECVERR, unix.ECONNREFUSED, unix.SO_EE_ORIGIN_LOCAL), false},
-		{"after another message", append(control(unix.SOL_SOCKET, 99, 0, 0), icmp...), true},
+		{"port, IPv6", controlMessage(unix.IPPROTO_IPV6, unix.IPV6_RECVERR, unix.ECONNREFUSED, unix.SO_EE_ORIGIN_ICMP6), true},
+		{"host", controlMessage(unix.IPPROTO_IP, unix.IP_RECVERR, unix.EHOSTUNREACH, unix.SO_EE_ORIGIN_ICMP), true},
+		{"size", controlMessage(unix.IPPROTO_IP, unix.IP_RECVERR, unix.EMSGSIZE, unix.SO_EE_ORIGIN_ICMP), false},
+		{"own kernel", controlMessage(unix.IPPROTO_IP, unix.IP_RECVERR, unix.ECONNREFUSED, unix.SO_EE_ORIGIN_LOCAL), false},
+		{"after another message", append(controlMessage(unix.SOL_SOCKET, 99, 0, 0), icmp...), true},
 		{"none", nil, false},
 		{"cut", icmp[:20], false},
 	} {
@@ -41,8 +41,8 @@ func TestUnreachable(t *testing.T) {
 }
 
 func FuzzUnreachable(f *testing.F) {
-	f.Add(control(unix.IPPROTO_IP, unix.IP_RECVERR, unix.ECONNREFUSED, unix.SO_EE_ORIGIN_ICMP))
-	f.Add(control(unix.SOL_SOCKET, 99, 0, 0)[:17])
+	f.Add(controlMessage(unix.IPPROTO_IP, unix.IP_RECVERR, unix.ECONNREFUSED, unix.SO_EE_ORIGIN_ICMP))
+	f.Add(controlMessage(unix.SOL_SOCKET, 99, 0, 0)[:17])
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if unreachable(b) && len(b) < unix.CmsgLen(8) {
 			t.Errorf("%d bytes hold an error", len(b))

@@ -27,8 +27,8 @@ const (
 	// which with thousands of them costs a cache miss or more per packet. So a socket that may not be
 	// empty after its turn must be rearmed.
 	interest = unix.EPOLLIN | 1<<31 // EPOLLET, which x/sys has as a negative number
-	// maxErrors bounds the ICMP errors that are read from a socket per round.
-	maxErrors = 16
+	// notesSize holds the control messages that come with a packet.
+	notesSize = 64
 )
 
 // loop moves the packets of its share of the sockets.
@@ -53,13 +53,12 @@ type loop struct {
 	touched int
 	buffers []byte
 	names   [batch]media.Sockaddr
-	in, out [batch]mmsghdr
+	notes   [batch][notesSize]byte
+	in      [batch]mmsghdr
 	inVec   [batch]unix.Iovec
-	outVec  [batch]unix.Iovec
-	// sending are the flows of the packets in out.
-	sending [batch]*media.Flow
 	control [256]byte
 	now     time.Time
+	queue   queue
 }
 
 func newLoop(p *Path) (*loop, error) {
@@ -90,8 +89,8 @@ func newLoop(p *Path) (*loop, error) {
 		l.in[i].hdr.Namelen = uint32(len(l.names[i].Raw))
 		l.in[i].hdr.Iov = &l.inVec[i]
 		l.in[i].hdr.SetIovlen(1)
-		l.out[i].hdr.Iov = &l.outVec[i]
-		l.out[i].hdr.SetIovlen(1)
+		l.in[i].hdr.Control = &l.notes[i][0]
+		l.in[i].hdr.SetControllen(notesSize)
 	}
 	return l, nil
 }
@@ -198,10 +197,11 @@ func (l *loop) relay(e *entry) (empty bool) {
 		return errno == unix.EAGAIN
 	}
 	flows := e.flows.Load()
-	queued := 0
+	packets := 0
 	for i := range n {
-		l.names[i].Len = l.in[i].hdr.Namelen
-		l.in[i].hdr.Namelen = uint32(len(l.names[i].Raw))
+		size := l.reset(e, i)
+		b := l.buffers[i*slot : i*slot+int(l.in[i].len)]
+		packets += segments(b, size)
 		f := flows.first
 		if !f.From.Equal(&l.names[i]) {
 			if f = media.Pick(flows.all, &l.names[i], l.now); f == nil {
@@ -209,133 +209,48 @@ func (l *loop) relay(e *entry) (empty bool) {
 			}
 			flows = e.flows.Load()
 		}
-		size := int(l.in[i].len)
-		f.Counters.Receive(l.now, l.buffers[i*slot:i*slot+size])
+		for rest := b; ; rest = rest[size:] {
+			f.Counters.Receive(l.now, rest[:min(size, len(rest))])
+			if len(rest) <= size {
+				break
+			}
+		}
 		if !f.To.Valid() {
-			f.Counters.Drop(media.NoPeer, 1)
+			f.Counters.Drop(media.NoPeer, segments(b, size))
 			continue
 		}
-		if queued > 0 && l.sending[0].Out != f.Out {
-			l.flush(queued)
-			queued = 0
-		}
-		l.queue(queued, f, i, size)
-		queued++
+		l.queue.add(e, f, b, size)
 	}
-	l.flush(queued)
+	l.queue.flush(e)
+	l.follow(e, packets)
 	return n < batch
 }
 
-// queue makes packet i the next to leave.
-func (l *loop) queue(at int, f *media.Flow, i, size int) {
-	l.sending[at] = f
-	l.outVec[at].Base = l.inVec[i].Base
-	l.outVec[at].SetLen(size)
-	l.out[at].hdr.Name = &f.To.Raw[0]
-	l.out[at].hdr.Namelen = f.To.Len
-}
-
-// flush sends the first n queued packets, which leave by one socket.
-func (l *loop) flush(n int) {
-	if n == 0 {
-		return
+// reset reads what the kernel says about message i, makes its header ready for the next one, and returns
+// the size of the packets in it: all but the last have it.
+func (l *loop) reset(e *entry, i int) (size int) {
+	hdr := &l.in[i].hdr
+	l.names[i].Len, hdr.Namelen = hdr.Namelen, uint32(len(l.names[i].Raw))
+	size = int(l.in[i].len)
+	if hdr.Controllen == 0 {
+		hdr.SetControllen(notesSize)
+		return size
 	}
-	fd := l.sending[0].Out.FD
-	retried := false
-	for at := 0; at < n; {
-		sent, errno := sendmmsg(fd, l.out[at:n])
-		if errno == 0 {
-			at += sent
-			retried = false
+	for m, rest, ok := nextControl(l.notes[i][:min(int(hdr.Controllen), notesSize)]); ok; m, rest, ok = nextControl(rest) {
+		if len(m.data) < 4 {
 			continue
 		}
-		if (pendingError(errno) || errno == unix.EINTR) && !retried {
-			// The error of an earlier packet (ICMP): reading it has cleared it.
-			retried = true
-			continue
-		}
-		l.sending[at].Counters.Drop(reason(errno), 1)
-		at++
-		retried = false
-		if errno == unix.EAGAIN {
-			for ; at < n; at++ {
-				l.sending[at].Counters.Drop(media.Congested, 1)
+		switch value := binary.NativeEndian.Uint32(m.data); {
+		case m.is(unix.SOL_SOCKET, unix.SO_RXQ_OVFL):
+			// The kernel says how many it was in all, with each packet since the first that was dropped.
+			if value != e.overflows {
+				e.flows.Load().first.Counters.Drop(media.ReceiveQueue, int(value-e.overflows))
+				e.overflows = value
 			}
+		case m.is(unix.SOL_UDP, unix.UDP_GRO) && value > 0:
+			size = min(size, int(value))
 		}
 	}
-	clear(l.sending[:n])
-}
-
-func pendingError(errno unix.Errno) bool {
-	return errno == unix.ECONNREFUSED || errno == unix.EHOSTUNREACH || errno == unix.ENETUNREACH ||
-		errno == unix.EMSGSIZE || errno == unix.EPROTO || errno == unix.EACCES
-}
-
-func reason(errno unix.Errno) media.Reason {
-	switch errno {
-	case unix.EAGAIN, unix.ENOBUFS, unix.ENOMEM:
-		return media.Congested
-	case unix.EMSGSIZE:
-		return media.TooBig
-	}
-	return media.SendError
-}
-
-// readErrors reads ICMP errors from the socket's error queue, and tells whether that has emptied it.
-func (l *loop) readErrors(e *entry) (empty bool) {
-	var name media.Sockaddr
-	for range maxErrors {
-		hdr := &l.in[0].hdr
-		hdr.Name, hdr.Namelen = &name.Raw[0], uint32(len(name.Raw))
-		hdr.Control = &l.control[0]
-		hdr.SetControllen(len(l.control))
-		_, _, errno := unix.RawSyscall(unix.SYS_RECVMSG, uintptr(e.socket.FD),
-			uintptr(unsafe.Pointer(hdr)), unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
-		control := l.control[:min(int(hdr.Controllen), len(l.control))]
-		name.Len = hdr.Namelen
-		hdr.Name, hdr.Namelen, hdr.Control = &l.names[0].Raw[0], uint32(len(l.names[0].Raw)), nil
-		hdr.SetControllen(0)
-		hdr.Flags = 0
-		if errno != 0 {
-			// Also clears an error that has no message in the queue.
-			_, _ = unix.GetsockoptInt(e.socket.FD, unix.SOL_SOCKET, unix.SO_ERROR)
-			return true
-		}
-		if unreachable(control) {
-			l.refused(e, &name)
-		}
-	}
-	return false
-}
-
-// refused counts the error at the flow whose peer could not be reached.
-func (l *loop) refused(e *entry, peer *media.Sockaddr) {
-	for _, f := range e.flows.Load().all {
-		if f.Owns(peer) {
-			f.Counters.Unreachable(l.now)
-			return
-		}
-	}
-}
-
-// unreachable tells whether control messages hold a struct sock_extended_err {errno u32, origin,
-// type, code, pad u8, ...} with an ICMP error that says that the peer can not be reached.
-func unreachable(control []byte) bool {
-	for len(control) >= unix.SizeofCmsghdr {
-		h := (*unix.Cmsghdr)(unsafe.Pointer(&control[0]))
-		size := int(h.Len)
-		if size < unix.SizeofCmsghdr || size > len(control) {
-			return false
-		}
-		data := control[unix.CmsgLen(0):max(size, unix.CmsgLen(0))]
-		isErr := h.Level == unix.IPPROTO_IP && h.Type == unix.IP_RECVERR ||
-			h.Level == unix.IPPROTO_IPV6 && h.Type == unix.IPV6_RECVERR
-		if isErr && len(data) >= 8 {
-			errno, origin := unix.Errno(binary.NativeEndian.Uint32(data)), data[4]
-			return (origin == unix.SO_EE_ORIGIN_ICMP || origin == unix.SO_EE_ORIGIN_ICMP6) &&
-				(errno == unix.ECONNREFUSED || errno == unix.EHOSTUNREACH || errno == unix.ENETUNREACH)
-		}
-		control = control[min(unix.CmsgSpace(size-unix.CmsgLen(0)), len(control)):]
-	}
-	return false
+	hdr.SetControllen(notesSize)
+	return size
 }

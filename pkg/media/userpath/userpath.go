@@ -2,12 +2,13 @@
 // between sockets in user space, needs no privilege, and is what other paths fall
 // back to. It decides nothing: the flows do.
 //
-//	epoll_wait ─► recvmmsg ─► media.Pick ─► Counters.Receive ─► sendmmsg
+//	epoll ─► recvmmsg ─► media.Pick ─► Counters.Receive ─► queue ─► sendmmsg
 //
 // There is one loop, with one epoll set, per core, and no goroutine per socket. A
 // packet costs no allocation and no lock; a loop finds a socket's flows by its
-// descriptor through atomic pointers. Deleted sockets are closed when every loop
-// has finished the round in which it may have seen them (see grave.go).
+// descriptor through atomic pointers. Bursts of one flow are received and sent in a
+// piece where the kernel can (burst.go, queue.go). Deleted sockets are closed when
+// every loop has finished the round in which it may have seen them (grave.go).
 package userpath
 
 import (
@@ -35,6 +36,8 @@ type Path struct {
 	graves []grave
 	// buried is len(graves), for the loops to look at without the lock.
 	buried atomic.Int32
+	// merges counts how often the kernel was asked to merge bursts of a socket, or to end it.
+	merges atomic.Uint64
 }
 
 var _ media.Path = (*Path)(nil)
@@ -44,6 +47,13 @@ type entry struct {
 	socket *media.Socket
 	loop   *loop
 	flows  atomic.Pointer[flowSet]
+
+	// Only the loop uses these. overflows is how many packets the receive queue had no room for.
+	overflows uint32
+	// streak is for how many rounds in a row the packets have come, or not come, in bursts.
+	streak uint16
+	// merging: the kernel may join a burst (UDP_GRO). single: it refused to send one in a piece.
+	merging, single bool
 }
 
 // flowSet is what was last Set. Most sockets have one flow: it is found without the slice.

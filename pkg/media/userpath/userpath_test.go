@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
 	"edged.dev/edged/pkg/media"
@@ -31,50 +30,15 @@ func TestPath(t *testing.T) { pathtest.Run(t, newPath) }
 // startRelay returns a relay that serves on loopback until the test ends.
 func startRelay(t *testing.T) *media.Relay {
 	t.Helper()
-	p, err := New(1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	nets := pinhole.Networks{
-		"inside":  {Addresses: []netip.Addr{netip.MustParseAddr("127.0.5.1")}, Trusted: true},
-		"outside": {Addresses: []netip.Addr{netip.MustParseAddr("127.0.6.1")}},
-	}
-	pin := media.DefaultPinholeConfig()
-	pin.PerOwner, pin.Quarantine = 1000, 0
-	r, err := media.New(pin, media.DefaultConfig(), nets, p, zap.NewNop())
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- r.Serve(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
+	r, _ := newRelay(t)
+	serve(t, r)
 	return r
 }
 
 // TestAllocations: a packet through a running path, kernel included, allocates nothing.
 func TestAllocations(t *testing.T) {
 	r := startRelay(t)
-	l, err := r.Open(context.Background(), pinhole.Request{Kind: pinhole.RTP, Networks: [2]string{"inside", "outside"}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	a, b := peerSocket(t, "127.0.5.7"), peerSocket(t, "127.0.6.7")
-	for s, fd := range []int{a, b} {
-		at := socketAddr(t, fd)
-		if err := l.Declare(pinhole.Side(s), pinhole.Remote{Addr: at, Source: at.Addr()}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	to := l.Local(pinhole.Near).Addr
-	if err := unix.Connect(a, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}); err != nil {
-		t.Fatal(err)
-	}
+	_, a, b := openCall(t, r)
 	packet := make([]byte, 172)
 	packet[0] = 0x80
 	buf := make([]byte, 2048)
@@ -82,7 +46,7 @@ func TestAllocations(t *testing.T) {
 		if _, err := unix.Write(a, packet); err != nil {
 			t.Fatal(err)
 		}
-		if n, err := unix.Read(b, buf); err != nil || n != len(packet) {
+		if n, err := readAgain(b, buf); err != nil || n != len(packet) {
 			t.Fatalf("read %d bytes: %v", n, err)
 		}
 	}
