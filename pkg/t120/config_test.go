@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"edged.dev/edged/pkg/pinhole"
 )
 
 func TestConfig(t *testing.T) {
@@ -19,8 +21,10 @@ func TestConfig(t *testing.T) {
 		want string
 		set  func(*Config)
 	}{
-		{`listen[0]: network "dmz" is not defined under networks`, func(c *Config) { c.Listen = []Listen{{"dmz", 1503}} }},
-		{"listen[1]: tcp://inside:1503 is listed twice", func(c *Config) { c.Listen = []Listen{{"inside", 1503}, {"inside", 1503}} }},
+		{`listen[0]: network "dmz" is not defined under networks`, func(c *Config) { c.Listen = []pinhole.Listen{{Proto: "tcp", Network: "dmz", Port: 1503}} }},
+		{"listen[1]: tcp://inside:1503 is listed twice", func(c *Config) {
+			c.Listen = []pinhole.Listen{{Proto: "tcp", Network: "inside", Port: 1503}, {Proto: "tcp", Network: "inside", Port: 1503}}
+		}},
 		{"conferences.inside: 127.1.0.1:1503 is no ADDRESS:PORT of another host", func(c *Config) { c.Conferences = to("127.1.0.1:1503") }},
 		{"conferences.Staff: write the name in lower case; case does not matter in calls", func(c *Config) {
 			c.Conferences = map[string]netip.AddrPort{"Staff": netip.MustParseAddrPort("127.1.0.2:1503")}
@@ -39,18 +43,6 @@ func TestConfig(t *testing.T) {
 		err := c.Validate(loopback())
 		if err == nil || !slices.Contains(strings.Split(err.Error(), "\n"), tc.want) {
 			t.Errorf("got %v, want %s", err, tc.want)
-		}
-	}
-}
-
-func TestListen(t *testing.T) {
-	var l Listen
-	if err := l.UnmarshalText([]byte("tcp://inside:1503")); err != nil || l.String() != "tcp://inside:1503" {
-		t.Errorf("%v, %v", l, err)
-	}
-	for _, bad := range []string{"", "udp://inside:1503", "tcp://:1503", "tcp://inside", "tcp://inside:0", "tcp://inside:70000"} {
-		if err := l.UnmarshalText([]byte(bad)); err == nil {
-			t.Errorf("%q was taken", bad)
 		}
 	}
 }
