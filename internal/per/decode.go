@@ -11,12 +11,17 @@ const (
 	MaxNodes  = 20000
 )
 
+// keepNodes is how many nodes a Decoder keeps memory for between messages: enough for
+// all but a flood of values, 160 KiB.
+const keepNodes = 4096
+
 // Decoder decodes messages into Trees. It keeps its memory from one message to
 // the next: a Tree is valid until the next Decode of the same Decoder. Not for
 // concurrent use.
 type Decoder struct {
 	r     reader
 	s     *Schema
+	types []Type // of s
 	slab  []node // of which n are in use
 	n     int
 	tree  Tree
@@ -24,7 +29,7 @@ type Decoder struct {
 }
 
 // NewDecoder returns a decoder for messages of s.
-func NewDecoder(s *Schema) *Decoder { return &Decoder{s: s} }
+func NewDecoder(s *Schema) *Decoder { return &Decoder{s: s, types: s.Types} }
 
 // Decode decodes one value of type t from the beginning of buf, which the Tree
 // refers to and which must not change meanwhile. What follows the value is
@@ -35,6 +40,9 @@ func (d *Decoder) Decode(t TypeID, buf []byte) (*Tree, error) {
 	}
 	d.r = reader{buf: buf, end: uint32(len(buf)) * 8}
 	d.n, d.depth = 0, 0
+	if len(d.slab) > keepNodes {
+		d.slab = nil
+	}
 	d.value(t, 0, None)
 	if d.r.err != nil {
 		return nil, fmt.Errorf("decode %s: octet %d: %w", d.s.Types[t].Name, d.r.pos/8, d.r.err)
@@ -53,7 +61,7 @@ func (d *Decoder) value(t TypeID, comp uint32, parent Ref) {
 	if ref == None {
 		return
 	}
-	typ := &d.s.Types[t]
+	typ := &d.types[t]
 	switch typ.Kind {
 	case Null:
 	case Seq:
@@ -64,6 +72,10 @@ func (d *Decoder) value(t TypeID, comp uint32, parent Ref) {
 		d.list(typ, ref)
 	case Open:
 		d.wrapper(OpenType, ref)
+	case Bool:
+		d.slab[ref].val = int64(d.r.bits(1))
+	case Int:
+		d.integer(typ, &d.slab[ref])
 	default:
 		d.leaf(typ, &d.slab[ref])
 		if typ.Elem != OpenType {
@@ -82,7 +94,7 @@ func (d *Decoder) push(t TypeID, comp uint32, parent Ref) Ref {
 		return None
 	}
 	if i == len(d.slab) {
-		d.slab = append(d.slab, make([]node, max(64, i))...)
+		d.slab = append(d.slab, make([]node, min(max(64, i), MaxNodes-i))...)
 	}
 	d.slab[i] = node{typ: t, comp: uint16(comp), parent: parent, start: d.r.pos}
 	d.n++
@@ -108,10 +120,6 @@ func (d *Decoder) pop(ref Ref) {
 func (d *Decoder) leaf(typ *Type, n *node) {
 	r := &d.r
 	switch typ.Kind {
-	case Bool:
-		n.val = int64(r.bits(1))
-	case Int:
-		d.integer(typ, n)
 	case Enum:
 		n.val = int64(d.index(typ))
 	case OID, General:

@@ -67,8 +67,8 @@ type Protection uint8
 const (
 	// Unprotected: no crypto tokens.
 	Unprotected Protection = iota
-	// Password: tokens over the alias, the time and a password (H.235.1 cat tokens,
-	// cryptoEPPwdHash): the message may be changed.
+	// Password: tokens over the alias, the time and a password (cryptoEPPwdHash and its like):
+	// the message may be changed. Clear tokens, Cisco's access tokens among them, count as none.
 	Password
 	// Signed: a hash or signature that may cover the whole message (H.235.1 procedure
 	// I, H.235.2, integrityCheckValue): it must be passed unchanged or refused.

@@ -10,6 +10,7 @@
 package h225
 
 import (
+	"errors"
 	"fmt"
 
 	"edged.dev/edged/internal/per"
@@ -66,11 +67,12 @@ type Message struct {
 
 // Decode decodes the payload of a TPKT, which must not change while the message is in use.
 func (c *Codec) Decode(payload []byte) (*Message, error) {
+	c.msg = Message{pdu: per.None, body: per.None}
 	q, err := q931.Parse(payload)
 	if err != nil {
 		return nil, fmt.Errorf("h225: %w", err)
 	}
-	c.msg = Message{Message: q, pdu: per.None, body: per.None}
+	c.msg.Message = q
 	if q.UserUser() == nil {
 		return &c.msg, nil
 	}
@@ -91,8 +93,12 @@ func (c *Codec) Decode(payload []byte) (*Message, error) {
 func (c *Codec) Editor() *per.Editor { return c.ed }
 
 // Apply appends the payload with all edits to dst. Without edits it is the payload as it
-// came. On an error dst is returned as it was.
+// came, also if Decode refused its PER; of a payload that is not Q.931 there is nothing to
+// write. On an error dst is returned as it was.
 func (c *Codec) Apply(dst []byte) ([]byte, error) {
+	if c.msg.Empty() {
+		return dst, errors.New("h225: no message to write")
+	}
 	if c.msg.Tree == nil || !c.ed.Changed() {
 		return c.msg.AppendTo(dst), nil
 	}

@@ -269,6 +269,9 @@ func TestHostile(t *testing.T) {
 		if m, err := codec.Decode(in); err == nil {
 			t.Errorf("%s: taken as %+v", name, m)
 		}
+		if out, err := codec.Apply(nil); err == nil && !bytes.Equal(out, in) {
+			t.Errorf("%s: refused, and written otherwise: %x", name, out)
+		}
 	}
 	m, err := codec.Decode([]byte{8, 2, 0, 1, 5, 0x7e, 0, 0})
 	if err != nil || m.Tree != nil || len(m.Addresses(nil)) != 0 || m.Reason() != "" {

@@ -276,6 +276,27 @@ func rewrite(t *testing.T, name string, ed *per.Editor, again *per.Decoder, m h2
 	}
 }
 
+// TestCut: a message cut anywhere is refused or understood, and does not panic.
+func TestCut(t *testing.T) {
+	d := h245.NewDecoder()
+	seen := map[int]bool{}
+	for _, list := range messages(t) {
+		for _, b := range list {
+			if key := int(b[0])<<16 | len(b); seen[key] {
+				continue
+			} else {
+				seen[key] = true
+			}
+			for n := range b {
+				if m, _, err := h245.Decode(d, b[:n:n]); err == nil {
+					m.Channel()
+					h245.Addresses(nil, m.Tree, m.Root)
+				}
+			}
+		}
+	}
+}
+
 // TestNetMeeting: the capability set and master-slave determination of NetMeeting 3.0.
 func TestNetMeeting(t *testing.T) {
 	root := tpkttest.Corpora(t, "../../..", "h323")

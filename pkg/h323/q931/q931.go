@@ -130,6 +130,9 @@ func element(b []byte, at int) (id byte, from, to int, err error) {
 	return id, from, to, nil
 }
 
+// Empty tells whether m is the zero Message.
+func (m *Message) Empty() bool { return m.raw == nil }
+
 // UserUser returns the PER of the User-User element; nil if there is none.
 func (m *Message) UserUser() []byte {
 	if m.perBegin == m.uuieEnd {

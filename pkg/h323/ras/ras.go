@@ -10,6 +10,7 @@
 package ras
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -80,6 +81,7 @@ type Message struct {
 
 // Decode decodes a datagram, which must not change while the message is in use.
 func (c *Codec) Decode(datagram []byte) (*Message, error) {
+	c.msg = Message{Body: per.None}
 	t, err := c.dec.Decode(schema.H225RasMessage, datagram)
 	if err != nil {
 		return nil, fmt.Errorf("ras: %w", err)
@@ -97,6 +99,9 @@ func (c *Codec) Editor() *per.Editor { return c.ed }
 // an error dst is returned as it was.
 func (c *Codec) Apply(dst []byte) ([]byte, error) {
 	t := c.msg.Tree
+	if t == nil {
+		return dst, errors.New("ras: no message to write")
+	}
 	if !c.ed.Changed() {
 		return append(append(dst, t.Source()...), t.Rest()...), nil
 	}

@@ -112,6 +112,31 @@ func inGeneric(m *ras.Message, octet int) bool {
 	})
 }
 
+// TestCut: a message cut anywhere is refused or understood, and does not panic.
+func TestCut(t *testing.T) {
+	codec := ras.NewCodec()
+	seen := map[int]bool{}
+	for _, d := range datagrams(t) {
+		if key := int(d.data[0])<<16 | len(d.data); seen[key] {
+			continue
+		} else {
+			seen[key] = true
+		}
+		for n := range d.data {
+			m, err := codec.Decode(d.data[:n:n])
+			if err != nil {
+				if _, err := codec.Apply(nil); err == nil {
+					t.Fatal("wrote a message that was refused")
+				}
+				continue
+			}
+			m.Addresses(nil)
+			m.Aliases(nil)
+			m.Features(nil)
+		}
+	}
+}
+
 // TestIncomingCall: the H.460.18 call of the lab: a gatekeeper's SCI says where to connect.
 func TestIncomingCall(t *testing.T) {
 	codec := ras.NewCodec()
