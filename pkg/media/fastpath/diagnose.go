@@ -125,8 +125,11 @@ func diagnoseProgram(bar Level) Finding {
 	if err == nil {
 		err = k.close()
 	}
-	if err != nil {
-		return Finding{bar, "program", err.Error(), "a container or seccomp profile may forbid bpf(2)"}
+	switch {
+	case errors.Is(err, unix.EPERM):
+		return Finding{bar, "program", err.Error(), "the seccomp profile of a container may forbid bpf(2)"}
+	case err != nil:
+		return Finding{bar, "program", err.Error(), "this kernel refuses it: use another one, and report it"}
 	}
 	return Finding{OK, "program", "the kernel accepts it", ""}
 }

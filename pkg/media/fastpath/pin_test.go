@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -43,8 +44,10 @@ type script struct {
 	Pin    Pin
 	Clsact bool
 	// Want is what is to carry the calls, tc or xdp.
-	Want  string
-	Ports media.PortRange
+	Want string
+	// Nobody runs it as nobody, with the two capabilities that it needs.
+	Nobody bool
+	Ports  media.PortRange
 	// Calls are the peers' addresses, near and far.
 	Calls [][2]netip.AddrPort
 	// Forward is a rule for TCP, if there is one.
@@ -126,7 +129,14 @@ func (r *rig) daemon(s script, n int) *victim {
 	}
 	text, err := json.Marshal(s)
 	must(t, err)
-	v.cmd = exec.Command(os.Args[0], "-test.run=^TestDaemon$", "-test.v=false")
+	// Not by its name: it may stand where nobody else may look.
+	v.cmd = exec.Command("/proc/self/exe", "-test.run=^TestDaemon$", "-test.v=false")
+	if s.Nobody {
+		v.cmd.SysProcAttr = &syscall.SysProcAttr{
+			Credential:  &syscall.Credential{Uid: 65534, Gid: 65534},
+			AmbientCaps: []uintptr{unix.CAP_NET_ADMIN, unix.CAP_BPF},
+		}
+	}
 	v.cmd.Env = append(os.Environ(), inNamespace+"=1", daemonScript+"="+string(text))
 	v.cmd.Stderr = os.Stderr
 	_, err = v.cmd.StdinPipe()
@@ -243,6 +253,39 @@ func TestKilledXDP(t *testing.T) {
 	_, err := Detach(pin.Folder, false)
 	must(t, err)
 	wantClean(t, pin)
+}
+
+// TestKilledNobody: daemons that are not root, but have the two capabilities and a folder of their own, pin and
+// adopt as well.
+func TestKilledNobody(t *testing.T) {
+	both(t, func(t *testing.T, clsact bool) {
+		r := newHosts(t)
+		s := script{Pin: Pin{Folder: bpffs(t), Name: "a"}, Clsact: clsact, Nobody: true}
+		for dir := filepath.Dir(s.Pin.Folder); dir != os.TempDir() && dir != "/"; dir = filepath.Dir(dir) {
+			must(t, os.Chmod(dir, 0o755))
+		}
+		must(t, os.Mkdir(s.Pin.Folder, 0o700))
+		must(t, os.Chown(s.Pin.Folder, 65534, 65534))
+		first := r.daemon(s, 1)
+		first.kill()
+		c := first.calls[0]
+		c.pass(near, c.rtp(near))
+		next := r.daemon(s, 0)
+		// A daemon that had not adopted them would remove unknown flows at its first look, after a second.
+		for end := time.Now().Add(2500 * time.Millisecond); time.Now().Before(end); pause() {
+			c.pass(near, c.rtp(near))
+			c.pass(far, c.rtp(far))
+		}
+		list, err := Inspect(s.Pin.Folder)
+		must(t, err)
+		if len(list) != 1 || !list[0].Live || len(list[0].Flows) != 2 || len(list[0].Devices) != 2 {
+			t.Errorf("%+v", list)
+		}
+		next.kill()
+		_, err = Detach(s.Pin.Folder, false)
+		must(t, err)
+		wantClean(t, s.Pin)
+	})
 }
 
 // adopter starts a path that ends as a crash does: without detaching or unpinning anything.
