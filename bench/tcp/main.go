@@ -6,7 +6,8 @@
 //
 //	client 192.0.2.10 ──veth── 192.0.2.1 gateway 198.51.100.1 ──veth── server 198.51.100.20
 //
-// Frames are MTU-sized on both wires, as from a network card: no TSO, but GRO.
+// Client and server send MTU-sized frames, as they come from a wire; the gateway's devices have GRO and TSO, as network
+// cards have.
 package main
 
 import (
@@ -15,6 +16,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"runtime"
@@ -70,6 +72,9 @@ func bench(o options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, r.close()) }()
+	interrupted := make(chan os.Signal, 1)
+	signal.Notify(interrupted, syscall.SIGINT, syscall.SIGTERM)
+	go r.abandon(interrupted)
 	if o.binary == "" {
 		o.binary = filepath.Join(r.dir, "edged")
 		if _, err := run("go", "build", "-trimpath", "-o", o.binary, "./cmd/edged"); err != nil {
@@ -82,6 +87,15 @@ func bench(o options) (err error) {
 	}
 	defer s.close()
 	return r.rounds(o, s)
+}
+
+// abandon cleans up when a signal comes, and exits.
+func (r *rig) abandon(interrupted <-chan os.Signal) {
+	<-interrupted
+	if err := r.close(); err != nil {
+		note("%v", err)
+	}
+	os.Exit(1)
 }
 
 // onLoadCore runs this command again, on the core of the load and before what else runs there.

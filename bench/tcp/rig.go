@@ -69,10 +69,10 @@ func (r *rig) build() error {
 			fmt.Sprintf("ip link add %s netns %s type veth peer name %s netns %s", own, host, device, r.gw),
 			fmt.Sprintf("ip -n %s addr add %s/24 dev %s", host, hostIP, own),
 			fmt.Sprintf("ip -n %s addr add %s/24 dev %s", r.gw, gwIP, device))
-		for _, end := range [][2]string{{host, own}, {r.gw, device}} {
+		for _, end := range [][3]string{{host, own, "gro on tso off gso off"}, {r.gw, device, "gro on tso on gso on"}} {
 			steps = append(steps,
 				fmt.Sprintf("ip -n %s link set %s up", end[0], end[1]),
-				fmt.Sprintf("ip netns exec %s ethtool -K %s gro on tso off gso off", end[0], end[1]),
+				fmt.Sprintf("ip netns exec %s ethtool -K %s %s", end[0], end[1], end[2]),
 				fmt.Sprintf("ip netns exec %s tee /sys/class/net/%s/threaded", end[0], end[1]))
 		}
 		steps = append(steps, fmt.Sprintf("ip -n %s route add default via %s", host, gwIP))
@@ -133,8 +133,14 @@ func (r *rig) pinNAPI(id string) error {
 	return nil
 }
 
-// close removes the namespaces, and with them the devices, and the files.
+// close ends what runs in the gateway, and removes the namespaces, with them the devices, and the files.
 func (r *rig) close() error {
+	pids, _ := run("ip", "netns", "pids", r.gw) // none if it was not made
+	for _, f := range strings.Fields(pids) {
+		if pid, err := strconv.Atoi(f); err == nil {
+			_ = unix.Kill(pid, unix.SIGKILL) // it may have ended by itself
+		}
+	}
 	errs := []error{os.RemoveAll(r.dir)}
 	for _, ns := range []string{r.client, r.gw, r.server} {
 		if h, err := netns.GetFromName(ns); err == nil {

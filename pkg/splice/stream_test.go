@@ -27,6 +27,9 @@ func TestStreams(t *testing.T) {
 	ways(t, func(t *testing.T, wrap func(net.Conn) net.Conn) {
 		j := serve(t, 2)
 		for i := range times {
+			if size == 1<<30 {
+				t.Logf("stream %d of %d", i+1, times)
+			}
 			seed := uint64(i)
 			if size == 1<<30 {
 				seed = rand.Uint64()
