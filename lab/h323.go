@@ -25,6 +25,8 @@ type h323Spec struct {
 	Mode   h323phone.Mode
 	To     netip.AddrPort // whom to call; it waits for a call if not valid
 	Called string
+	// Gatekeeper, if valid, is registered with first, and asked before a call.
+	Gatekeeper netip.AddrPort
 }
 
 const h323Variable = "EDGED_LAB_H323PHONE"
@@ -45,9 +47,19 @@ func runH323Phone(text string) int {
 		fmt.Println(err)
 		return 1
 	}
-	fmt.Println("ready")
 	ctx, cancel := context.WithTimeout(context.Background(), h323Time)
 	defer cancel()
+	if s.Gatekeeper.IsValid() {
+		r, err := p.Register(ctx, s.Gatekeeper)
+		if err == nil && s.Called != "" {
+			s.To, err = r.Admit(ctx, s.Called)
+		}
+		if err != nil {
+			fmt.Println("failed:", err)
+			return 1
+		}
+	}
+	fmt.Println("ready")
 	var c *h323phone.Call
 	if s.To.IsValid() {
 		c, err = p.Call(ctx, s.To, s.Called)

@@ -5,6 +5,7 @@ package lab
 import (
 	"fmt"
 	"net/netip"
+	"syscall"
 	"testing"
 	"time"
 
@@ -35,6 +36,12 @@ func h323Call(t *testing.T, e *Edge, from, to *Host, gate netip.AddrPort, caller
 	t.Helper()
 	bob := to.H323Phone(t, h323Spec{Name: "bob", At: netip.AddrPortFrom(to.IP, 1720), Mode: callee})
 	alice := from.H323Phone(t, h323Spec{Name: "alice", At: netip.AddrPortFrom(from.IP, 1720), Mode: caller, To: gate, Called: "bob"})
+	h323Talk(t, e, alice, bob, caller.T120 || caller.T120InAck)
+}
+
+// h323Talk checks that both hear each other, and that nothing is left when one has hung up.
+func h323Talk(t *testing.T, e *Edge, alice, bob *Proc, data bool) {
+	t.Helper()
 	for _, p := range []*Proc{alice, bob} {
 		eventually(t, h323Time, p.Name+" is in a call", func() bool { return logged(p, "open") || !p.Alive() })
 		if !p.Alive() {
@@ -46,7 +53,7 @@ func h323Call(t *testing.T, e *Edge, from, to *Host, gate netip.AddrPort, caller
 		if n, wrong := heard(p); wrong != 0 {
 			t.Errorf("%s heard %d packets and %d of others", p.Name, n, wrong)
 		}
-		if caller.T120 || caller.T120InAck {
+		if data {
 			eventually(t, h323Time, p.Name+" has T.120", func() bool { return logged(p, "data") })
 		}
 	}
@@ -99,5 +106,30 @@ func TestH323Control(t *testing.T) {
 	eventually(t, 2*h323Time, "alice gives up", func() bool { return !alice.Alive() || logged(alice, "open") })
 	if logged(alice, "open") || logged(bob, "open") {
 		t.Error("the call was set up without the ALG")
+	}
+}
+
+// TestH323Gatekeeper: two phones register with the built-in gatekeeper, an inside and an outside one; each calls the
+// other by name, and a third one that has not registered calls in.
+func TestH323Gatekeeper(t *testing.T) {
+	r := lab(t)
+	onlyEdged(t, "the reference has no H.323")
+	in, out, guest := r.Inside("in1"), r.Outside("out1"), r.Outside("guest")
+	e := r.Edge(t, EdgeConfig{More: fmt.Sprintf(
+		"h323: {listen: %s, ras: [\"udp://inside:1719\", \"udp://outside:1719\"], register: [inside, outside]}\n", h323Listen)})
+	at := func(h *Host) netip.AddrPort { return netip.AddrPortFrom(h.IP, 1720) }
+	gk := func(h *Host) netip.AddrPort { return netip.AddrPortFrom(r.GW.IPOn(h.Side, 4), 1719) }
+	for _, pair := range [][2]*Host{{in, out}, {out, in}} {
+		bob := pair[1].H323Phone(t, h323Spec{Name: "bob", At: at(pair[1]), Gatekeeper: gk(pair[1])})
+		alice := pair[0].H323Phone(t, h323Spec{Name: "alice", At: at(pair[0]), Gatekeeper: gk(pair[0]), Called: "bob"})
+		h323Talk(t, e, alice, bob, false)
+		alice.Stop(syscall.SIGTERM)
+		bob.Stop(syscall.SIGTERM)
+	}
+	bob := in.H323Phone(t, h323Spec{Name: "bob", At: at(in), Gatekeeper: gk(in)})
+	alice := guest.H323Phone(t, h323Spec{Name: "alice", At: at(guest), To: netip.AddrPortFrom(r.GW.IPOn(outside, 4), 1720), Called: "bob"})
+	h323Talk(t, e, alice, bob, false)
+	if n := e.Metric("edged_h323_endpoints"); n < 1 {
+		t.Errorf("%v endpoints", n)
 	}
 }

@@ -26,17 +26,27 @@ func buildH323(ctx context.Context, d *serviceDeps) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
+	packets, err := openPackets(ctx, "h323.ras", d.cfg.H323.RAS, nets)
+	if err != nil {
+		closeStreams(socks)
+		return nil, err
+	}
 	d.reg.MustRegister(server.Collector())
 	return &service{
-		serve:  func(ctx context.Context) error { return serveStreams(ctx, socks, server.Serve, server.Run) },
+		serve: func(ctx context.Context) error {
+			return serveStreams(ctx, socks, server.Serve, server.Run, servePackets(packets, server.ServePacket))
+		},
 		alive:  func() { server.Calls() },
 		reload: func(c *config) error { return server.Reload(c.H323) },
 		drain:  server.Drain,
 		busy:   func() int { return len(server.Calls()) },
 		status: func() any {
-			return map[string]any{"calls": len(server.Calls()), "listeners": streamNames(socks)}
+			return map[string]any{"calls": len(server.Calls()), "endpoints": len(server.Registrations()), "listeners": streamNames(socks)}
 		},
-		views: map[string]func() any{"h323_calls": func() any { return map[string]any{"h323_calls": server.Calls()} }},
+		views: map[string]func() any{
+			"h323_calls":     func() any { return map[string]any{"h323_calls": server.Calls()} },
+			"h323_endpoints": func() any { return map[string]any{"h323_endpoints": server.Registrations()} },
+		},
 	}, nil
 }
 

@@ -25,15 +25,55 @@ func openStreams(ctx context.Context, key string, listen []pinhole.Listen, nets 
 		for _, a := range nets[l.Network].Addresses {
 			ln, err := lc.Listen(ctx, "tcp", netip.AddrPortFrom(a, l.Port).String())
 			if err != nil {
-				for _, s := range socks {
-					s.ln.Close()
-				}
+				closeStreams(socks)
 				return nil, fmt.Errorf("%s[%d]: %w", key, i, err)
 			}
 			socks = append(socks, streamSocket{l.Network, ln})
 		}
 	}
 	return socks, nil
+}
+
+func closeStreams(socks []streamSocket) {
+	for _, s := range socks {
+		s.ln.Close()
+	}
+}
+
+// packetSocket is a UDP socket on a network.
+type packetSocket struct {
+	network string
+	pc      net.PacketConn
+}
+
+// openPackets binds every UDP listener of a list at every address of its network; all or none.
+func openPackets(ctx context.Context, key string, listen []pinhole.Listen, nets pinhole.Networks) ([]packetSocket, error) {
+	var socks []packetSocket
+	var lc net.ListenConfig
+	for i, l := range listen {
+		for _, a := range nets[l.Network].Addresses {
+			pc, err := lc.ListenPacket(ctx, "udp", netip.AddrPortFrom(a, l.Port).String())
+			if err != nil {
+				for _, s := range socks {
+					s.pc.Close()
+				}
+				return nil, fmt.Errorf("%s[%d]: %w", key, i, err)
+			}
+			socks = append(socks, packetSocket{l.Network, pc})
+		}
+	}
+	return socks, nil
+}
+
+// servePackets returns what serves every socket until its context ends or one of them fails.
+func servePackets(socks []packetSocket, serve func(context.Context, string, net.PacketConn) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		g, ctx := errgroup.WithContext(ctx)
+		for _, s := range socks {
+			g.Go(func() error { return serve(ctx, s.network, s.pc) })
+		}
+		return g.Wait()
+	}
 }
 
 // serveStreams serves every socket until ctx ends or one of them fails, and what is beside them.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"time"
 
 	"edged.dev/edged/pkg/pinhole"
 )
@@ -13,6 +14,16 @@ import (
 type Config struct {
 	// Listen are the listeners of call signalling: tcp://NETWORK:PORT.
 	Listen []pinhole.Listen `yaml:"listen" json:"listen" jsonschema:"description=call signalling listeners: tcp://NETWORK:PORT; usually port 1720"`
+	// RAS are the listeners of the gatekeeper: udp://NETWORK:PORT.
+	RAS []pinhole.Listen `yaml:"ras" json:"ras,omitempty" jsonschema:"description=listeners of the built-in gatekeeper (RAS): udp://NETWORK:PORT; usually port 1719"`
+	// GatekeeperID is the name of the gatekeeper.
+	GatekeeperID string `yaml:"gatekeeper_id" json:"gatekeeper_id,omitempty" jsonschema:"default=edged,description=gatekeeperIdentifier of the built-in gatekeeper"`
+	// Register are the networks whose endpoints may register; empty: the trusted ones.
+	Register []string `yaml:"register" json:"register,omitempty" jsonschema:"description=networks whose endpoints may register; empty = the trusted ones"`
+	// Lifetime is the longest that a registration lasts without being refreshed.
+	Lifetime time.Duration `yaml:"lifetime" json:"lifetime,omitempty" jsonschema:"type=string,default=5m,description=longest time that a registration lasts without being refreshed"`
+	// MaxEndpoints bounds the registrations, 1-100000.
+	MaxEndpoints int `yaml:"max_endpoints" json:"max_endpoints,omitempty" jsonschema:"minimum=1,maximum=100000,default=10000,description=registered endpoints at one time; per_source of one host"`
 	// Aliases say where a called name or number is: ADDRESS[:PORT]. A key that ends with * stands for
 	// all numbers and names that begin so; the longest wins.
 	Aliases map[string]Target `yaml:"aliases" json:"aliases,omitempty" jsonschema:"description=where a called name or E.164 number is: ADDRESS[:PORT]; a key that ends with * stands for all that begin so"`
@@ -34,8 +45,11 @@ const (
 	SignedRefuse Signed = "refuse"
 )
 
-// signallingPort is the well-known port of call signalling (H.225.0 appendix IV).
-const signallingPort = 1720
+// The well-known ports of call signalling and RAS (H.225.0 appendix IV).
+const (
+	signallingPort = 1720
+	rasPort        = 1719
+)
 
 // Target is the address of an endpoint or gatekeeper; the port is 1720 if the text has none.
 type Target netip.AddrPort
@@ -59,7 +73,9 @@ func (t Target) MarshalText() ([]byte, error) { return netip.AddrPort(t).Marshal
 
 // DefaultConfig returns the defaults; the service is off as long as Listen is empty.
 func DefaultConfig() Config {
-	return Config{Signed: SignedPass, MaxCalls: 5000, PerSource: 500}
+	return Config{
+		Signed: SignedPass, MaxCalls: 5000, PerSource: 500, GatekeeperID: "edged", Lifetime: 5 * time.Minute, MaxEndpoints: 10_000,
+	}
 }
 
 // Fault is one thing wrong with the section; Key is relative to it, e.g. "listen[2]".
@@ -75,15 +91,24 @@ func (f Fault) FaultKey() string { return f.Key }
 func (c Config) Validate(nets pinhole.Networks) error {
 	var errs []error
 	fault := func(key, format string, a ...any) { errs = append(errs, Fault{key, fmt.Sprintf(format, a...)}) }
-	seen := make(map[pinhole.Listen]bool)
-	for i, l := range c.Listen {
-		key := fmt.Sprintf("listen[%d]", i)
-		if err := l.Check(nets, "tcp"); err != nil {
-			fault(key, "%v", err)
-		} else if seen[l] {
-			fault(key, "%q is listed twice", l)
+	listeners(fault, nets, "listen", c.Listen, "tcp")
+	listeners(fault, nets, "ras", c.RAS, "udp")
+	if len(c.RAS) > 0 && len(c.Listen) == 0 {
+		fault("ras", "a gatekeeper routes calls by the edge: set listen too, e.g. tcp://inside:1720")
+	}
+	for i, name := range c.Register {
+		if _, ok := nets[name]; !ok {
+			fault(fmt.Sprintf("register[%d]", i), "there is no network %q", name)
 		}
-		seen[l] = true
+	}
+	if n := len(c.GatekeeperID); n < 1 || n > 128 {
+		fault("gatekeeper_id", "%q has not 1-128 characters", c.GatekeeperID)
+	}
+	if c.Lifetime < 10*time.Second || c.Lifetime > 24*time.Hour {
+		fault("lifetime", "%v is not between 10s and 24h", c.Lifetime)
+	}
+	if c.MaxEndpoints < 1 || c.MaxEndpoints > 100_000 {
+		fault("max_endpoints", "%d is not 1-100000", c.MaxEndpoints)
 	}
 	for name := range c.Aliases {
 		if strings.TrimSuffix(name, "*") == "" && name != "*" {
@@ -105,4 +130,18 @@ func (c Config) Validate(nets pinhole.Networks) error {
 		fault("per_source", "%d is not 1-100000", c.PerSource)
 	}
 	return errors.Join(errs...)
+}
+
+// listeners finds what is wrong with a list of listeners.
+func listeners(fault func(string, string, ...any), nets pinhole.Networks, key string, list []pinhole.Listen, proto string) {
+	seen := make(map[pinhole.Listen]bool)
+	for i, l := range list {
+		at := fmt.Sprintf("%s[%d]", key, i)
+		if err := l.Check(nets, proto); err != nil {
+			fault(at, "%v", err)
+		} else if seen[l] {
+			fault(at, "%q is listed twice", l)
+		}
+		seen[l] = true
+	}
 }

@@ -4,11 +4,13 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
 
 	"edged.dev/edged/internal/tpkt"
+	"edged.dev/edged/pkg/h323/gatekeeper"
 	"edged.dev/edged/pkg/h323/h225"
 	"edged.dev/edged/pkg/h323/h245"
 	"edged.dev/edged/pkg/h323/q931"
@@ -74,6 +76,9 @@ type Core struct {
 	// serve speaks on the H.245 connections of a call, t120 on those of T.120.
 	serve func(*call) func(context.Context, [2]net.Conn, func(pinhole.Side, int))
 	t120  func(context.Context, [2]net.Conn, func(pinhole.Side, int))
+
+	// gatekeeper is nil where there is none.
+	gatekeeper *gatekeeper.Gatekeeper
 
 	aliases  map[string]netip.AddrPort
 	prefixes []prefix
@@ -147,7 +152,37 @@ func NewCore(cfg Config, deps Deps, log *zap.Logger) *Core {
 		signalling: h225.NewCodec(), control: newControlCodec(), counts: newCounts(),
 	}
 	c.compile()
+	if len(cfg.RAS) > 0 {
+		c.gatekeeper = gatekeeper.New(c.gatekeeping())
+	}
 	return c
+}
+
+// gatekeeping says what the built-in gatekeeper allows.
+func (c *Core) gatekeeping() gatekeeper.Config {
+	return gatekeeper.Config{
+		ID: c.cfg.GatekeeperID, Lifetime: c.cfg.Lifetime, MaxEndpoints: c.cfg.MaxEndpoints, PerHost: c.cfg.PerSource,
+		MayRegister: func(network string) bool {
+			return slices.Contains(c.cfg.Register, network) || len(c.cfg.Register) == 0 && c.nets[network].Trusted
+		},
+		Reachable: func(network, alias string) bool {
+			_, known := c.static(alias)
+			_, passes := c.cfg.Default[network]
+			return known || passes || c.directory != nil
+		},
+		Signalling: c.own,
+		RAS: func(network string, peer netip.Addr) netip.AddrPort {
+			return c.public(network, peer, c.cfg.RAS, rasPort)
+		},
+	}
+}
+
+// Datagram answers a RAS message; nil if there is nothing to say.
+func (c *Core) Datagram(now time.Time, network string, from netip.AddrPort, b []byte) []byte {
+	if c.gatekeeper == nil {
+		return nil
+	}
+	return c.gatekeeper.Handle(now, network, from, b)
 }
 
 // Reload takes over a valid configuration; calls in progress keep what they have.

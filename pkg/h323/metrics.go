@@ -48,6 +48,7 @@ type collector struct {
 	active, conns                             *prometheus.Desc
 	setups, connected, ended, control, signed *prometheus.Desc
 	messages, refused, dropped                *prometheus.Desc
+	endpoints, requests                       *prometheus.Desc
 }
 
 // Collector returns the server's metrics.
@@ -60,10 +61,12 @@ func (s *Server) Collector() prometheus.Collector {
 		active: d("calls", "Calls in progress."), conns: d("connections", "Call signalling connections."),
 		setups: d("setups_total", "Setup messages received."), connected: d("connected_total", "Calls that were answered."),
 		ended: d("ended_total", "Calls that have ended."), control: d("h245_messages_total", "H.245 messages on connections of their own."),
-		signed:   d("signed_messages_total", "Messages passed unchanged because an H.235 signature covers them."),
-		messages: d("messages_total", "Call signalling messages received.", "type"),
-		refused:  d("refused_calls_total", "Calls refused.", "reason"),
-		dropped:  d("dropped_messages_total", "Messages not passed on.", "reason"),
+		signed:    d("signed_messages_total", "Messages passed unchanged because an H.235 signature covers them."),
+		messages:  d("messages_total", "Call signalling messages received.", "type"),
+		refused:   d("refused_calls_total", "Calls refused.", "reason"),
+		dropped:   d("dropped_messages_total", "Messages not passed on.", "reason"),
+		endpoints: d("endpoints", "Endpoints registered with the built-in gatekeeper."),
+		requests:  d("ras_requests_total", "RAS requests to the built-in gatekeeper.", "outcome"),
 	}
 }
 
@@ -75,6 +78,10 @@ func (m *collector) Collect(ch chan<- prometheus.Metric) {
 	m.server.mu.Lock()
 	c, active := m.server.core.counts.clone(), len(m.server.core.calls)
 	conns := len(m.server.core.legs)
+	endpoints, outcomes := 0, map[string]uint64{}
+	if g := m.server.core.gatekeeper; g != nil {
+		endpoints, outcomes = len(g.Registrations()), maps.Clone(g.Outcomes)
+	}
 	m.server.mu.Unlock()
 	gauge := func(d *prometheus.Desc, v int) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v))
@@ -84,6 +91,10 @@ func (m *collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(m.active, active)
 	gauge(m.conns, conns)
+	gauge(m.endpoints, endpoints)
+	for outcome, n := range outcomes {
+		counter(m.requests, n, outcome)
+	}
 	counter(m.setups, c.setups)
 	counter(m.connected, c.connected)
 	counter(m.ended, c.ended)

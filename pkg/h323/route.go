@@ -15,7 +15,8 @@ import (
 //
 //	the original destination, if the connection was not made to the edge itself (transparent)
 //	where the caller was sent to by a Facility a moment ago (alternativeAddress)
-//	the called aliases in order, then the called party number, in the static table
+//	the called aliases in order, then the called party number, in the static table, then among the registered
+//	endpoints
 //	destCallSignalAddress, if it is not the edge's own and the caller's network is trusted
 //	the directory (ILS): by name, by the edge's address that was called, by what the caller looked up last
 //	the default of the caller's network
@@ -47,6 +48,11 @@ func (c *Core) route(now time.Time, l *leg, m *h225.Message) (destination, strin
 	for _, name := range names {
 		if to, ok := c.static(name); ok {
 			return c.towards(l, to)
+		}
+		if c.gatekeeper != nil {
+			if to, ok := c.gatekeeper.Lookup(now, name); ok {
+				return c.towards(l, to)
+			}
 		}
 	}
 	if to := named(m); to.IsValid() && !c.nets.Own(to.Addr()) && c.nets[l.network].Trusted {

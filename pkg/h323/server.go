@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"edged.dev/edged/internal/tpkt"
+	"edged.dev/edged/pkg/h323/gatekeeper"
 	"edged.dev/edged/pkg/pinhole"
 )
 
@@ -22,8 +23,10 @@ const (
 	// maxConns bounds the signalling connections, maxPerHost those that one host has made.
 	maxConns, maxPerHost = 20_000, 1000
 	// queueSize is how many messages may wait to be written to a connection.
-	queueSize  = 64
-	readBuffer = 8 << 10
+	queueSize = 64
+	// maxDatagram is the longest RAS message.
+	maxDatagram = 8 << 10
+	readBuffer  = 8 << 10
 )
 
 // Server drives a [Core] with sockets, goroutines and a clock. All methods may be called concurrently.
@@ -142,6 +145,33 @@ func (s *Server) Serve(ctx context.Context, network string, ln net.Listener) err
 			case <-ctx.Done():
 			case <-time.After(100 * time.Millisecond):
 			}
+		}
+	}
+}
+
+// ServePacket answers RAS on pc, bound on the named network, until ctx ends.
+func (s *Server) ServePacket(ctx context.Context, network string, pc net.PacketConn) error {
+	end := context.AfterFunc(ctx, func() { pc.Close() })
+	defer end()
+	buf := make([]byte, maxDatagram)
+	for {
+		n, from, err := pc.ReadFrom(buf)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return err
+		case err != nil:
+			continue // an ICMP error about an earlier answer
+		}
+		s.mu.Lock()
+		reply := s.core.Datagram(time.Now(), network, addrPort(from), buf[:n])
+		s.mu.Unlock()
+		if reply == nil {
+			continue
+		}
+		if _, err := pc.WriteTo(reply, from); err != nil {
+			s.log.Debug("RAS answer not sent", zap.Stringer("to", from), zap.Error(err))
 		}
 	}
 }
@@ -391,6 +421,16 @@ func (s *Server) passControl(k *call, from pinhole.Side, split *tpkt.Splitter, d
 			return err
 		}
 	}
+}
+
+// Registrations lists the endpoints that are registered with the built-in gatekeeper, in no order.
+func (s *Server) Registrations() []gatekeeper.Registration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.core.gatekeeper == nil {
+		return nil
+	}
+	return s.core.gatekeeper.Registrations()
 }
 
 // CallInfo describes a call in progress, for /api/v1/h323_calls.

@@ -137,12 +137,16 @@ func (x *exchange) own() netip.AddrPort {
 
 // own returns the listener of a network for a peer's family, as it is advertised.
 func (c *Core) own(network string, peer netip.Addr) netip.AddrPort {
+	return c.public(network, peer, c.cfg.Listen, signallingPort)
+}
+
+// public returns the first listener of a list that is on a network; with the well-known port if none is.
+func (c *Core) public(network string, peer netip.Addr, list []pinhole.Listen, port uint16) netip.AddrPort {
 	_, public, err := c.nets.Local(network, pinhole.FamilyOf(peer))
 	if err != nil {
 		return netip.AddrPort{}
 	}
-	port := uint16(signallingPort)
-	for _, l := range c.cfg.Listen {
+	for _, l := range list {
 		if l.Network == network {
 			port = l.Port
 			break

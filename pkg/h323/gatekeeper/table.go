@@ -1,0 +1,114 @@
+package gatekeeper
+
+import (
+	"crypto/rand"
+	"encoding/base32"
+	"net/netip"
+	"strings"
+	"time"
+
+	"edged.dev/edged/pkg/h323/h225"
+)
+
+const (
+	// minLifetime is the least lifetime that an endpoint may ask for: it refreshes before that.
+	minLifetime = 10 * time.Second
+	maxAliases  = 32
+	sweepEvery  = time.Second
+)
+
+// endpoint is a registered endpoint.
+type endpoint struct {
+	id         string
+	host       netip.Addr
+	network    string
+	aliases    []string
+	signalling netip.AddrPort
+	ras        netip.AddrPort
+	until      time.Time
+}
+
+// table finds endpoints by identifier and by alias.
+type table struct {
+	byID         map[string]*endpoint
+	byAlias      map[string]*endpoint
+	bySignalling map[netip.AddrPort]*endpoint
+	perHost      map[netip.Addr]int
+	swept        time.Time
+}
+
+func newTable() *table {
+	return &table{byID: make(map[string]*endpoint), byAlias: make(map[string]*endpoint), bySignalling: make(map[netip.AddrPort]*endpoint), perHost: make(map[netip.Addr]int)}
+}
+
+// fold makes names alike that differ in case only.
+func fold(alias string) string { return strings.ToLower(strings.TrimPrefix(alias, "h323:")) }
+
+// add registers an endpoint. One that registers its address again replaces itself. It returns an alias that
+// another host has, and whether the table is full; then nothing has changed.
+func (t *table) add(e *endpoint, limit, perHost int) (taken string, full bool) {
+	for _, a := range e.aliases {
+		if o := t.byAlias[a]; o != nil && o.host != e.host {
+			return a, false
+		}
+	}
+	if o := t.bySignalling[e.signalling]; o != nil {
+		e.id = o.id
+		t.remove(o)
+	}
+	if len(t.byID) >= limit || t.perHost[e.host] >= perHost {
+		return "", true
+	}
+	if e.id == "" {
+		e.id = newID()
+	}
+	t.byID[e.id], t.bySignalling[e.signalling] = e, e
+	t.perHost[e.host]++
+	for _, a := range e.aliases {
+		t.byAlias[a] = e
+	}
+	return "", false
+}
+
+// newID returns an endpointIdentifier that nobody can guess: whoever knows it may unregister the endpoint.
+func newID() string {
+	var b [10]byte
+	_, _ = rand.Read(b[:])
+	return base32.StdEncoding.EncodeToString(b[:])
+}
+
+func (t *table) remove(e *endpoint) {
+	delete(t.byID, e.id)
+	delete(t.bySignalling, e.signalling)
+	if t.perHost[e.host]--; t.perHost[e.host] <= 0 {
+		delete(t.perHost, e.host)
+	}
+	for _, a := range e.aliases {
+		if t.byAlias[a] == e {
+			delete(t.byAlias, a)
+		}
+	}
+}
+
+// at returns the endpoint of a host that has one of the aliases.
+func (t *table) at(host netip.Addr, aliases []h225.Alias) *endpoint {
+	for _, a := range aliases {
+		if e := t.byAlias[fold(a.Text)]; e != nil && e.host == host {
+			return e
+		}
+	}
+	return nil
+}
+
+// sweep removes those whose lifetime has ended.
+func (t *table) sweep(now time.Time) {
+	if now.Sub(t.swept) < sweepEvery {
+		return
+	}
+	t.swept = now
+	for _, e := range t.byID {
+		if now.After(e.until) {
+			t.remove(e)
+		}
+	}
+}
