@@ -123,6 +123,67 @@ static __always_inline struct packet packet_of(struct __sk_buff *skb)
 	return p;
 }
 
+// count_behind counts the RTP of a packet that goes up, whose UDP header is at an odd place.
+static __always_inline int count_behind(struct __sk_buff *skb, struct packet *p, struct key *k, struct address *src)
+{
+	struct {
+		struct udphdr udp;
+		__be32 rtp[3];
+	} b;
+
+	if (bpf_skb_load_bytes(skb, p->l4, &b, sizeof(b)))
+		return 0;
+	k->proto = IPPROTO_UDP;
+	k->port = b.udp.dest;
+	p->now = bpf_ktime_get_ns();
+	p->flow = find(p, k, src, b.udp.source);
+	if (!p->flow || !(p->flow->flags & FLOW_RTP))
+		return 0;
+	p->udp_len = bpf_ntohs(b.udp.len);
+	p->has_rtp = 1;
+	__builtin_memcpy(p->rtp, b.rtp, sizeof(p->rtp));
+	if (is_media(p))
+		rtp_count(&p->flow->rtp, p->segments, p->udp_len, p->now, p->rtp);
+	return 0;
+}
+
+// options_v4 counts what bears IPv4 options; nobody else would, and the next packet would say that it was lost.
+static __noinline int options_v4(struct __sk_buff *skb)
+{
+	struct packet p = packet_of(skb);
+	struct key k = {};
+	struct address src = {};
+	struct iphdr ip;
+
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)) || ip.ihl <= 5 || ip.protocol != IPPROTO_UDP ||
+	    ip.frag_off & bpf_htons(0x1fff))
+		return 0;
+	p.l4 = ETH_HLEN + ip.ihl * 4;
+	k.local.word[2] = src.word[2] = bpf_htonl(0xffff);
+	k.local.word[3] = ip.daddr;
+	src.word[3] = ip.saddr;
+	return count_behind(skb, &p, &k, &src);
+}
+
+// options_v6 does so with one extension header.
+static __noinline int options_v6(struct __sk_buff *skb)
+{
+	struct packet p = packet_of(skb);
+	struct key k = {};
+	struct address src = {};
+	struct {
+		struct ipv6hdr ip;
+		__u8 next, length;
+	} b;
+
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, &b, sizeof(b.ip) + 2) || b.next != IPPROTO_UDP)
+		return 0;
+	p.l4 = L4_V6 + (b.length + 1) * 8;
+	__builtin_memcpy(&k.local, &b.ip.daddr, sizeof(k.local));
+	__builtin_memcpy(&src, &b.ip.saddr, sizeof(src));
+	return count_behind(skb, &p, &k, &src);
+}
+
 static __always_inline int relay_v4(struct __sk_buff *skb)
 {
 	struct packet p = packet_of(skb);
@@ -137,8 +198,11 @@ static __always_inline int relay_v4(struct __sk_buff *skb)
 	if (is_tcp(skb, ETH_HLEN + offsetof(struct iphdr, protocol)))
 		return tcp_v4(skb);
 	eth = (void *)(long)skb->data;
-	if (!read_v4(&p, eth, (void *)(long)skb->data_end))
+	if (!read_v4(&p, eth, (void *)(long)skb->data_end)) {
+		if ((void *)eth + L4_V4 <= (void *)(long)skb->data_end && *(__u8 *)(eth + 1) > 0x45)
+			options_v4(skb);
 		return UP;
+	}
 	udp = (void *)eth + L4_V4;
 	h = judge(skb, &p);
 	if (!h)
@@ -184,8 +248,14 @@ static __always_inline int relay_v6(struct __sk_buff *skb)
 	if (is_tcp(skb, ETH_HLEN + offsetof(struct ipv6hdr, nexthdr)))
 		return tcp_v6(skb);
 	eth = (void *)(long)skb->data;
-	if (!read_v6(&p, eth, (void *)(long)skb->data_end))
+	if (!read_v6(&p, eth, (void *)(long)skb->data_end)) {
+		struct ipv6hdr *ip = (void *)(eth + 1);
+
+		if ((void *)(ip + 1) <= (void *)(long)skb->data_end &&
+		    (ip->nexthdr == IPPROTO_DSTOPTS || ip->nexthdr == IPPROTO_HOPOPTS || ip->nexthdr == IPPROTO_ROUTING))
+			options_v6(skb);
 		return UP;
+	}
 	udp = (void *)eth + L4_V6;
 	h = judge(skb, &p);
 	if (!h)
