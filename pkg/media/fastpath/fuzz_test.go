@@ -15,14 +15,8 @@ import (
 // FuzzProgram: whatever arrives either goes up unchanged, or leaves for the flow's destination with a length
 // that fits, and nothing is dropped; and XDP carries nothing that tc would not.
 func FuzzProgram(f *testing.F) {
-	needKernel(f)
-	k, err := loadPinned(nil, 0, true)
-	must(f, err)
-	f.Cleanup(func() { must(f, k.close()) })
-	c, err := readClock()
-	must(f, err)
-	c.ns += uint64(1 << 50) // longer than any fuzzing
-	must(f, k.renew(c))
+	tc := newEntry(f, "tc")
+	k := tc.k
 	must(f, k.objs.Hops.Put(uint32(0), &tcHop{Device: 1, Mtu: 1500, Flags: hopMAC | hopXDP}))
 	all := routes()
 	for i, name := range slices.Sorted(maps.Keys(all)) {
@@ -42,13 +36,13 @@ func FuzzProgram(f *testing.F) {
 		f.Add(odd.wire())
 	}
 	f.Fuzz(func(t *testing.T, in []byte) {
-		before, out, err := entry("xdp").try(k, in, nil)
+		before, out, err := entry{"xdp", k}.try(in, nil)
 		if err == nil && before == redirected {
 			checkLeft(t, in, out)
 		} else if err == nil && (before != up || !bytes.Equal(out, in)) {
 			t.Errorf("XDP: verdict %d:\n got %x\nsent %x", before, out, in)
 		}
-		verdict, out, err := entry("tc").try(k, in, nil)
+		verdict, out, err := tc.try(in, nil)
 		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOMEM) || errors.Is(err, ebpf.ErrNotSupported) {
 			t.Skip("the kernel does not accept it as a packet")
 		}

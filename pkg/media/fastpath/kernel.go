@@ -260,10 +260,14 @@ func (k *kernel) sweep() error {
 
 // attachment names how the program is attached.
 func (k *kernel) attachment() string {
+	at := "tcx"
 	if k.clsact {
-		return "clsact"
+		at = "clsact"
 	}
-	return "tcx"
+	if k.name() == "xdp" {
+		return "xdp, " + at
+	}
+	return at
 }
 
 // take removes a flow and returns its last figures; false if there is none.

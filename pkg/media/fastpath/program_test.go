@@ -18,22 +18,39 @@ const (
 	redirected = 7          // TC_ACT_REDIRECT, XDP_REDIRECT
 )
 
-// entry is one of the two programs.
-type entry string
+// entry is one of the two programs, loaded.
+type entry struct {
+	name string
+	k    *kernel
+}
+
+// newEntry loads the programs, with a lease.
+func newEntry(t testing.TB, name string) entry {
+	t.Helper()
+	needKernel(t)
+	k, err := loadPinned(nil, 0, true)
+	must(t, err)
+	t.Cleanup(func() { must(t, k.close()) })
+	c, err := readClock()
+	must(t, err)
+	c.ns += uint64(1 << 50) // longer than any test
+	must(t, k.renew(c))
+	return entry{name, k}
+}
 
 // eachProgram runs a test for both.
 func eachProgram(t *testing.T, run func(*testing.T, entry)) {
-	needKernel(t)
-	for _, e := range []entry{"tc", "xdp"} {
-		t.Run(string(e), func(t *testing.T) { run(t, e) })
+	e := newEntry(t, "tc")
+	for _, name := range []string{"tc", "xdp"} {
+		t.Run(name, func(t *testing.T) { run(t, entry{name, e.k}) })
 	}
 }
 
 // try returns the verdict on a frame and what became of it. change is for tc alone.
-func (e entry) try(k *kernel, frame []byte, change func(*skb)) (uint32, []byte, error) {
+func (e entry) try(frame []byte, change func(*skb)) (uint32, []byte, error) {
 	o := ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+256)}
-	if e == "xdp" {
-		verdict, err := k.xdp.Run(&o)
+	if e.name == "xdp" {
+		verdict, err := e.k.xdp.Run(&o)
 		switch verdict {
 		case 2:
 			verdict = up
@@ -47,7 +64,7 @@ func (e entry) try(k *kernel, frame []byte, change func(*skb)) (uint32, []byte, 
 		change(&ctx)
 	}
 	o.Context = &ctx
-	verdict, err := k.objs.Relay.Run(&o)
+	verdict, err := e.k.objs.Relay.Run(&o)
 	return verdict, o.DataOut, err
 }
 
@@ -132,13 +149,7 @@ type bench struct {
 
 func newBench(t *testing.T, e entry, r route, rtp bool, change func(*tcFlow, *tcHop)) *bench {
 	t.Helper()
-	needKernel(t)
-	k, err := loadPinned(nil, 0, true)
-	must(t, err)
-	t.Cleanup(func() { must(t, k.close()) })
-	c, err := readClock()
-	must(t, err)
-	must(t, k.renew(c))
+	k := e.k
 	v := r.value(rtp, dscp)
 	v.Device, v.Hop = 1, 3
 	h := tcHop{Device: 1, Mtu: 1500, Flags: hopMAC | hopXDP, Dmac: [6]byte{2, 0, 0, 0, 0, 9}, Smac: [6]byte{2, 0, 0, 0, 0, 1}}
@@ -154,7 +165,7 @@ func newBench(t *testing.T, e entry, r route, rtp bool, change func(*tcFlow, *tc
 // run returns the verdict on a frame and what became of it.
 func (b *bench) run(frame []byte, change func(*skb)) (uint32, []byte) {
 	b.t.Helper()
-	verdict, out, err := b.e.try(b.kern, frame, change)
+	verdict, out, err := b.e.try(frame, change)
 	must(b.t, err)
 	return verdict, out
 }
@@ -416,7 +427,7 @@ func testFragments(t *testing.T, e entry) {
 		if verdict, got := b.run(f.wire(), nil); verdict != up || !bytes.Equal(got, f.wire()) {
 			t.Errorf("%04x: verdict %d", tt.flags, verdict)
 		}
-		if e == "xdp" {
+		if e.name == "xdp" {
 			tt.counted = 0 // the second stage does
 		}
 		if v := b.flow(); v.Rtp.Received != tt.counted || v.Packets != 0 {
@@ -442,8 +453,9 @@ func testPadding(t *testing.T, e entry) {
 
 // TestUnfinished: a checksum that some device was to complete goes up from XDP.
 func TestUnfinished(t *testing.T) {
+	e := newEntry(t, "xdp")
 	for name, r := range routes() {
-		b := newBench(t, "xdp", r, true, nil)
+		b := newBench(t, e, r, true, nil)
 		f := r.arriving(rtpPacket(173))
 		in := f.wire()
 		at := len(in) - 173 - 2
@@ -466,13 +478,14 @@ func TestUnfinished(t *testing.T) {
 // TestSecondStage: XDP leaves to tc what it cannot send itself.
 func TestSecondStage(t *testing.T) {
 	r := routes()["4 to 4"]
+	e := newEntry(t, "xdp")
 	for _, flags := range []uint32{0, hopMAC, hopXDP} {
-		b := newBench(t, "xdp", r, true, func(_ *tcFlow, h *tcHop) { h.Flags = flags })
+		b := newBench(t, e, r, true, func(_ *tcFlow, h *tcHop) { h.Flags = flags })
 		in := r.arriving(rtpPacket(172)).wire()
 		if verdict, got := b.run(in, nil); verdict != up || !bytes.Equal(got, in) {
 			t.Errorf("flags %d: verdict %d", flags, verdict)
 		}
-		b.e = "tc"
+		b.e.name = "tc"
 		if verdict, _ := b.run(in, nil); verdict != redirected {
 			t.Errorf("flags %d: tc's verdict %d", flags, verdict)
 		}
@@ -498,7 +511,7 @@ func testOpaque(t *testing.T, e entry) {
 // TestSegments: a run of packets in one buffer counts as so many.
 func TestSegments(t *testing.T) {
 	r := routes()["4 to 4"]
-	b := newBench(t, "tc", r, true, nil)
+	b := newBench(t, newEntry(t, "tc"), r, true, nil)
 	verdict, _ := b.run(r.arriving(rtpPacket(1200)).wire(), func(s *skb) { s.GsoSegs, s.GsoSize = 3, 400 })
 	if v := b.flow(); verdict != redirected || v.Packets != 3 || v.Bytes != 1200 || v.Rtp.Received != 3 || v.lost() != 0 {
 		t.Errorf("verdict %d: %d packets, %d bytes, %d lost", verdict, v.Packets, v.Bytes, v.lost())

@@ -61,14 +61,19 @@ func needKernel(t testing.TB) {
 	if os.Getenv(inNamespace) == "" {
 		t.Skip("SKIPPED: needs root, for network namespaces and BPF")
 	}
-	k, err := loadPinned(nil, 0, true)
-	if err != nil {
+	if err := loadable(); err != nil {
 		t.Skipf("SKIPPED: %v", err)
 	}
-	if err := k.close(); err != nil {
-		t.Fatal(err)
-	}
 }
+
+// loadable tells whether the programs can be loaded, which takes a while.
+var loadable = sync.OnceValue(func() error {
+	k, err := loadPinned(nil, 0, true)
+	if err != nil {
+		return err
+	}
+	return k.close()
+})
 
 // host is a network namespace behind one of the gateway's devices.
 type host struct {

@@ -1,14 +1,21 @@
 package fastpath
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
+	"strings"
 	"syscall"
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"edged.dev/edged/pkg/pinhole"
 )
 
 func newTCRig(t *testing.T) *rig { return newRig(t, rigOptions{}) }
@@ -56,4 +63,105 @@ func TestFewPrivileges(t *testing.T) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("%v:\n%s", err, out)
 	}
+}
+
+// TestTagged: a frame with a VLAN tag (IEEE 802.1Q) is not the device's own, whatever it bears.
+func TestTagged(t *testing.T) { rigs(t, testTagged) }
+
+func testTagged(t *testing.T, newRig func(*testing.T) *rig) {
+	r := newRig(t)
+	c := r.call(pinhole.RTP)
+	c.offload()
+	w := r.hosts[near].wire()
+	f := frame{dmac: w.gateway, smac: w.mac, from: c.peers[near].addr(), to: c.local[near], ttl: 64, payload: c.rtp(near)}
+	c.seq[near]--
+	plain := f.wire()
+	tagged := append(append(slices.Clone(plain[:12]), 0x81, 0, 0, 5), plain[12:]...)
+	before := c.moved(near)
+	for range 10 {
+		w.send(tagged)
+	}
+	w.send(plain)
+	got := c.peers[far].receive()
+	if string(got.data) != string(f.payload) {
+		t.Errorf("%d bytes came", len(got.data))
+	}
+	c.pass(near, c.rtp(near))
+	if moved := c.moved(near) - before; moved != 2 {
+		t.Errorf("%d packets carried, want the two without a tag", moved)
+	}
+}
+
+// TestRefusesXDP: what keeps XDP from a device.
+func TestRefusesXDP(t *testing.T) {
+	const all = xdpBasic | xdpRedirect
+	eth := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: 2, Name: "eth0", EncapType: "ether"}}
+	vlan := &netlink.Vlan{LinkAttrs: netlink.LinkAttrs{Index: 3, Name: "eth0.5", ParentIndex: 2, EncapType: "ether"}, VlanId: 5}
+	other := &netlink.Vlan{LinkAttrs: netlink.LinkAttrs{Index: 4, Name: "eth1.5", ParentIndex: 9, EncapType: "ether"}, VlanId: 5}
+	for _, tt := range []struct {
+		name string
+		l    netlink.Link
+		can  uint64
+		all  []netlink.Link
+		want string
+	}{
+		{"a driver that can", eth, all, []netlink.Link{eth, other}, ""},
+		{"one that cannot send as well", eth, all, []netlink.Link{eth}, ""},
+		{"a driver that cannot", eth, 0, nil, "no native XDP"},
+		{"one that cannot redirect", eth, xdpBasic, nil, "no native XDP"},
+		{"a VLAN", vlan, all, []netlink.Link{eth, vlan}, "it is a VLAN"},
+		{"a device below a VLAN", eth, all, []netlink.Link{eth, vlan}, "it carries the VLAN eth0.5"},
+	} {
+		got := ""
+		if err := refusesXDP(tt.l, tt.can, tt.all); err != nil {
+			got = err.Error()
+		}
+		if (got == "") != (tt.want == "") || !strings.Contains(got, tt.want) {
+			t.Errorf("%s: %q, want %q", tt.name, got, tt.want)
+		}
+	}
+	if err := errors.Join(ethernet(vlan, false), noVRF(vlan)); err != nil {
+		t.Errorf("tc refuses a VLAN: %v", err)
+	}
+}
+
+// TestXDPElsewhere: where XDP cannot be used tc carries, and says why.
+func TestXDPElsewhere(t *testing.T) {
+	t.Run("the way out", func(t *testing.T) {
+		r := newXDPRig(t)
+		within(t, r.hosts[far].ns, func() { must(t, ethtool(r.hosts[far].own, setGRO, false)) })
+		r.want = "mixed" // back it still is XDP
+		c := r.call(pinhole.RTP)
+		c.offload()
+		c.pass(near, c.rtp(near))
+		if e := c.info().Ends[near]; e.Path != "tc" || !strings.Contains(e.Why, "GRO") {
+			t.Errorf("%+v", e)
+		}
+		if c.moved(near) != 1 {
+			t.Errorf("%d carried", c.moved(near))
+		}
+	})
+	t.Run("another program", func(t *testing.T) {
+		needKernel(t)
+		other := newEntry(t, "xdp")
+		r := newHosts(t)
+		l, err := netlink.LinkByName(r.hosts[near].dev)
+		must(t, err)
+		at, err := link.AttachXDP(link.XDPOptions{Program: other.k.xdp, Interface: l.Attrs().Index, Flags: link.XDPDriverMode})
+		must(t, err)
+		defer at.Close()
+		r.want = "xdp"
+		r.serve(Pin{}, options{})
+		r.want = "tc"
+		for s := range r.hosts {
+			within(t, r.hosts[s].ns, func() { must(t, ethtool(r.hosts[s].own, setGRO, true)) })
+		}
+		c := r.call(pinhole.RTP)
+		c.pass(near, c.rtp(near))
+		c.pass(far, c.rtp(far))
+		c.waitPath("mixed")
+		if e := c.info().Ends[near]; e.Path != "tc" || !strings.Contains(e.Why, "another XDP program") {
+			t.Errorf("%+v", e)
+		}
+	})
 }
