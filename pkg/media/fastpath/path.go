@@ -131,8 +131,13 @@ func (p *Path) load(pin Pin, xdp bool) error {
 	if pin.Folder != "" {
 		keep, why = openPins(pin)
 	}
-	if p.kern, err = loadPinned(keep, handleOf(name), xdp); err != nil {
-		return errors.Join(err, keep.remove())
+	p.kern, err = loadPinned(keep, handleOf(name), xdp)
+	if err != nil && keep != nil {
+		why = errors.Join(err, keep.remove())
+		p.kern, err = loadPinned(nil, handleOf(name), xdp)
+	}
+	if err != nil {
+		return err
 	}
 	if why != nil {
 		p.log.Warn("kernel media path: not pinned, so media ends with the daemon; see media.pin", zap.Error(why))

@@ -434,6 +434,25 @@ func TestOtherLayout(t *testing.T) {
 	})
 }
 
+// TestPinFails: where the program cannot be pinned it works all the same.
+func TestPinFails(t *testing.T) {
+	r := newHosts(t)
+	pin := Pin{Folder: bpffs(t), Name: "a"}
+	name, err := instanceName(pin.Name)
+	must(t, err)
+	spec, err := loadTc()
+	must(t, err)
+	// No map can be pinned where a folder stands that is not empty.
+	must(t, os.MkdirAll(filepath.Join(pin.Folder, name, layoutOf(spec), tcMapFlows, "x"), 0o700))
+	end := r.serve(pin, options{})
+	if r.path.kern.pins != nil {
+		t.Error("it is pinned")
+	}
+	r.call(pinhole.RTP).offload()
+	end()
+	wantClean(t, pin)
+}
+
 // TestDeviceRemoved: what was attached to a device that is not configured any more is removed, flows too.
 func TestDeviceRemoved(t *testing.T) {
 	both(t, func(t *testing.T, clsact bool) {
