@@ -4,23 +4,17 @@ package lab
 
 import (
 	"bytes"
-	"context"
+	"encoding/json"
 	"fmt"
-	"io"
-	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
-	"go.uber.org/zap/zaptest"
-
 	"edged.dev/edged/pkg/ils"
-	"edged.dev/edged/pkg/pinhole"
 )
 
 // ilsSchema is what slapd must know to be a NetMeeting directory, and an attribute of another one with the
@@ -100,82 +94,25 @@ func (h *Host) enlist(t *testing.T, server netip.AddrPort, cn string, args ...st
 	h.ldap(t, "ldapmodify", server, dn+"changetype: modify\nreplace: sappid\nsappid: ms-netmeeting\n-\nreplace: sprotid\nsprotid: h323\n-\nreplace: sport\nsport: 1720\n", args...)
 }
 
-// gateNetworks are the rig's networks in the words of the seam.
-func (r *Rig) gateNetworks() pinhole.Networks {
-	return pinhole.Networks{
-		"inside":  {Addresses: []netip.Addr{r.GW.IPOn(inside, 4)}, Subnets: []netip.Prefix{netip.MustParsePrefix(nets4[inside] + "0/24")}, Trusted: true},
-		"outside": {Addresses: []netip.Addr{r.GW.IPOn(outside, 4)}},
-	}
-}
-
-// listen opens a TCP listener of the gateway's on a side.
-func (r *Rig) listen(t *testing.T, s side, port uint16) net.Listener {
+// directoryGate is an edged with the directory service on both sides, and whatever else is configured.
+func (r *Rig) directoryGate(t *testing.T, server, more string) *Edge {
 	t.Helper()
-	var ln net.Listener
-	must(t, "listen", r.GW.Do(func() (err error) {
-		ln, err = net.Listen("tcp4", netip.AddrPortFrom(r.GW.IPOn(s, 4), port).String())
-		return err
-	}))
-	t.Cleanup(func() { ln.Close() })
-	return ln
+	return r.Edge(t, EdgeConfig{More: fmt.Sprintf("ils: {listen: [\"tcp://inside:389\", \"tcp://inside:1002\", \"tcp://outside:389\"], server: %q}\n%s", server, more)})
 }
 
-// dialer returns how the gateway dials.
-func (r *Rig) dialer() func(ctx context.Context, to string) (net.Conn, error) {
-	return func(ctx context.Context, to string) (conn net.Conn, err error) {
-		err = r.GW.Do(func() error {
-			conn, err = (&net.Dialer{Timeout: 10 * time.Second}).DialContext(ctx, "tcp4", to)
-			return err
-		})
-		return conn, err
-	}
-}
-
-// directoryGate serves 389 on both sides of the gateway; with the gateway's ALG off it only passes octets on.
-func (r *Rig) directoryGate(t *testing.T, cfg ils.Config, alg bool) *ils.Registry {
+// users lists who is registered, by name.
+func (e *Edge) users(t *testing.T) map[string]ils.Entry {
 	t.Helper()
-	cfg.Listen = []pinhole.Listen{{Proto: "tcp", Network: "inside", Port: 389}, {Proto: "tcp", Network: "outside", Port: 389}}
-	server, err := ils.New(cfg, ils.Deps{Networks: r.gateNetworks(), Dial: r.dialer()}, zaptest.NewLogger(t))
-	must(t, "ils", err)
-	ctx, cancel := context.WithCancel(t.Context())
-	var work sync.WaitGroup
-	for s, name := range []string{"inside", "outside"} {
-		ln := r.listen(t, side(s), 389)
-		if alg {
-			work.Go(func() { must(t, "serve", server.ServeListener(ctx, name, ln)) })
-		} else {
-			work.Go(func() { r.passOn(ctx, ln, cfg.Server) })
-		}
+	_, b := e.get("/api/v1/ils")
+	var doc struct{ ILS []ils.Entry }
+	if err := json.Unmarshal(b, &doc); err != nil {
+		t.Fatalf("%s: %v", b, err)
 	}
-	t.Cleanup(func() {
-		cancel()
-		work.Wait()
-	})
-	return server.Registry()
-}
-
-// passOn is a relay that reads nothing: the negative control.
-func (r *Rig) passOn(ctx context.Context, ln net.Listener, to string) {
-	context.AfterFunc(ctx, func() { ln.Close() })
-	for {
-		a, err := ln.Accept()
-		if err != nil {
-			return
-		}
-		go func() {
-			defer a.Close()
-			b, err := r.dialer()(ctx, to)
-			if err != nil {
-				return
-			}
-			defer b.Close()
-			go func() {
-				io.Copy(b, a)
-				b.(*net.TCPConn).CloseWrite()
-			}()
-			io.Copy(a, b)
-		}()
+	out := map[string]ils.Entry{}
+	for _, u := range doc.ILS {
+		out[u.Name] = u
 	}
+	return out
 }
 
 // ilsLab begins a case that needs OpenLDAP's programs.
@@ -186,6 +123,10 @@ func ilsLab(t *testing.T) *Rig {
 			t.Skipf("SKIPPED: %v (Debian packages: slapd, ldap-utils)", err)
 		}
 	}
+	if unprivileged() {
+		t.Skip("SKIPPED: port 389 is not for nobody")
+	}
+	onlyEdged(t, "it has no directory")
 	return lab(t)
 }
 
@@ -195,9 +136,10 @@ func TestILSOutsideServer(t *testing.T) {
 	r := ilsLab(t)
 	in1, in2, srv, out := r.Inside("in1"), r.Inside("in2"), r.Outside("srv"), r.Outside("out1")
 	direct := srv.slapd(t)
-	cfg := ils.DefaultConfig()
-	cfg.Server = direct.String()
-	reg := r.directoryGate(t, cfg, true)
+	e := r.directoryGate(t, direct.String(), "t120: {listen: [\"tcp://outside:1503\"]}\n")
+	for i, h := range []*Host{in1, in2} {
+		h.answerer(t, 1503, byte(i+1))
+	}
 	fromIn, fromOut := netip.AddrPortFrom(r.GW.IPOn(inside, 4), 389), netip.AddrPortFrom(r.GW.IPOn(outside, 4), 389)
 	wan := r.Capture("wan", "tcp", "port", "389")
 
@@ -224,19 +166,17 @@ func TestILSOutsideServer(t *testing.T) {
 			}
 		}
 	}
-	for name, host := range map[string]*Host{"bob@example.org": in2, "alice@example.org": in1} {
+	for i, name := range []string{"alice@example.org", "bob@example.org", "alice@example.org"} {
 		out.address(t, fromOut, name)
-		if to, ok := reg.Route("", r.GW.IPOn(outside, 4), out.IP, ils.H323); !ok || to != netip.AddrPortFrom(host.IP, 1720) {
-			t.Errorf("after looking %s up a call goes to %v, want %v", name, to, host.IP)
-		}
+		out.reaches(t, r.GW.IPOn(outside, 4), byte(i%2+1))
 	}
 	// an address in a filter, and in a comparison
 	if got := in1.ldap(t, "ldapsearch", fromIn, "", "-LLL", "-b", "objectClass=RTPerson", "(sipaddress="+littleEndian(in1.IP)+")", "cn"); !strings.Contains(got, "cn: alice@example.org") {
 		t.Errorf("no entry with alice's own address:\n%s", got)
 	}
 	in1.ldap(t, "ldapmodify", fromIn, "dn: cn=alice@example.org,objectClass=RTPerson\nchangetype: delete\n")
-	if got, ok := reg.Lookup("alice@example.org"); ok {
-		t.Errorf("deleted, but: %+v", got)
+	if got := e.users(t); len(got) != 1 || got["bob@example.org"].Host != in2.IP {
+		t.Errorf("alice is deleted, and the registry has %+v", got)
 	}
 	leaked := []string{littleEndian(in1.IP), littleEndian(in2.IP)}
 	for _, p := range wan.Stop(t) {
@@ -253,23 +193,21 @@ func TestILSInsideServer(t *testing.T) {
 	r := ilsLab(t)
 	in1, in2, srv, out := r.Inside("in1"), r.Inside("in2"), r.Inside("srv"), r.Outside("out1")
 	direct := srv.slapd(t)
-	cfg := ils.DefaultConfig()
-	cfg.Server, cfg.Pool = direct.String(), []netip.Addr{netip.MustParseAddr("198.51.100.2"), netip.MustParseAddr("198.51.100.3")}
-	reg := r.directoryGate(t, cfg, true)
-	fromOut := netip.AddrPortFrom(r.GW.IPOn(outside, 4), 389)
-	in1.enlist(t, direct, "alice@example.org")
-	in2.enlist(t, direct, "bob@example.org")
-	seen := map[string]bool{}
-	for name, host := range map[string]*Host{"alice@example.org": in1, "bob@example.org": in2} {
-		got := out.address(t, fromOut, name)
-		e, ok := reg.Lookup(name)
-		if !ok || e.Host != host.IP || got != littleEndian(e.Public) || seen[got] {
-			t.Errorf("%s is found under %s, and the registry has %+v", name, got, e)
+	e := r.directoryGate(t, direct.String(), "t120: {listen: [\"tcp://outside:1503\"]}\n")
+	public := r.GW.IPOn(outside, 4)
+	for i, h := range []*Host{in1, in2} {
+		h.answerer(t, 1503, byte(i+1))
+		h.enlist(t, direct, fmt.Sprintf("user%d@example.org", i+1))
+	}
+	for _, i := range []byte{2, 1} {
+		name := fmt.Sprintf("user%d@example.org", i)
+		if got := out.address(t, netip.AddrPortFrom(public, 389), name); got != littleEndian(public) {
+			t.Errorf("%s is found under %s", name, got)
 		}
-		seen[got] = true
-		if to, ok := reg.Route("", e.Public, netip.MustParseAddr("203.0.113.9"), ils.T120); !ok || to.Addr() != host.IP {
-			t.Errorf("a stranger's call to %v goes to %v", e.Public, to)
-		}
+		out.reaches(t, public, i)
+	}
+	if got := e.users(t); len(got) != 2 || got["user1@example.org"].Host != in1.IP {
+		t.Errorf("the registry has %+v", got)
 	}
 }
 
@@ -278,9 +216,7 @@ func TestILSOrdinaryDirectory(t *testing.T) {
 	r := ilsLab(t)
 	in1, srv := r.Inside("in1"), r.Outside("srv")
 	direct := srv.slapd(t)
-	cfg := ils.DefaultConfig()
-	cfg.Server = direct.String()
-	r.directoryGate(t, cfg, true)
+	r.directoryGate(t, direct.String(), "")
 	fromIn := netip.AddrPortFrom(r.GW.IPOn(inside, 4), 389)
 	dn, number := "cn=printer,dc=example,dc=org", littleEndian(in1.IP)
 	in1.ldap(t, "ldapadd", fromIn, "dn: "+dn+"\nobjectClass: device\nobjectClass: numbered\ncn: printer\nipAddress: "+number+"\nserialNumber: "+in1.IP.String()+"\n")
@@ -300,10 +236,8 @@ func TestILSOrdinaryDirectory(t *testing.T) {
 func TestILSBuiltin(t *testing.T) {
 	r := ilsLab(t)
 	in1, in2, out := r.Inside("in1"), r.Inside("in2"), r.Outside("out1")
-	cfg := ils.DefaultConfig()
-	cfg.Server = ils.Builtin
-	reg := r.directoryGate(t, cfg, true)
-	fromIn, fromOut := netip.AddrPortFrom(r.GW.IPOn(inside, 4), 389), netip.AddrPortFrom(r.GW.IPOn(outside, 4), 389)
+	e := r.directoryGate(t, ils.Builtin, "")
+	fromIn, fromOut := netip.AddrPortFrom(r.GW.IPOn(inside, 4), 1002), netip.AddrPortFrom(r.GW.IPOn(outside, 4), 389)
 	in1.enlist(t, fromIn, "alice@example.org")
 	out.enlist(t, fromOut, "carol@example.org", "-P", "2")
 	if got := out.address(t, fromOut, "alice@example.org"); got != littleEndian(r.GW.IPOn(outside, 4)) {
@@ -315,8 +249,8 @@ func TestILSBuiltin(t *testing.T) {
 	if got := in2.address(t, fromIn, "carol@example.org"); got != littleEndian(out.IP) {
 		t.Errorf("from inside carol is at %s", got)
 	}
-	if e, ok := reg.Resolved(out.IP); !ok || e.Host != in1.IP {
-		t.Errorf("Resolved = %+v, %v", e, ok)
+	if got := e.users(t); len(got) != 1 || got["alice@example.org"].Host != in1.IP {
+		t.Errorf("the registry has %+v", got)
 	}
 	in1.ldap(t, "ldapdelete", fromIn, "", "cn=alice@example.org,objectClass=RTPerson")
 	if got := out.address(t, fromOut, "alice@example.org"); got != "" {
@@ -324,14 +258,12 @@ func TestILSBuiltin(t *testing.T) {
 	}
 }
 
-// TestILSControl: without the ALG the inside address is what the world learns.
+// TestILSControl: with the ALG off, and the port forwarded, the inside address is what the world learns.
 func TestILSControl(t *testing.T) {
 	r := ilsLab(t)
 	in1, srv, out := r.Inside("in1"), r.Outside("srv"), r.Outside("out1")
 	direct := srv.slapd(t)
-	cfg := ils.DefaultConfig()
-	cfg.Server = direct.String()
-	r.directoryGate(t, cfg, false)
+	r.Edge(t, EdgeConfig{More: fmt.Sprintf("forwards: [{name: ldap, listen: \"tcp://inside:389\", to: %q, allow: [%s0/24]}]\n", direct, nets4[inside])})
 	in1.enlist(t, netip.AddrPortFrom(r.GW.IPOn(inside, 4), 389), "alice@example.org")
 	if got := out.address(t, direct, "alice@example.org"); got != littleEndian(in1.IP) {
 		t.Errorf("the control found %s: the cases prove nothing", got)

@@ -4,7 +4,6 @@ package lab
 
 import (
 	"bytes"
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -14,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -21,11 +21,7 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/zap"
-	"go.uber.org/zap/zaptest/observer"
-
 	"edged.dev/edged/pkg/ils"
-	"edged.dev/edged/pkg/t120"
 )
 
 // desktop is the colour of the desktop behind xrdp, as X stores a pixel: blue, green, red.
@@ -143,28 +139,21 @@ func (s *screen) shown(t *testing.T, columns int) (n int) {
 	return n
 }
 
-// conferenceGate serves 1503 on the outside of the gateway.
-func (r *Rig) conferenceGate(t *testing.T, cfg t120.Config, router t120.Router) *observer.ObservedLogs {
+// conferenceGate is an edged that serves 1503 outside and brings callers to a host.
+func (r *Rig) conferenceGate(t *testing.T, to netip.Addr, rdp bool) *Edge {
 	t.Helper()
-	level, logs := observer.New(zap.InfoLevel)
-	dial := r.dialer()
-	server, err := t120.New(cfg, t120.Deps{Networks: r.gateNetworks(), Router: router, Dial: func(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
-		return dial(ctx, to.String())
-	}}, zap.New(level))
-	must(t, "t120", err)
-	ctx, cancel := context.WithCancel(context.Background())
-	ln := r.listen(t, outside, 1503)
-	var work sync.WaitGroup
-	work.Go(func() {
-		if err := server.ServeListener(ctx, "outside", ln); err != nil {
-			t.Errorf("serve: %v", err)
+	return r.Edge(t, EdgeConfig{More: fmt.Sprintf("t120: {listen: [\"tcp://outside:1503\"], targets: {outside: \"%v:1503\"}, rdp: %v}\n", to, rdp)})
+}
+
+// logged returns the lines of edged's log that hold all of the texts.
+func (e *Edge) logged(texts ...string) (lines []string) {
+	b, _ := os.ReadFile(e.proc.Log)
+	for line := range strings.Lines(string(b)) {
+		if !slices.ContainsFunc(texts, func(s string) bool { return !strings.Contains(line, s) }) {
+			lines = append(lines, line)
 		}
-	})
-	t.Cleanup(func() {
-		cancel()
-		work.Wait()
-	})
-	return logs
+	}
+	return lines
 }
 
 // desktopLab begins a case with a terminal server.
@@ -175,6 +164,7 @@ func desktopLab(t *testing.T) *Rig {
 			t.Skipf("SKIPPED: %v (Debian packages: xrdp, freerdp2-x11, tigervnc-standalone-server, xvfb, x11-xserver-utils)", err)
 		}
 	}
+	onlyEdged(t, "it knows no T.120")
 	return lab(t)
 }
 
@@ -185,15 +175,12 @@ func TestT120Desktop(t *testing.T) {
 			r := desktopLab(t)
 			in, out := r.Inside("in1"), r.Outside("out1")
 			in.xrdp(t)
-			cfg := t120.DefaultConfig()
-			cfg.RDP, cfg.Targets = true, map[string]netip.AddrPort{"outside": netip.AddrPortFrom(in.IP, 1503)}
-			logs := r.conferenceGate(t, cfg, nil)
+			e := r.conferenceGate(t, in.IP, true)
 			s := out.screen(t, 1, 1)
 			s.freerdp(t, netip.AddrPortFrom(r.GW.IPOn(outside, 4), 1503), 1, args...)
 			eventually(t, 60*time.Second, "the desktop appears", func() bool { return s.shown(t, 1) == 1 })
-			up := logs.FilterMessage("t120 up").All()
-			if len(up) == 0 || up[len(up)-1].ContextMap()["target"] != netip.AddrPortFrom(in.IP, 1503).String() {
-				t.Errorf("the log says %v", up)
+			if len(e.logged("t120 up", netip.AddrPortFrom(in.IP, 1503).String())) == 0 {
+				t.Error("the log does not say where the session went")
 			}
 		})
 	}
@@ -204,9 +191,7 @@ func TestT120TwentyDesktops(t *testing.T) {
 	r := desktopLab(t)
 	in, out := r.Inside("in1"), r.Outside("out1")
 	in.xrdp(t)
-	cfg := t120.DefaultConfig()
-	cfg.RDP, cfg.Targets = true, map[string]netip.AddrPort{"outside": netip.AddrPortFrom(in.IP, 1503)}
-	logs := r.conferenceGate(t, cfg, nil)
+	e := r.conferenceGate(t, in.IP, true)
 	s := out.screen(t, 5, 4)
 	for range 20 {
 		s.freerdp(t, netip.AddrPortFrom(r.GW.IPOn(outside, 4), 1503), 5, "/sec:rdp", "-fast-path")
@@ -215,8 +200,8 @@ func TestT120TwentyDesktops(t *testing.T) {
 	if !until(3*time.Minute, func() bool { n = s.shown(t, 5); return n == 20 }) {
 		t.Fatalf("%d of 20 desktops appeared", n)
 	}
-	if ended := logs.FilterMessage("t120 ended").Len() + logs.FilterMessage("t120 refused").Len(); ended > 0 {
-		t.Errorf("%d connections have ended", ended)
+	if ended := append(e.logged("t120 ended"), e.logged("t120 refused")...); len(ended) > 0 {
+		t.Errorf("connections have ended: %s", ended)
 	}
 }
 
@@ -230,17 +215,11 @@ func TestT120Control(t *testing.T) {
 	if err := s.freerdp(t, gate, 1, "/sec:rdp").Wait(60 * time.Second); err == nil || s.shown(t, 1) > 0 {
 		t.Errorf("with nobody at %v: %v", gate, err)
 	}
-	cfg := t120.DefaultConfig()
-	cfg.Targets = map[string]netip.AddrPort{"outside": netip.AddrPortFrom(in.IP, 1503)}
-	logs := r.conferenceGate(t, cfg, nil)
+	e := r.conferenceGate(t, in.IP, false)
 	if err := s.freerdp(t, gate, 1, "/sec:rdp").Wait(60 * time.Second); err == nil || s.shown(t, 2) > 0 {
 		t.Errorf("with RDP not allowed: %v", err)
 	}
-	if !until(10*time.Second, func() bool {
-		return logs.FilterMessage("t120 refused").FilterField(zap.String("reason", "rdp")).Len() > 0
-	}) {
-		t.Errorf("no reason is logged: %v", logs.All())
-	}
+	eventually(t, 10*time.Second, "the reason is logged", func() bool { return len(e.logged("t120 refused", "rdp")) > 0 })
 }
 
 // exchange connects from a host, sends octets and returns what comes until the other side closes.
@@ -265,21 +244,19 @@ func (h *Host) exchange(t *testing.T, to netip.AddrPort, send []byte) []byte {
 
 // TestT120Garbage: what is no T.120 does not reach the inside, and the log says why.
 func TestT120Garbage(t *testing.T) {
+	onlyEdged(t, "it knows no T.120")
 	r := lab(t)
 	in, out := r.Inside("in1"), r.Outside("out1")
 	reached := in.answerer(t, 1503, 1)
-	cfg := t120.DefaultConfig()
-	cfg.Targets = map[string]netip.AddrPort{"outside": netip.AddrPortFrom(in.IP, 1503)}
-	logs := r.conferenceGate(t, cfg, nil)
+	e := r.conferenceGate(t, in.IP, false)
 	gate := netip.AddrPortFrom(r.GW.IPOn(outside, 4), 1503)
 	for reason, send := range map[string][]byte{
 		"tpkt": []byte("GET / HTTP/1.0\r\n\r\n"), "x224": {3, 0, 0, 11, 0x20, 0xe0, 0, 0, 0, 1, 0}, "sequence": {3, 0, 0, 7, 2, 0xf0, 0x80},
 	} {
 		out.exchange(t, gate, send)
-		if !until(10*time.Second, func() bool {
-			return logs.FilterMessage("t120 refused").FilterField(zap.String("reason", reason)).Len() > 0
-		}) {
-			t.Errorf("%q: no reason is logged: %v", send, logs.All())
+		eventually(t, 10*time.Second, "the reason is logged: "+reason, func() bool { return len(e.logged("t120 refused", reason)) > 0 })
+		if n := e.Metric("edged_t120_drops_total", "reason", reason); n != 1 {
+			t.Errorf("%s is counted %v times", reason, n)
 		}
 	}
 	if n := reached(); n != 0 {
@@ -287,9 +264,7 @@ func TestT120Garbage(t *testing.T) {
 	}
 	request, garbage := []byte{3, 0, 0, 11, 6, 0xe0, 0, 0, 0, 1, 0}, []byte{3, 0, 0, 9, 2, 0xf0, 0x80, 0x7f, 0x65}
 	out.exchange(t, gate, append(request, garbage...)) // out of turn: the front is not up
-	if logs.FilterMessage("t120 refused").Len() != 4 {
-		t.Errorf("garbage behind a request was not refused: %v", logs.All())
-	}
+	eventually(t, 10*time.Second, "garbage behind a request is refused", func() bool { return len(e.logged("t120 refused")) == 4 })
 }
 
 // answerer is a T.120 host that confirms connections with a reference of its own, and closes after a second
@@ -330,23 +305,22 @@ func (h *Host) answerer(t *testing.T, port uint16, ref byte) func() int {
 	}
 }
 
-// registryRouter sends calls to whom the caller has looked up.
-type registryRouter struct{ *ils.Registry }
-
-// Route implements [t120.Router].
-func (r registryRouter) Route(c t120.Call) (netip.AddrPort, bool) {
-	return r.Registry.Route(c.Conference, c.Local.Addr(), c.Client.Addr(), ils.T120)
+// reaches calls the address with T.120, and checks who answers.
+func (h *Host) reaches(t *testing.T, to netip.Addr, ref byte) {
+	t.Helper()
+	got := h.exchange(t, netip.AddrPortFrom(to, 1503), []byte{3, 0, 0, 11, 6, 0xe0, 0, 0, 0, 1, 0})
+	if want := []byte{3, 0, 0, 11, 6, 0xd0, 0, 1, 0, ref, 0}; !bytes.Equal(got, want) {
+		t.Errorf("%s's call is answered with %x, want %x", h.Name, got, want)
+	}
 }
 
 // TestT120ByDirectory: two names behind one address. An outside host looks one up and calls the address that it
-// has been told, which is the same for both, and reaches the host that it meant.
+// has been told, which is the same for both, and reaches the host that it meant; who has looked nobody up reaches
+// nobody.
 func TestT120ByDirectory(t *testing.T) {
 	r := ilsLab(t)
-	in1, in2, out := r.Inside("in1"), r.Inside("in2"), r.Outside("out1")
-	cfg := ils.DefaultConfig()
-	cfg.Server = ils.Builtin
-	reg := r.directoryGate(t, cfg, true)
-	r.conferenceGate(t, t120.DefaultConfig(), registryRouter{reg})
+	in1, in2, out, other := r.Inside("in1"), r.Inside("in2"), r.Outside("out1"), r.Outside("out2")
+	e := r.directoryGate(t, ils.Builtin, "t120: {listen: [\"tcp://outside:1503\"]}\n")
 	fromIn, fromOut := netip.AddrPortFrom(r.GW.IPOn(inside, 4), 389), netip.AddrPortFrom(r.GW.IPOn(outside, 4), 389)
 	for i, h := range []*Host{in1, in2} {
 		h.answerer(t, 1503, byte(i+1))
@@ -357,9 +331,8 @@ func TestT120ByDirectory(t *testing.T) {
 		if got := out.address(t, fromOut, fmt.Sprintf("user%d@example.org", i)); got != littleEndian(public) {
 			t.Fatalf("user %d is at %s", i, got)
 		}
-		got := out.exchange(t, netip.AddrPortFrom(public, 1503), []byte{3, 0, 0, 11, 6, 0xe0, 0, 0, 0, 1, 0})
-		if want := []byte{3, 0, 0, 11, 6, 0xd0, 0, 1, 0, i, 0}; !bytes.Equal(got, want) {
-			t.Errorf("the call to user %d was answered with %x, want %x", i, got, want)
-		}
+		out.reaches(t, public, i)
 	}
+	other.exchange(t, netip.AddrPortFrom(public, 1503), []byte{3, 0, 0, 11, 6, 0xe0, 0, 0, 0, 1, 0, 3, 0, 0, 7, 2, 0xf0, 0x80})
+	eventually(t, 10*time.Second, "a stranger's call is refused", func() bool { return len(e.logged("t120 refused", other.IP.String())) == 1 })
 }

@@ -152,6 +152,8 @@ func (v *validation) pool(pool []netip.Addr) {
 			v.fault(key, "%s is no IPv4 address of a host; entries hold no other", a)
 		case seen[a]:
 			v.fault(key, "%s is listed twice", a)
+		case !v.nets.Own(a):
+			v.fault(key, "%s is no address of the edge; list it under networks too, so that calls to it arrive", a)
 		}
 		seen[a] = true
 	}

@@ -32,6 +32,9 @@ func TestConfig(t *testing.T) {
 		{"pool[1]: 192.0.2.1 is listed twice", func(c *Config) {
 			c.Pool = []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.1")}
 		}},
+		{"pool[0]: 192.0.2.1 is no address of the edge; list it under networks too, so that calls to it arrive", func(c *Config) {
+			c.Pool = []netip.Addr{netip.MustParseAddr("192.0.2.1")}
+		}},
 		{"lifetime: 0s is not between 1s and 168h", func(c *Config) { c.Lifetime = 0 }},
 		{"memory: 1ms is not between 1s and 168h", func(c *Config) { c.Memory = time.Millisecond }},
 		{"idle: 200h0m0s is not between 1s and 168h", func(c *Config) { c.Idle = 200 * time.Hour }},

@@ -125,9 +125,8 @@ func (r *Registry) resolvedLocked(client netip.Addr, now time.Time) (Entry, bool
 }
 
 // Route finds the inside host for a call from client that arrived at the edge's address local: by the name
-// that is called, if the call says one; by local, if it is of the pool; by what client looked up last; or
-// the only host there is. An unknown name that is not empty is no reason to give up: callers put all
-// kinds of text there.
+// that is called, if the call says one; by local, if it is of the pool; by what client looked up last. An
+// unknown name that is not empty is no reason to give up: callers put all kinds of text there.
 func (r *Registry) Route(called string, local, client netip.Addr, p Protocol) (netip.AddrPort, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -138,17 +137,8 @@ func (r *Registry) Route(called string, local, client netip.Addr, p Protocol) (n
 	if e, ok := r.atLocked(local.Unmap(), now); ok {
 		return e.Addr(p), true
 	}
-	if e, ok := r.resolvedLocked(client, now); ok {
-		return e.Addr(p), true
-	}
-	r.sweepLocked(now)
-	if len(r.perHost) != 1 {
-		return netip.AddrPort{}, false
-	}
-	for _, e := range r.byName {
-		return e.Addr(p), true
-	}
-	return netip.AddrPort{}, false
+	e, ok := r.resolvedLocked(client, now)
+	return e.Addr(p), ok
 }
 
 // Entries lists the registry by name.

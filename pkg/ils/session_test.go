@@ -243,7 +243,7 @@ func TestRegistration(t *testing.T) {
 		t.Errorf("Route = %v, %v", got, ok)
 	}
 	if got, ok := e.reg.Route("nobody", publicAddr, outsideHost, H323); ok {
-		t.Errorf("two hosts and no name lead to %v", got)
+		t.Errorf("an unknown name leads to %v", got)
 	}
 
 	// what an inside client reads from the outside server is the inside address again
@@ -268,9 +268,6 @@ func TestRegistration(t *testing.T) {
 	s.response(result(5, opDeleteResponse, 0))
 	if got, ok := e.reg.Lookup("alice@example.org"); ok {
 		t.Errorf("still there: %+v", got)
-	}
-	if got, ok := e.reg.Route("nobody", publicAddr, outsideHost, T120); !ok || got.String() != "10.77.1.3:1503" {
-		t.Errorf("the only host is not found: %v, %v", got, ok)
 	}
 }
 
