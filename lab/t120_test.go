@@ -62,7 +62,7 @@ port=5900
 func (p *Proc) display(t *testing.T) string {
 	t.Helper()
 	number := ""
-	eventually(t, 20*time.Second, p.Name+" is up", func() bool {
+	eventually(t, time.Minute, p.Name+" is up", func() bool {
 		b, err := os.ReadFile(p.Log)
 		if err != nil {
 			return false
