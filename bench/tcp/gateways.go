@@ -201,9 +201,9 @@ func (r *rig) file(name, text string) (string, error) {
 	return path, nil
 }
 
-// process starts a program in the gateway, on its core.
+// process starts a program in the gateway, on its core, before other programs there.
 func (r *rig) process(args ...string) (stop func(), err error) {
-	cmd := exec.Command("ip", append([]string{"netns", "exec", r.gw, "nice", "-n", niceness, "taskset", "-c", fmt.Sprint(gwCPU)}, args...)...)
+	cmd := exec.Command("ip", append([]string{"netns", "exec", r.gw, "chrt", "--rr", "1", "taskset", "-c", fmt.Sprint(gwCPU)}, args...)...)
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {

@@ -6,6 +6,8 @@
 //
 //	client 192.0.2.10 ──veth── 192.0.2.1 gateway 198.51.100.1 ──veth── server 198.51.100.20
 //
+// Load and gateway go before other programs of the machine (SCHED_RR), since a message that waits for the processor
+// costs more than one that does not: whatever else runs is starved for a minute or two.
 // Client and server send MTU-sized frames, as they come from a wire; the gateway's devices have GRO and TSO, as network
 // cards have.
 package main
@@ -59,7 +61,7 @@ func bench(o options) (err error) {
 	if os.Getenv(loadEnv) == "" {
 		return errors.New("needs two processors: one for the gateway, one for the load")
 	}
-	for _, tool := range []string{"ip", "nft", "ethtool", "taskset", "haproxy", "nginx"} {
+	for _, tool := range []string{"ip", "nft", "ethtool", "taskset", "chrt", "haproxy", "nginx"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			return fmt.Errorf("%s is missing: apt-get install iproute2 nftables ethtool util-linux haproxy nginx libnginx-mod-stream", tool)
 		}
@@ -104,11 +106,11 @@ func onLoadCore() error {
 	if err != nil {
 		return fmt.Errorf("own program: %w", err)
 	}
-	path, err := exec.LookPath("nice")
+	path, err := exec.LookPath("chrt")
 	if err != nil {
-		return fmt.Errorf("nice is missing: %w", err)
+		return errors.New("chrt is missing: apt-get install util-linux")
 	}
-	args := append([]string{"nice", "-n", niceness, "taskset", "-c", fmt.Sprint(loadCPU), self}, os.Args[1:]...)
+	args := append([]string{"chrt", "--rr", "1", "taskset", "-c", fmt.Sprint(loadCPU), self}, os.Args[1:]...)
 	return syscall.Exec(path, args, append(os.Environ(), loadEnv+"=1"))
 }
 

@@ -21,7 +21,6 @@ const (
 	sinkPort         = 7000 // reads and forgets
 	echoPort         = 7001
 	loadCPU, gwCPU   = 0, 1
-	niceness         = "-20" // of gateways and load
 )
 
 // rig is the three namespaces.
@@ -122,7 +121,7 @@ func (r *rig) pinNAPI(id string) error {
 		if err := unix.SchedSetaffinity(tid, &set); err != nil {
 			return fmt.Errorf("pin %d to CPU %d: %w", tid, cpu, err)
 		}
-		attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}
+		attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 2} // gateways and load have 1
 		if err := unix.SchedSetAttr(tid, &attr, 0); err != nil {
 			return fmt.Errorf("priority of %d: %w", tid, err)
 		}
