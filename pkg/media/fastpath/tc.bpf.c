@@ -35,7 +35,7 @@ static __always_inline int redirect(struct hop *h)
 	return bpf_redirect_neigh(h->device, &next, sizeof(next), 0);
 }
 
-#include "tcp.h"
+#include "icmp.h"
 
 static __always_inline int leave(const struct packet *p, struct hop *h)
 {
@@ -184,7 +184,7 @@ static __noinline int options_v6(struct __sk_buff *skb)
 	return count_behind(skb, &p, &k, &src);
 }
 
-static __always_inline int relay_v4(struct __sk_buff *skb)
+static __noinline int relay_v4(struct __sk_buff *skb)
 {
 	struct packet p = packet_of(skb);
 	struct ethhdr *eth;
@@ -195,8 +195,6 @@ static __always_inline int relay_v4(struct __sk_buff *skb)
 	if ((void *)(long)skb->data + L4_V4 + sizeof(*udp) > (void *)(long)skb->data_end &&
 	    bpf_skb_pull_data(skb, L4_V4 + sizeof(*udp)))
 		return UP;
-	if (is_tcp(skb, ETH_HLEN + offsetof(struct iphdr, protocol)))
-		return tcp_v4(skb);
 	eth = (void *)(long)skb->data;
 	if (!read_v4(&p, eth, (void *)(long)skb->data_end)) {
 		if ((void *)eth + L4_V4 <= (void *)(long)skb->data_end && *(__u8 *)(eth + 1) > 0x45)
@@ -236,7 +234,7 @@ static __always_inline int pull_v6(struct __sk_buff *skb)
 	return 0;
 }
 
-static __always_inline int relay_v6(struct __sk_buff *skb)
+static __noinline int relay_v6(struct __sk_buff *skb)
 {
 	struct packet p = packet_of(skb);
 	struct ethhdr *eth;
@@ -245,8 +243,6 @@ static __always_inline int relay_v6(struct __sk_buff *skb)
 
 	if (pull_v6(skb))
 		return UP;
-	if (is_tcp(skb, ETH_HLEN + offsetof(struct ipv6hdr, nexthdr)))
-		return tcp_v6(skb);
 	eth = (void *)(long)skb->data;
 	if (!read_v6(&p, eth, (void *)(long)skb->data_end)) {
 		struct ipv6hdr *ip = (void *)(eth + 1);
@@ -270,16 +266,27 @@ static __always_inline int relay_v6(struct __sk_buff *skb)
 	return leave(&p, h);
 }
 
+// The functions are not inlined, as all that is on the stack at once is 512 bytes at most.
 SEC("tc")
 int relay(struct __sk_buff *skb)
 {
+	__u8 protocol;
+
 	// A tag means a device of its own; what is for other hosts was only overheard.
 	if (skb->vlan_present || skb->pkt_type != PACKET_HOST)
 		return UP;
-	if (skb->protocol == bpf_htons(ETH_P_IP))
-		return relay_v4(skb);
-	if (skb->protocol == bpf_htons(ETH_P_IPV6))
-		return relay_v6(skb);
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		protocol = tcp_protocol(skb, ETH_HLEN + offsetof(struct iphdr, protocol));
+		if (protocol == IPPROTO_TCP)
+			return tcp_v4(skb);
+		return protocol == IPPROTO_ICMP ? icmp_v4(skb) : relay_v4(skb);
+	}
+	if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
+		protocol = tcp_protocol(skb, ETH_HLEN + offsetof(struct ipv6hdr, nexthdr));
+		if (protocol == IPPROTO_TCP)
+			return tcp_v6(skb);
+		return protocol == IPPROTO_ICMPV6 ? icmp_v6(skb) : relay_v6(skb);
+	}
 	return UP;
 }
 

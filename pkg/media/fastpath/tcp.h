@@ -149,12 +149,18 @@ struct {
 	__type(value, __u32);
 } tcp_clients SEC(".maps");
 
-// tcp_scratch: two directions are too large for the stack.
+// scratch is too large for the stack.
+struct scratch {
+	struct conn c, b;
+	struct tuple answer;
+	__u32 zero;
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 2);
+	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct conn);
+	__type(value, struct scratch);
 } tcp_scratch SEC(".maps");
 
 // tcp_on is 0 as long as there are no forwards.
@@ -174,11 +180,11 @@ struct segment {
 	__u8 dmac[6], smac[6];
 };
 
-// is_tcp tells whether the protocol, at that place of the frame, is TCP, and that matters.
-static __always_inline int is_tcp(struct __sk_buff *skb, __u32 at)
+// tcp_protocol returns the protocol, at that place of the frame; 0 if there are no forwards.
+static __always_inline __u8 tcp_protocol(struct __sk_buff *skb, __u32 at)
 {
 	void *data, *end;
-	int is;
+	__u8 protocol = 0;
 
 	if (!tcp_on)
 		return 0;
@@ -186,9 +192,16 @@ static __always_inline int is_tcp(struct __sk_buff *skb, __u32 at)
 	asm volatile("" ::: "memory");
 	data = (void *)(long)skb->data;
 	end = (void *)(long)skb->data_end;
-	is = data + at + 1 <= end && *(__u8 *)(data + at) == IPPROTO_TCP;
+	if (data + at + 1 > end) {
+		if (bpf_skb_pull_data(skb, at + 1))
+			return 0;
+		data = (void *)(long)skb->data;
+		end = (void *)(long)skb->data_end;
+	}
+	if (data + at + 1 <= end)
+		protocol = *(__u8 *)(data + at);
 	asm volatile("" ::: "memory");
-	return is;
+	return protocol;
 }
 
 static __always_inline void tcp_reverse(struct tuple *to, const struct tuple *of)
@@ -341,15 +354,18 @@ static __always_inline void tcp_sums(struct conn *c, const struct tuple *in)
 // tcp_enter makes both directions of a connection. A port that it took in vain the daemon finds again.
 static __always_inline struct conn *tcp_enter(const struct segment *s, const struct rule *r, __u32 port)
 {
-	struct client who = {.client = s->key.src, .local = s->key.dst};
-	__u32 zero = 0, one = 1, *known = bpf_map_lookup_elem(&tcp_clients, &who);
-	struct conn *c = bpf_map_lookup_elem(&tcp_scratch, &zero), *b = bpf_map_lookup_elem(&tcp_scratch, &one);
-	struct hop *h = tcp_hop(r->hop), *back = known ? tcp_hop(*known) : 0;
-	struct tuple answer;
-	__u32 mtu, heads = s->l4 - ETH_HLEN + sizeof(struct tcphdr);
+	__u32 zero = 0, *known, mtu, heads = s->l4 - ETH_HLEN + sizeof(struct tcphdr);
+	struct scratch *all = bpf_map_lookup_elem(&tcp_scratch, &zero);
+	struct conn *c, *b;
+	struct hop *h = tcp_hop(r->hop), *back;
 
-	if (!c || !b || !h)
+	if (!all || !h)
 		return 0;
+	c = &all->c;
+	b = &all->b;
+	// Source and destination, of which a client's way is made.
+	known = bpf_map_lookup_elem(&tcp_clients, &s->key);
+	back = known ? tcp_hop(*known) : 0;
 	mtu = back ? back->mtu : r->mtu;
 	if (mtu > h->mtu)
 		mtu = h->mtu;
@@ -373,10 +389,11 @@ static __always_inline struct conn *tcp_enter(const struct segment *s, const str
 	b->learned.flags = HOP_MAC;
 	__builtin_memcpy(b->learned.dmac, s->smac, ETH_ALEN);
 	__builtin_memcpy(b->learned.smac, s->dmac, ETH_ALEN);
-	tcp_reverse(&answer, &c->to);
+	tcp_reverse(&all->answer, &c->to);
 	tcp_sums(c, &s->key);
-	tcp_sums(b, &answer);
-	if (bpf_map_update_elem(&tcp_conns, &answer, b, BPF_NOEXIST) || bpf_map_update_elem(&tcp_conns, &s->key, c, BPF_NOEXIST))
+	tcp_sums(b, &all->answer);
+	if (bpf_map_update_elem(&tcp_conns, &all->answer, b, BPF_NOEXIST) ||
+	    bpf_map_update_elem(&tcp_conns, &s->key, c, BPF_NOEXIST))
 		return 0;
 	return bpf_map_lookup_elem(&tcp_conns, &s->key);
 }
@@ -453,13 +470,13 @@ static __noinline void tcp_follow(const struct segment *s, struct conn *c)
 }
 
 // tcp_route returns the way to the receiver, 0 if there is none.
-static __always_inline struct hop *tcp_route(const struct segment *s, struct conn *c)
+static __always_inline struct hop *tcp_route(__u64 now, struct conn *c)
 {
-	if (!c->hop && s->now - c->checked > SECOND / 4) {
+	if (!c->hop && now - c->checked > SECOND / 4) {
 		struct client who = {.client = c->to.dst, .local = c->to.src};
 		__u32 *known = bpf_map_lookup_elem(&tcp_clients, &who);
 
-		c->checked = s->now;
+		c->checked = now;
 		if (known)
 			c->hop = *known;
 	}
@@ -474,8 +491,7 @@ static __always_inline int tcp_came(struct __sk_buff *skb, struct conn *c, const
 	if (c->device == skb->ifindex)
 		return 1;
 	if (!c->back) {
-		struct client who = {.client = s->key.src, .local = s->key.dst};
-		__u32 *known = bpf_map_lookup_elem(&tcp_clients, &who);
+		__u32 *known = bpf_map_lookup_elem(&tcp_clients, &s->key);
 
 		if (!known)
 			return 0;
@@ -497,7 +513,7 @@ static __always_inline __u32 tcp_judge(struct __sk_buff *skb, const struct segme
 		return DROP_ODD;
 	if (s->ttl <= 1)
 		return DROP_TTL;
-	*hop = tcp_route(s, c);
+	*hop = tcp_route(s->now, c);
 	if (!*hop)
 		return DROP_NO_WAY;
 	return tcp_size(skb, s) > (*hop)->mtu ? DROP_MTU : NONE;
