@@ -164,7 +164,7 @@ func (k *kernel) attachLink(index int) (link.Link, error) {
 func (k *kernel) takeLink(kind string, index int, prog *ebpf.Program, attach func() (link.Link, error)) (link.Link, error) {
 	if l := k.pins.link(kind, index); l != nil {
 		if err := l.Update(prog); err != nil {
-			l.Close()
+			_ = l.Close()
 			return nil, err
 		}
 		return l, nil
@@ -174,7 +174,7 @@ func (k *kernel) takeLink(kind string, index int, prog *ebpf.Program, attach fun
 		return nil, err
 	}
 	if err := k.pins.keepLink(kind, index, l); err != nil {
-		l.Close()
+		_ = l.Close()
 		return nil, fmt.Errorf("pin: %w", err)
 	}
 	return l, nil

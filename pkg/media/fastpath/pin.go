@@ -186,7 +186,7 @@ func (p *pins) maps(spec *ebpf.CollectionSpec) map[string]*ebpf.Map {
 
 func closeMaps(list map[string]*ebpf.Map) {
 	for _, m := range list {
-		m.Close()
+		_ = m.Close()
 	}
 }
 
@@ -231,7 +231,7 @@ func (p *pins) link(kind string, index int) link.Link {
 		return nil
 	}
 	if deviceOf(l) != index {
-		l.Close()
+		_ = l.Close()
 		return nil
 	}
 	return l

@@ -155,14 +155,14 @@ func (s *State) read(p *pins, spec *ebpf.CollectionSpec) error {
 			}
 			s.Devices = append(s.Devices, d)
 		}
-		l.Close()
+		_ = l.Close()
 	}
 	for name := range spec.Programs {
 		if prog, err := ebpf.LoadPinnedProgram(p.path(name), nil); err == nil {
 			if info, err := prog.Info(); err == nil {
 				s.Programs = append(s.Programs, ProgramState{info.Name, info.Tag})
 			}
-			prog.Close()
+			_ = prog.Close()
 		}
 	}
 	if !s.Readable {
@@ -193,7 +193,7 @@ func leaseUntil(p *pins, spec *ebpf.CollectionSpec) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer m.Close()
+	defer func() { _ = m.Close() }()
 	section := make([]byte, m.ValueSize())
 	if err := m.Lookup(uint32(0), section); err != nil {
 		return 0, fmt.Errorf("lease: %w", err)
@@ -206,7 +206,7 @@ func (s *State) readFlows(p *pins, c clock) error {
 	if err != nil {
 		return err
 	}
-	defer m.Close()
+	defer func() { _ = m.Close() }()
 	var k tcKey
 	var v tcFlow
 	flows := m.Iterate()
@@ -340,7 +340,7 @@ func detachLinks(dir string) (n int, err error) {
 			}
 			n++
 			err = l.Detach()
-			l.Close()
+			_ = l.Close()
 			if err != nil && !errors.Is(err, unix.ENOLINK) {
 				return n, err
 			}
