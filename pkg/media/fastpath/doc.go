@@ -1,6 +1,6 @@
 // Package fastpath is a [media.Path] that lets the kernel carry what it can. It wraps
 // package userpath, which stays the truth: it owns every socket, confirms sources and
-// carries whatever the kernel leaves alone. This package decides nothing about calls.
+// carries whatever the kernel leaves alone. [Path.Forward] adds TCP that nobody reads.
 //
 //	relay ── Set, Delete ──► Path ──► userpath (always)
 //	                          └─► worker ─► way to the peer (netlink) ─► BPF maps
