@@ -30,7 +30,7 @@ func FuzzHandOver(f *testing.F) {
 		for s := range sent {
 			o.Prefix[s] = numbered(&sent[s], int(script[s]))
 		}
-		x := join(t, t.Context(), j, o, nil)
+		x := join(t.Context(), t, j, o, nil)
 		peers := [2]*net.TCPConn{x.a, x.b}
 		got := [2]chan []byte{make(chan []byte, 1), make(chan []byte, 1)}
 		failed := make(chan error, 2)

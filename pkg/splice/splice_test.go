@@ -92,7 +92,7 @@ type joined struct {
 }
 
 // join joins two connections; wrap, if not nil, hides what they are from the joiner.
-func join(t testing.TB, ctx context.Context, j *Joiner, o Options, wrap func(net.Conn) net.Conn) *joined {
+func join(ctx context.Context, t testing.TB, j *Joiner, o Options, wrap func(net.Conn) net.Conn) *joined {
 	t.Helper()
 	x := &joined{result: make(chan Result, 1)}
 	a, toA := dialPair(t)
@@ -133,7 +133,7 @@ func ways(t *testing.T, f func(t *testing.T, wrap func(net.Conn) net.Conn)) {
 
 func TestMessagesAndHalfClose(t *testing.T) {
 	ways(t, func(t *testing.T, wrap func(net.Conn) net.Conn) {
-		x := join(t, t.Context(), serve(t, 2), Options{Prefix: [2][]byte{[]byte("HE"), []byte("wor")}}, wrap)
+		x := join(t.Context(), t, serve(t, 2), Options{Prefix: [2][]byte{[]byte("HE"), []byte("wor")}}, wrap)
 		fmt.Fprint(x.a, "LLO")
 		x.a.CloseWrite()
 		if got, err := io.ReadAll(x.b); string(got) != "HELLO" || err != nil {
@@ -155,7 +155,7 @@ func TestMessagesAndHalfClose(t *testing.T) {
 func TestResetIsPassedOn(t *testing.T) {
 	ways(t, func(t *testing.T, wrap func(net.Conn) net.Conn) {
 		for _, halfClosed := range []bool{false, true} {
-			x := join(t, t.Context(), serve(t, 1), Options{Prefix: [2][]byte{[]byte("x")}}, wrap)
+			x := join(t.Context(), t, serve(t, 1), Options{Prefix: [2][]byte{[]byte("x")}}, wrap)
 			one := make([]byte, 1)
 			if _, err := io.ReadFull(x.b, one); err != nil {
 				t.Fatal(err)
@@ -187,7 +187,7 @@ func TestEndsFromOutside(t *testing.T) {
 	ways(t, func(t *testing.T, wrap func(net.Conn) net.Conn) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		x := join(t, ctx, serve(t, 1), Options{Prefix: [2][]byte{[]byte("x")}}, wrap)
+		x := join(ctx, t, serve(t, 1), Options{Prefix: [2][]byte{[]byte("x")}}, wrap)
 		if _, err := io.ReadFull(x.b, make([]byte, 1)); err != nil {
 			t.Fatal(err)
 		}
@@ -207,7 +207,7 @@ func TestEndsFromOutside(t *testing.T) {
 func TestEndedStreamArrives(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	x := join(t, ctx, serve(t, 1), Options{}, nil)
+	x := join(ctx, t, serve(t, 1), Options{}, nil)
 	const size = 100_000 // what the sockets' buffers hold
 	if _, err := x.a.Write(make([]byte, size)); err != nil {
 		t.Fatal(err)
@@ -247,7 +247,7 @@ func TestIdle(t *testing.T) {
 	ways(t, func(t *testing.T, wrap func(net.Conn) net.Conn) {
 		const idle = 300 * time.Millisecond
 		begun := time.Now()
-		x := join(t, t.Context(), serve(t, 1), Options{Idle: idle}, wrap)
+		x := join(t.Context(), t, serve(t, 1), Options{Idle: idle}, wrap)
 		fmt.Fprint(x.a, "x")
 		if _, err := io.ReadFull(x.b, make([]byte, 1)); err != nil {
 			t.Fatal(err)
@@ -266,7 +266,7 @@ func TestLimit(t *testing.T) {
 		j := serve(t, 1)
 		for _, size := range []int{1, 10, copySize, copySize + 1, 1 << 20} {
 			for _, more := range []int{0, 1, 1 << 16} {
-				x := join(t, t.Context(), j, Options{Limit: [2]int64{0, int64(size)}, Prefix: [2][]byte{nil, {0}}}, wrap)
+				x := join(t.Context(), t, j, Options{Limit: [2]int64{0, int64(size)}, Prefix: [2][]byte{nil, {0}}}, wrap)
 				go func() {
 					x.b.Write(make([]byte, size-1+more))
 					x.b.CloseWrite()
@@ -290,13 +290,13 @@ func TestServeEndsJoins(t *testing.T) {
 	}
 	// A join that was given up before the loops run.
 	gone, cancel := context.WithCancel(t.Context())
-	early := join(t, gone, j, Options{}, nil)
+	early := join(gone, t, j, Options{}, nil)
 	cancel()
 	if r := early.wait(t); !errors.Is(r.Err, context.Canceled) {
 		t.Error(r.Err)
 	}
 	// One that waits for them.
-	x := join(t, t.Context(), j, Options{Prefix: [2][]byte{[]byte("x")}}, nil)
+	x := join(t.Context(), t, j, Options{Prefix: [2][]byte{[]byte("x")}}, nil)
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- j.Serve(ctx) }()
@@ -307,7 +307,7 @@ func TestServeEndsJoins(t *testing.T) {
 	if err := <-ended; err != nil {
 		t.Fatal(err)
 	}
-	late := join(t, t.Context(), j, Options{}, nil)
+	late := join(t.Context(), t, j, Options{}, nil)
 	for _, x := range []*joined{x, late} {
 		if r := x.wait(t); !errors.Is(r.Err, ErrClosed) {
 			t.Error(r.Err)
@@ -322,7 +322,7 @@ func TestNoDescriptors(t *testing.T) {
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &old); err != nil {
 		t.Fatal(err)
 	}
-	defer syscall.Setrlimit(syscall.RLIMIT_NOFILE, &old) //nolint:errcheck // back to what it was
+	defer syscall.Setrlimit(syscall.RLIMIT_NOFILE, &old)
 	a, toA := dialPair(t)
 	b, toB := dialPair(t)
 	none := old
@@ -344,7 +344,7 @@ func TestNoDescriptors(t *testing.T) {
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &old); err != nil {
 		t.Fatal(err)
 	}
-	x := join(t, t.Context(), j, Options{Prefix: [2][]byte{{1}}}, nil)
+	x := join(t.Context(), t, j, Options{Prefix: [2][]byte{{1}}}, nil)
 	if _, err := io.ReadFull(x.b, make([]byte, 1)); err != nil {
 		t.Fatal(err)
 	}

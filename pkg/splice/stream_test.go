@@ -49,7 +49,7 @@ func streams(t *testing.T, j *Joiner, wrap func(net.Conn) net.Conn, size int64, 
 		o.Prefix[i] = make([]byte, rnd.IntN(3)*rnd.IntN(100000))
 		io.ReadFull(s[i], o.Prefix[i])
 	}
-	x := join(t, t.Context(), j, o, wrap)
+	x := join(t.Context(), t, j, o, wrap)
 	for _, c := range []*net.TCPConn{x.a, x.b} {
 		c.SetDeadline(time.Time{})
 		if rnd.IntN(2) == 0 {

@@ -87,13 +87,15 @@ func (w *waiter) result() (int, error) {
 
 // park waits as a goroutine that reads from a connection does.
 func (w *waiter) park(timeout int) error {
-	switch {
-	case timeout > 0:
-		w.limited = true
-		w.file.SetReadDeadline(time.Now().Add(time.Duration(timeout) * time.Millisecond))
-	case w.limited:
-		w.limited = false
-		w.file.SetReadDeadline(time.Time{})
+	var until time.Time
+	if timeout > 0 {
+		until = time.Now().Add(time.Duration(timeout) * time.Millisecond)
+	}
+	if timeout > 0 || w.limited {
+		w.limited = timeout > 0
+		if err := w.file.SetReadDeadline(until); err != nil {
+			return fmt.Errorf("epoll: %w", err)
+		}
 	}
 	w.n, w.errno = 0, 0
 	if err := w.raw.Read(w.look); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {

@@ -142,7 +142,7 @@ func (f *Forwarder) ServeListener(ctx context.Context, name string, ln net.Liste
 	r := f.rules[i]
 	if at, err := netip.ParseAddrPort(ln.Addr().String()); err == nil && r.Via != ViaUser {
 		if c := f.carry(r, at); c != nil {
-			defer c.Close()
+			defer f.drop(r, c)
 		}
 	}
 	defer context.AfterFunc(ctx, func() { ln.Close() })()
@@ -188,6 +188,13 @@ func (f *Forwarder) carry(r *rule, listen netip.AddrPort) Carried {
 	}
 	r.carried, r.why = append(r.carried, c), ""
 	return c
+}
+
+// drop takes a rule out of the kernel.
+func (f *Forwarder) drop(r *rule, c Carried) {
+	if err := c.Close(); err != nil {
+		f.log.Warn("a forward stays in the kernel", zap.String("forward", r.Name), zap.Error(err))
+	}
 }
 
 // serve carries one connection from its admission to its end.
