@@ -94,8 +94,10 @@ func (d *directory) handle(v *visitor, raw []byte, reply func([]byte) error) err
 		return d.search(v, m, reply)
 	case opExtended:
 		return reply(d.extended(v, m))
+	case opModifyDN:
+		return done(opModifyDNResponse, resultUnsupported)
 	}
-	return done(m.op.Tag|0x20|1, resultUnsupported)
+	return errMalformed // a response, or no operation of LDAP (RFC 4511 §4.1.1)
 }
 
 // result writes an LDAPMessage with an LDAPResult.

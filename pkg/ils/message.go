@@ -25,11 +25,14 @@ const (
 	opAddResponse    byte = 0x69
 	opDelete         byte = 0x4a
 	opDeleteResponse byte = 0x6b
+	opModifyDN       byte = 0x6c
 	opCompare        byte = 0x6e
 	opCompareDone    byte = 0x6f
 	opAbandon        byte = 0x50
 	opExtended       byte = 0x77
 	opExtendedDone   byte = 0x78
+
+	opModifyDNResponse byte = 0x6d
 )
 
 // Object identifiers of extended operations.

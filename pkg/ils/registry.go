@@ -58,6 +58,7 @@ type Registry struct {
 	byPool   map[netip.Addr]*claim
 	byClient map[netip.Addr]resolution
 	sweepAt  time.Time
+	changed  bool // since the last snapshot
 }
 
 type record struct {
@@ -189,6 +190,7 @@ func (r *Registry) dropLocked(e *record) {
 
 // forgetLocked ends an entry whose address of the pool stays claimed.
 func (r *Registry) forgetLocked(e *record) {
+	r.changed = true
 	for _, n := range e.names {
 		if r.byName[n] == e {
 			delete(r.byName, n)
@@ -289,6 +291,7 @@ func (r *Registry) register(n registration) bool {
 	}
 	e.Expires = now.Add(cmp.Or(n.ttl, r.lifetime))
 	r.holdPoolLocked(e)
+	r.changed = true
 	return true
 }
 
@@ -309,6 +312,7 @@ func (r *Registry) refresh(name string, ttl time.Duration) {
 	if e := r.byName[name]; e != nil {
 		e.Expires = time.Now().Add(cmp.Or(ttl, r.lifetime))
 		r.holdPoolLocked(e)
+		r.changed = true
 	}
 }
 
@@ -331,4 +335,5 @@ func (r *Registry) resolve(client netip.Addr, name string) {
 		return
 	}
 	r.byClient[client] = resolution{name, now.Add(r.memory)}
+	r.changed = true
 }

@@ -65,8 +65,7 @@ func (c *relay) close() {
 
 // closeWrite says the end of one direction (TCP FIN).
 func closeWrite(conn net.Conn) {
-	if hc, ok := conn.(interface{ CloseWrite() error }); ok {
-		hc.CloseWrite()
+	if hc, ok := conn.(interface{ CloseWrite() error }); ok && hc.CloseWrite() == nil {
 		return
 	}
 	conn.Close()

@@ -41,6 +41,8 @@ type Deps struct {
 	Dial func(ctx context.Context, to string) (net.Conn, error)
 	// Connections bounds the connections of one source address; 0 = no limit.
 	Connections int
+	// StateDir keeps the registry over a restart; empty: it is lost.
+	StateDir string
 }
 
 // Server relays LDAP. All methods may be called concurrently.
@@ -51,13 +53,15 @@ type Server struct {
 	registry  *Registry
 	directory *directory
 	count     *counters
+	saving    sync.Mutex // one writes the state at a time
 
 	mu        sync.Mutex // guards what follows
 	perSource map[netip.Addr]int
 	open      int
 }
 
-// New checks the configuration and returns a server without listeners.
+// New checks the configuration and returns a server without listeners. What was registered before comes back from
+// deps.StateDir.
 func New(cfg Config, deps Deps, log *zap.Logger) (*Server, error) {
 	if err := cfg.Validate(deps.Networks); err != nil {
 		return nil, err
@@ -67,10 +71,14 @@ func New(cfg Config, deps Deps, log *zap.Logger) (*Server, error) {
 			return (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, "tcp", to)
 		}
 	}
-	return &Server{
+	s := &Server{
 		cfg: cfg, deps: deps, log: log, registry: newRegistry(cfg), directory: newDirectory(cfg),
 		count: newCounters(), perSource: map[netip.Addr]int{},
-	}, nil
+	}
+	if deps.StateDir != "" {
+		s.load()
+	}
+	return s, nil
 }
 
 // Registry returns who has registered.
@@ -86,8 +94,10 @@ func (s *Server) ServeListener(ctx context.Context, network string, ln net.Liste
 	defer work.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stop := context.AfterFunc(ctx, func() { ln.Close() })
-	defer stop()
+	defer context.AfterFunc(ctx, func() { ln.Close() })()
+	if s.deps.StateDir != "" {
+		work.Go(func() { s.saver(ctx) })
+	}
 	for {
 		conn, err := ln.Accept()
 		if err != nil {

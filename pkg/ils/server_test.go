@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -397,6 +399,71 @@ func TestLimit(t *testing.T) {
 	}
 }
 
+// TestRestart: who registered, under which address, and who looked whom up, come back; what has expired does not,
+// and a damaged file is no reason not to start.
+func TestRestart(t *testing.T) {
+	dir := t.TempDir()
+	cfg := DefaultConfig()
+	cfg.Server, cfg.Pool = Builtin, []netip.Addr{publicAddr}
+	start := func() *Server {
+		s, err := New(cfg, Deps{Networks: loopback(), StateDir: dir}, zap.NewNop())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	a := start()
+	a.registry.claimPublic("bob")
+	a.registry.register(registration{names: []string{"bob", "bob@example.org"}, host: insideHost, ports: [2]uint16{2720, 2503}})
+	a.registry.register(registration{names: []string{"brief"}, host: otherInside, ttl: time.Nanosecond})
+	a.registry.resolve(outsideHost, "bob")
+	a.save()
+	b := start()
+	want, _ := a.registry.Lookup("bob")
+	for _, name := range []string{"bob", "bob@example.org"} {
+		if got, ok := b.registry.Lookup(name); !ok || got.Host != want.Host || got.Ports != want.Ports || got.Public != publicAddr || got.Expires.Sub(want.Expires).Abs() > time.Second {
+			t.Errorf("%s came back as %+v, %v; was %+v", name, got, ok, want)
+		}
+	}
+	if got, ok := b.registry.Resolved(outsideHost); !ok || got.Host != insideHost {
+		t.Errorf("the lookup came back as %+v, %v", got, ok)
+	}
+	if got := b.registry.Entries(); len(got) != 1 {
+		t.Errorf("came back: %+v", got)
+	}
+	b.registry.refresh("bob", 0) // NetMeeting's refresh says no address
+	if got, ok := b.registry.At(publicAddr); !ok || got.Host != insideHost {
+		t.Errorf("refreshed: %+v, %v", got, ok)
+	}
+	if err := os.WriteFile(filepath.Join(dir, stateFile), []byte(`{"entries":[{"names":[]},{"names":["x"]},7`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := start().registry.Entries(); len(got) != 0 {
+		t.Errorf("a damaged file brought %+v", got)
+	}
+}
+
+// TestSaver: a change is on the disk when the server has ended.
+func TestSaver(t *testing.T) {
+	cfg, dir := DefaultConfig(), t.TempDir()
+	cfg.Server = Builtin
+	s, err := New(cfg, Deps{Networks: loopback(), StateDir: dir}, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- s.ServeListener(ctx, "inside", listen(t)) }()
+	s.registry.register(registration{names: []string{"bob"}, host: insideHost})
+	cancel()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, stateFile)); err != nil || !strings.Contains(string(b), "bob") {
+		t.Errorf("%s, %v", b, err)
+	}
+}
+
 // FuzzSession feeds arbitrary octets as a stream in both directions: no panic, and what is not a directory of
 // calls stays as it is.
 func FuzzSession(f *testing.F) {
@@ -404,6 +471,7 @@ func FuzzSession(f *testing.F) {
 	f.Add(change(2, aliceDN, attr{"sipaddress", in2}), result(2, opModifyResponse, 0))
 	f.Add(query(3, base, and(equal("sipaddress", in2), equal("sttl", "10"), equal("cn", "x"))), entry(3, opEntry, aliceDN, attr{"sipaddress", pub}))
 	f.Add(bindRequest(1), []byte{0x16, 3, 1})
+	f.Add(envelope(1, []byte{0x7e, 0}), envelope(1, []byte{opModifyDN, 0}))
 	f.Add(envelope(1, ber.Append(nil, opExtended, str(0x80, oidRefresh), ber.Append(nil, 0x81, ber.Append(nil, 0x30, str(0x80, aliceDN), []byte{0x81, 1, 9})))), result(1, opExtendedDone, 0))
 	f.Fuzz(func(t *testing.T, a, b []byte) {
 		for _, serverInside := range []bool{false, true} {

@@ -3,9 +3,11 @@ package t120
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -104,7 +106,7 @@ func (p *peer) closed() {
 	p.t.Helper()
 	for {
 		if _, err := p.s.await(); err != nil {
-			if ne, ok := err.(net.Error); ok && ne.Timeout() {
+			if errors.Is(err, os.ErrDeadlineExceeded) {
 				p.t.Fatal("not closed")
 			}
 			return

@@ -48,6 +48,7 @@ func (c *session) pump(from int, up func()) error {
 	for {
 		out, done, err := c.work(from, up)
 		if len(out) > 0 {
+			c.patience(dst)
 			if _, broken := dst.Write(out); broken != nil {
 				c.close()
 				done = true
@@ -70,6 +71,13 @@ func (c *session) pump(from int, up func()) error {
 			}
 			return nil
 		}
+	}
+}
+
+// patience bounds the next write: a side that takes nothing is as idle as one that says nothing.
+func (c *session) patience(dst net.Conn) {
+	if idle := c.server.cfg.Idle; idle > 0 {
+		dst.SetWriteDeadline(time.Now().Add(idle))
 	}
 }
 
@@ -145,8 +153,7 @@ func (c *session) wait(from int) error {
 
 // closeWrite says the end of one direction (TCP FIN).
 func closeWrite(conn net.Conn) {
-	if hc, ok := conn.(interface{ CloseWrite() error }); ok {
-		hc.CloseWrite()
+	if hc, ok := conn.(interface{ CloseWrite() error }); ok && hc.CloseWrite() == nil {
 		return
 	}
 	conn.Close()
@@ -190,6 +197,7 @@ func (c *session) copy(from int, conns [2]net.Conn, rest []byte) (octets uint64)
 		if len(rest) > 0 {
 			octets += uint64(len(rest))
 			c.active.Store(time.Now().UnixNano())
+			c.patience(conns[1-from])
 			if _, err := conns[1-from].Write(rest); err != nil {
 				c.close()
 				return octets
@@ -230,7 +238,7 @@ func (c *session) refuse(err error) {
 		caller.conn.SetDeadline(time.Now().Add(refuseTime))
 		if _, err := caller.conn.Write(msg); err == nil {
 			closeWrite(caller.conn)
-			io.Copy(io.Discard, io.LimitReader(caller.conn, maxConnect)) // what is unread would reset what was just said
+			_, _ = io.Copy(io.Discard, io.LimitReader(caller.conn, maxConnect)) // what is unread would reset what was just said
 		}
 	}
 	c.close()

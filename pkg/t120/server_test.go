@@ -3,8 +3,10 @@ package t120
 import (
 	"bytes"
 	"context"
+	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"testing"
 	"time"
@@ -399,6 +401,27 @@ func TestSlow(t *testing.T) {
 	b := up(t, a, accept, "Staff", 1)
 	a.closed()
 	b.closed()
+}
+
+// TestStalled: a side that takes nothing does not hold the connection for ever, read or joined.
+func TestStalled(t *testing.T) {
+	at, accept := host(t, "127.1.0.2")
+	for _, mode := range []AddressMode{AddressesHide, AddressesPass} {
+		cfg := config(at)
+		cfg.Idle, cfg.Addresses = time.Second, mode
+		g := serve(t, cfg, Deps{})
+		a := g.dial("127.2.0.9", g.outside)
+		up(t, a, accept, "Staff", 1)
+		packet := append([]byte{3, 0, 0x40, 0, 2, 0xf0, 0x80}, make([]byte, 0x4000-7)...)
+		for {
+			if _, err := a.conn.Write(packet); err != nil {
+				if errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Fatal("not closed")
+				}
+				break
+			}
+		}
+	}
 }
 
 func TestLimit(t *testing.T) {

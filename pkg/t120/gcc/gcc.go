@@ -28,7 +28,7 @@ var (
 )
 
 // key is the object identifier 0.0.20.124.0.1 as ConnectData begins with it (T.124 §8.7).
-var key = [...]byte{0, 5, 0, 0x14, 0x7c, 0, 1}
+const key = "\x00\x05\x00\x14\x7c\x00\x01"
 
 // Info is what a connect PDU says.
 type Info struct {
@@ -46,7 +46,7 @@ type Info struct {
 
 // body returns the ConnectGCCPDU of the user data; exact tells whether its length is right.
 func body(user []byte) (pdu []byte, exact bool, err error) {
-	if len(user) < len(key)+1 || !bytes.Equal(user[:len(key)], key[:]) {
+	if len(user) < len(key)+1 || string(user[:len(key)]) != key {
 		return nil, false, ErrKey
 	}
 	b := user[len(key):]
