@@ -50,6 +50,8 @@ type Forward struct {
 	way            *way
 	why            string    // why it is not in force, "" if it is
 	inherited      time.Time // when it was found, if it is of an earlier run and nobody has asked for it
+	// trouble is what was last logged of its ports.
+	trouble string
 	// live are the connections as the last sweep found them, done the traffic of those that have ended.
 	live map[uint16]*conn
 	done [2]Traffic

@@ -567,6 +567,29 @@ func TestForwardUnclaimed(t *testing.T) {
 	exchangeSome(t, client, server)
 }
 
+// TestForwardNoPorts: a rule whose address this machine has not takes nothing, and says so once.
+func TestForwardNoPorts(t *testing.T) {
+	r := newTCPRig(t, 0, nil)
+	rule := r.forward.Rule()
+	must(t, r.forward.Close())
+	rule.From = netip.MustParseAddr("198.51.100.99")
+	var err error
+	r.forward, err = r.path.Forward(rule)
+	must(t, err)
+	eventually(t, "the trouble is noticed", func() bool {
+		r.path.tcp.mu.Lock()
+		defer r.path.tcp.mu.Unlock()
+		return r.forward.trouble != "" && r.forward.value.Given == 0
+	})
+	if s, err := r.forward.Stats(); err != nil || s.Why == "" {
+		t.Errorf("%+v %v", s, err)
+	}
+	c, err := r.hosts[near].dial(r.hosts[near].addrs[0], r.listen)
+	must(t, err)
+	defer c.Close()
+	(<-r.up).Close()
+}
+
 // TestForwardClose: after Close connections come to the gateway's listener, and the live ones are reset.
 func TestForwardClose(t *testing.T) {
 	r := newTCPRig(t, 0, nil)

@@ -37,7 +37,7 @@ func (a *forwards) tend(now time.Time) {
 	}
 	for _, f := range a.list {
 		if f != nil && f.inherited.IsZero() {
-			f.complain("ports", f.supplyLocked(c.ns))
+			f.troubleLocked(f.supplyLocked(c.ns))
 		}
 	}
 }
@@ -101,6 +101,18 @@ func (f *Forward) placeLocked(device int) string {
 	}
 	f.value.Device, f.value.Mtu = uint32(device), uint32(l.Attrs().MTU)
 	return ""
+}
+
+// troubleLocked logs what keeps the rule from its ports, once.
+func (f *Forward) troubleLocked(err error) {
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	if text != f.trouble {
+		f.trouble = text
+		f.complain("ports", err)
+	}
 }
 
 // supplyLocked sees to it that the program has ports, and writes the rule.
