@@ -172,15 +172,12 @@ func (s *session) moves(m message, f facts, names []string, to translate) bool {
 // that brings one entry of ours tells whom the client will call.
 func (s *session) entry(m message) ([]byte, error) {
 	f, err := m.attributes()
-	if err != nil {
-		return nil, err
-	}
 	s.mu.Lock()
 	p := s.pending[m.id]
-	asked := p != nil && p.ils
+	f.ils = f.ils || p != nil && p.ils
 	s.mu.Unlock()
-	if !asked && !s.mine(f) {
-		return m.raw, nil
+	if mine, err := s.mine(f, err); !mine {
+		return m.raw, err
 	}
 	names := f.names(m.raw)
 	if !s.client.inside && s.server.inside && !s.serverless {

@@ -163,6 +163,14 @@ type facts struct {
 	dn   ber.Element
 	list []fact
 	ils  bool // it belongs to a directory of calls
+	over bool // there are more values than maxValues
+}
+
+// note keeps a value.
+func (f *facts) note(v fact) {
+	if f.over = f.over || len(f.list) == maxValues; !f.over {
+		f.list = append(f.list, v)
+	}
 }
 
 // take notes the values of one PartialAttribute (RFC 4511 §4.1.7) in e.
@@ -181,10 +189,7 @@ func (f *facts) take(raw []byte, e ber.Element, change int32) error {
 	w = ber.Walk(raw, vals)
 	for v, ok := w.Next(); ok; v, ok = w.Next() {
 		f.ils = f.ils || k == kindClass && isILSClass(v.Of(raw))
-		if len(f.list) == maxValues {
-			return errValues
-		}
-		f.list = append(f.list, fact{k, v, change})
+		f.note(fact{k, v, change})
 	}
 	return malformed(w)
 }
@@ -267,10 +272,7 @@ func (f *facts) assert(raw []byte, ava ber.Element) error {
 	if k == other {
 		return nil
 	}
-	if len(f.list) == maxValues {
-		return errValues
-	}
-	f.list = append(f.list, fact{kind: k, value: value})
+	f.note(fact{kind: k, value: value})
 	return nil
 }
 

@@ -100,7 +100,7 @@ func (s *session) request(raw []byte) ([]byte, error) {
 		return raw, s.delete(m)
 	case opCompare:
 		f, err := m.assertion()
-		if err != nil || !s.mine(f) {
+		if mine, err := s.mine(f, err); !mine {
 			return raw, err
 		}
 		return s.edit(m, f, s.toServer)
@@ -114,8 +114,14 @@ func (s *session) request(raw []byte) ([]byte, error) {
 	return raw, nil
 }
 
-// mine tells whether a message belongs to a directory of calls.
-func (s *session) mine(f facts) bool { return f.ils || s.cfg.Dedicated }
+// mine tells whether a message belongs to a directory of calls. err is what reading it brought.
+func (s *session) mine(f facts, err error) (bool, error) {
+	mine := f.ils || s.cfg.Dedicated
+	if err == nil && mine && f.over {
+		err = errValues
+	}
+	return mine && err == nil, err
+}
 
 // await notes an operation whose answer matters.
 func (s *session) await(id int32, p *pending) error {
@@ -156,7 +162,7 @@ func (s *session) bind(m message) error {
 
 // write handles Add and Modify: both may say where a user is.
 func (s *session) write(m message, f facts, err error) ([]byte, error) {
-	if err != nil || !s.mine(f) {
+	if mine, err := s.mine(f, err); !mine {
 		return m.raw, err
 	}
 	names := f.names(m.raw)
@@ -230,11 +236,8 @@ func (s *session) delete(m message) error {
 // filter is a refresh ([MS-TAIL] 3.5.4: (&(objectClass=RTPerson)(cn=…)(sttl=10))).
 func (s *session) search(m message) ([]byte, error) {
 	f, _, err := m.search()
-	if err != nil {
-		return nil, err
-	}
-	if !s.mine(f) {
-		return m.raw, nil
+	if mine, err := s.mine(f, err); !mine {
+		return m.raw, err
 	}
 	p := &pending{op: opSearch, ils: true}
 	if names := f.names(m.raw); s.client.inside && len(names) > 0 {

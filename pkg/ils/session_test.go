@@ -197,6 +197,7 @@ func TestRequests(t *testing.T) {
 		{"outside client at an outside server", outsideHost, false, add(aliceDN, attr{"sipaddress", in2}), ""},
 		{"inside client at an inside server", insideHost, true, add(aliceDN, attr{"sipaddress", in2}), ""},
 		{"other directory", insideHost, false, add("cn=printer,dc=example,dc=org", attr{"objectClass", "device"}, attr{"ipAddress", in2}), ""},
+		{"other directory with many values", insideHost, false, add("cn=x,dc=example,dc=org", append(attr{"cn"}, strings.Split(strings.Repeat("x ", maxValues), " ")...)), ""},
 		{"not a number", insideHost, false, add(aliceDN, attr{"sipaddress", "4294967296", "-1", ""}), ""},
 		{"modification", insideHost, false, change(3, aliceDN, attr{"sipaddress", in2}, attr{"comment", in2}), in2 + ">" + pub},
 		{"options of the attribute", insideHost, false, change(3, aliceDN, attr{"sipaddress;x", in2}), in2 + ">" + pub},

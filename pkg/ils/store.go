@@ -110,7 +110,7 @@ func (s *Server) load() {
 		err = fmt.Errorf("%d octets", info.Size())
 	}
 	if err == nil {
-		data, err = os.ReadFile(path) //nolint:gosec // of the configured folder
+		data, err = os.ReadFile(path)
 	}
 	var st saved
 	if err == nil {
