@@ -23,6 +23,29 @@ func (r *Rig) ethtool(ns, dev string, args ...string) {
 	}
 }
 
+// forXDP makes the rig's devices such that XDP can carry media between them.
+func (s *scene) forXDP() {
+	s.Helper()
+	// A veth sends what XDP redirects to it if the other end has GRO on.
+	s.rig.ethtool(s.rig.id+"-sw", "p1lan", "gro", "on")
+	s.rig.ethtool(s.rig.id+"-sw", "p1wan", "gro", "on")
+	for _, h := range s.rig.hosts[1:] {
+		s.rig.ethtool(h.ns, "eth0", "tx", "off") // as behind a cable
+	}
+}
+
+// wantPath waits until the only call is carried by a path.
+func (s *scene) wantPath(path string) {
+	s.Helper()
+	var c carried
+	if !until(10*time.Second, func() bool {
+		c = s.carried()
+		return len(c.Pinholes) == 1 && c.Pinholes[0].Path == path
+	}) {
+		s.Fatalf("not carried by %s: %+v", path, c)
+	}
+}
+
 // TestFastPathXDP: with `datapath: xdp` network drivers carry a call, and go on while the daemon is stopped.
 func TestFastPathXDP(t *testing.T) {
 	onlyEdged(t, "the reference has no kernel module here")
@@ -31,19 +54,10 @@ func TestFastPathXDP(t *testing.T) {
 		(strings.Contains(string(b), "no kernel media path") || strings.Contains(string(b), "no XDP")) {
 		t.Skipf("SKIPPED: %s", tail(s.edge.proc.Log, 500))
 	}
-	// A veth sends what XDP redirects to it if the other end has GRO on.
-	s.rig.ethtool(s.rig.id+"-sw", "p1lan", "gro", "on")
-	s.rig.ethtool(s.rig.id+"-sw", "p1wan", "gro", "on")
-	for _, h := range s.rig.hosts[1:] {
-		s.rig.ethtool(h.ns, "eth0", "tx", "off") // as behind a cable
-	}
+	s.forXDP()
 	a, _ := s.call()
 	s.hearEachOther(300 * time.Millisecond)
-	var c carried
-	eventually(t, 10*time.Second, "carried by XDP", func() bool {
-		c = s.carried()
-		return len(c.Pinholes) == 1 && c.Pinholes[0].Path == "xdp"
-	})
+	s.wantPath("xdp")
 	s.edge.proc.Signal(syscall.SIGSTOP)
 	before := s.rig.GW.datagrams(t)
 	const stopped = 2 * time.Second

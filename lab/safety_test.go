@@ -42,7 +42,21 @@ func (s *scene) wantDeaf(when string, attacker *Voice, voices ...*Voice) {
 // nobody hears it.
 func TestFM14_RTPHijack(t *testing.T) {
 	onlyEdged(t, "rtpengine's default gives the attacker 26-54 packets (wire notes)")
-	s := newScene(t, plan{})
+	paths := []string{"user", "tc", "xdp"}
+	if unprivileged() {
+		paths = paths[:1]
+	}
+	for _, path := range paths {
+		t.Run(path, func(t *testing.T) { hijack(t, path) })
+	}
+}
+
+// hijack attacks a call whose media takes a path.
+func hijack(t *testing.T, path string) {
+	s := newScene(t, plan{Edge: EdgeConfig{More: "media: {datapath: " + path + "}\n"}})
+	if path == "xdp" {
+		s.forXDP()
+	}
 	attacker := s.injector()
 	d, req := s.invite(s.alice, s.bob, "sip:bob@example.org", Offer{Addr: s.va.Addr})
 	relay, err := mediaAddr(req.Body, 0)
@@ -55,6 +69,7 @@ func TestFM14_RTPHijack(t *testing.T) {
 	s.vb.Talk(relay)
 	s.hearEachOther(time.Second)
 	s.wantDeaf("steady", attacker, s.va, s.vb)
+	s.wantPath(path)
 	for ver, dir := range []string{"sendonly", "sendrecv"} {
 		d.Send("INVITE", Offer{Addr: s.va.Addr, Dir: dir, Ver: ver + 1}.String())
 		req := s.bob.ExpectRequest("INVITE")
@@ -66,6 +81,7 @@ func TestFM14_RTPHijack(t *testing.T) {
 	}
 	s.hearEachOther(time.Second)
 	s.wantDeaf("after hold and resume", attacker, s.va, s.vb)
+	s.wantPath(path)
 	d.Bye(s.bob)
 	s.edge.Clean(t)
 }
