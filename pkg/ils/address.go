@@ -61,6 +61,15 @@ func (s *session) toClient(names []string, k kind, a netip.Addr, port uint16, p 
 	return a, port, false
 }
 
+// fromOutside: an outside client registers in an inside directory. It may not write an address there that leads
+// inside, for calls follow what the directory says; it gets its own as seen, which its calls need anyway behind a NAT.
+func (s *session) fromOutside(_ []string, k kind, a netip.Addr, port uint16, _ Protocol) (netip.Addr, uint16, bool) {
+	if k == kindPort || !s.isInside(a) && !s.isPublic(a) {
+		return a, port, false
+	}
+	return s.host, port, true
+}
+
 // outward: inside address → public one, the host's port → the edge's.
 func (s *session) outward(names []string, network string, k kind, a netip.Addr, port uint16, p Protocol) (netip.Addr, uint16, bool) {
 	if k == kindPort {
@@ -86,7 +95,7 @@ func (s *session) inward(names []string, k kind, a netip.Addr, port uint16, p Pr
 	if k == kindPort {
 		return a, e.Ports[p], e.Ports[p] != port
 	}
-	return e.Host, port, s.isPublic(a) && e.Host != a
+	return e.Host, port, s.isPublic(a) && e.Host != a && e.Host.Is4() // an entry has no room for another
 }
 
 // isPublic tells whether an address stands for hosts of ours.
@@ -132,7 +141,11 @@ func (s *session) edit(m message, f facts, to translate) ([]byte, error) {
 			if !ok {
 				continue
 			}
-			if b, _, changed := to(names, kindAddr, a, 0, 0); changed {
+			b, _, changed := to(names, kindAddr, a, 0, 0)
+			if changed && !b.Is4() {
+				return nil, errForeign
+			}
+			if changed {
 				edits.Replace(v.value, formatAddr(b, dotted))
 			}
 		case kindPort:
@@ -189,7 +202,8 @@ func (s *session) entry(m message) ([]byte, error) {
 	return s.edit(m, f, s.toClient)
 }
 
-// learn registers an entry of an inside directory that its host wrote without passing the edge.
+// learn registers an entry of an inside directory that its host wrote without passing the edge. The ports are the
+// usual ones: which others are open to calls is not for a directory to say.
 func (s *session) learn(m message, f facts, names []string) {
 	for _, v := range f.each(m.raw, kindAddr) {
 		a, _, ok := parseAddr(v)
@@ -197,7 +211,7 @@ func (s *session) learn(m message, f facts, names []string) {
 			continue
 		}
 		s.reg.claimPublic(names[0])
-		if !s.reg.register(registration{names: names, host: a, ports: s.ports(m.raw, f), ttl: f.ttl(m.raw)}) {
+		if !s.reg.register(registration{names: names, host: a, ttl: f.ttl(m.raw)}) {
 			s.count.drop("not_registered")
 		}
 	}

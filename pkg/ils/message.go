@@ -48,6 +48,7 @@ var (
 	errValues    = errors.New("values")       // more values of interest than maxValues
 	errPending   = errors.New("pending")      // more operations outstanding than maxPending
 	errSize      = errors.New("message_size") // longer than the limit
+	errForeign   = errors.New("foreign")      // an outside client writes into an inside directory what cannot be judged
 	errNotLDAP   = errors.New("not_ldap")     // the stream does not begin with an LDAPMessage
 )
 
@@ -142,6 +143,11 @@ func attributeKind(name []byte) (k kind, evident bool) {
 	return other, false
 }
 
+// isNumeric tells whether an attribute is named by its object identifier; LDAPv2 puts "oid." before it.
+func isNumeric(name []byte) bool {
+	return len(name) > 0 && (name[0] >= '0' && name[0] <= '9' || len(name) > 4 && strings.EqualFold(string(name[:4]), "oid."))
+}
+
 // isILSClass tells whether an objectClass is one of a directory of calls.
 func isILSClass(v []byte) bool {
 	switch strings.ToLower(string(v[:min(len(v), 24)])) {
@@ -164,6 +170,7 @@ type facts struct {
 	list []fact
 	ils  bool // it belongs to a directory of calls
 	over bool // there are more values than maxValues
+	oids bool // attributes are named by numbers (RFC 4512 §2.5), so that their meaning is the server's secret
 }
 
 // note keeps a value.
@@ -183,6 +190,7 @@ func (f *facts) take(raw []byte, e ber.Element, change int32) error {
 	}
 	k, evident := attributeKind(name.Of(raw))
 	f.ils = f.ils || evident
+	f.oids = f.oids || isNumeric(name.Of(raw))
 	if k == other {
 		return nil
 	}

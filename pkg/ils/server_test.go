@@ -399,6 +399,44 @@ func TestLimit(t *testing.T) {
 	}
 }
 
+// addressed is a connection with a local address.
+type addressed struct {
+	net.Conn
+	local net.Addr
+}
+
+func (a addressed) LocalAddr() net.Addr { return a.local }
+
+// TestTarget: an explicit client is brought to the directory of its network, a transparent one (TPROXY) to the one
+// that it called.
+func TestTarget(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.Server, cfg.Servers = "198.51.100.30:389", map[string]string{"outside": Builtin}
+	s, err := New(cfg, Deps{Networks: networks(), RouteTo: func(a netip.Addr) string {
+		return map[bool]string{true: "outside"}[a == netip.MustParseAddr("203.0.113.7")]
+	}}, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct{ network, local, want string }{
+		{"inside", "10.77.1.1:389", "198.51.100.30:389"},
+		{"outside", "198.51.100.1:389", Builtin},
+		{"inside", "203.0.113.7:1002", "203.0.113.7:1002"},
+	} {
+		local := net.TCPAddrFromAddrPort(netip.MustParseAddrPort(tc.local))
+		if got := s.target(tc.network, addressed{local: local}); got != tc.want {
+			t.Errorf("from %s to %s: %s, want %s", tc.network, tc.local, got, tc.want)
+		}
+	}
+	for addr, want := range map[string]side{
+		"10.77.1.9": {"inside", true}, "203.0.113.7": {"outside", false}, "203.0.113.8": {"outside", false},
+	} {
+		if got := s.sideOf(netip.MustParseAddr(addr)); got != want {
+			t.Errorf("%s is at %+v, want %+v", addr, got, want)
+		}
+	}
+}
+
 // TestRestart: who registered, under which address, and who looked whom up, come back; what has expired does not,
 // and a damaged file is no reason not to start.
 func TestRestart(t *testing.T) {
@@ -475,7 +513,7 @@ func FuzzSession(f *testing.F) {
 	f.Add(envelope(1, ber.Append(nil, opExtended, str(0x80, oidRefresh), ber.Append(nil, 0x81, ber.Append(nil, 0x30, str(0x80, aliceDN), []byte{0x81, 1, 9})))), result(1, opExtendedDone, 0))
 	f.Fuzz(func(t *testing.T, a, b []byte) {
 		for _, serverInside := range []bool{false, true} {
-			for _, host := range []netip.Addr{insideHost, outsideHost} {
+			for _, host := range []netip.Addr{insideHost, outsideHost, netip.MustParseAddr("2001:db8::9")} {
 				e := newEdge(func(c *Config) { c.Pool = []netip.Addr{netip.MustParseAddr("198.51.100.49")} })
 				s := e.session(host, serverInside)
 				d := newDirectory(e.cfg)

@@ -162,8 +162,15 @@ func (s *session) bind(m message) error {
 
 // write handles Add and Modify: both may say where a user is.
 func (s *session) write(m message, f facts, err error) ([]byte, error) {
+	foreign := !s.client.inside && s.server.inside
+	if foreign && f.oids {
+		return nil, errForeign
+	}
 	if mine, err := s.mine(f, err); !mine {
 		return m.raw, err
+	}
+	if foreign {
+		return s.edit(m, f, s.fromOutside)
 	}
 	names := f.names(m.raw)
 	if s.client.inside && len(names) > 0 {

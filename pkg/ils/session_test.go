@@ -196,6 +196,10 @@ func TestRequests(t *testing.T) {
 		{"somebody else's public address", insideHost, false, add(aliceDN, attr{"sipaddress", other3}), ""},
 		{"outside client at an outside server", outsideHost, false, add(aliceDN, attr{"sipaddress", in2}), ""},
 		{"inside client at an inside server", insideHost, true, add(aliceDN, attr{"sipaddress", in2}), ""},
+		{"outside client at an inside server, naming an inside host", outsideHost, true, add(aliceDN, attr{"sipaddress", in2}, attr{"sport", "22"}), in2 + ">" + other3},
+		{"outside client behind a NAT of its own", outsideHost, true, change(3, bobDN, attr{"sipaddress", "16820416"}), "16820416>" + other3}, // 192.168.0.1
+		{"outside client naming the edge", outsideHost, true, add(aliceDN, attr{"sipaddress", pub}), pub + ">" + other3},
+		{"outside client naming itself", outsideHost, true, add(aliceDN, attr{"sipaddress", other3}), ""},
 		{"other directory", insideHost, false, add("cn=printer,dc=example,dc=org", attr{"objectClass", "device"}, attr{"ipAddress", in2}), ""},
 		{"other directory with many values", insideHost, false, add("cn=x,dc=example,dc=org", append(attr{"cn"}, strings.Split(strings.Repeat("x ", maxValues), " ")...)), ""},
 		{"not a number", insideHost, false, add(aliceDN, attr{"sipaddress", "4294967296", "-1", ""}), ""},
@@ -214,6 +218,35 @@ func TestRequests(t *testing.T) {
 				t.Errorf("changed %q, want %q", w, tc.want)
 			}
 		})
+	}
+}
+
+// TestForeign: what an outside client must not write into an inside directory; and a client with an IPv6 address is
+// no reason to fall over.
+func TestForeign(t *testing.T) {
+	v6 := netip.MustParseAddr("2001:db8::9")
+	e := newEdge()
+	if out, err := e.session(v6, true).request(entry(2, opAdd, aliceDN, attr{"sipaddress", in2})); err == nil {
+		t.Errorf("an outside client wrote %q", out)
+	}
+	for _, name := range []string{"1.2.840.113556.1.4.1", "OID.1.2.3"} { // perhaps the server's own name for it
+		if out, err := e.session(outsideHost, true).request(entry(2, opAdd, "cn=x,2.5.4.0=y", attr{name, in2})); err == nil {
+			t.Errorf("an outside client wrote %q", out)
+		}
+		if _, err := e.session(outsideHost, false).request(entry(2, opAdd, "cn=x,2.5.4.0=y", attr{name, in2})); err != nil {
+			t.Errorf("outside among themselves: %v", err)
+		}
+	}
+	s := e.session(insideHost, false)
+	s.host = netip.MustParseAddr("fd00::2")
+	s.request(entry(2, opAdd, aliceDN, attr{"sipaddress", in2}))
+	s.response(result(2, opAddResponse, 0))
+	if got, ok := e.reg.Lookup("alice@example.org"); !ok || got.Host != s.host {
+		t.Fatalf("registered %+v, %v", got, ok)
+	}
+	msg := entry(3, opEntry, aliceDN, attr{"sipaddress", pub})
+	if got, err := s.response(msg); err != nil || !bytes.Equal(got, msg) {
+		t.Errorf("%q, %v", got, err)
 	}
 }
 

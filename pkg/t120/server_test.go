@@ -184,6 +184,37 @@ func TestRouter(t *testing.T) {
 	}
 }
 
+// TestRoute: what says where a call goes, in order.
+func TestRoute(t *testing.T) {
+	at := func(n byte) netip.AddrPort { return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 1, 0, n}), 1503) }
+	cfg := DefaultConfig()
+	cfg.Conferences = map[string]netip.AddrPort{"staff": at(3)}
+	cfg.Targets = map[string]netip.AddrPort{"outside": at(5)}
+	s, err := New(cfg, Deps{Networks: loopback(), Router: routerFunc(func(c Call) (netip.AddrPort, bool) {
+		return at(4), c.Called == "alice"
+	})}, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := netip.MustParseAddrPort("127.2.0.1:1503")
+	for _, tc := range []struct {
+		name string
+		call Call
+		want netip.AddrPort
+		err  error
+	}{
+		{"transparent", Call{Network: "outside", Local: netip.MustParseAddrPort("203.0.113.7:1503"), Conference: "staff"}, netip.MustParseAddrPort("203.0.113.7:1503"), nil},
+		{"conference", Call{Network: "outside", Local: own, Conference: "STAFF", Called: "alice"}, at(3), nil},
+		{"directory", Call{Network: "outside", Local: own, Conference: "other", Called: "alice"}, at(4), nil},
+		{"network", Call{Network: "outside", Local: own}, at(5), nil},
+		{"nobody", Call{Network: "inside", Local: own}, netip.AddrPort{}, errRoute},
+	} {
+		if got, err := s.route(tc.call); got != tc.want || !errors.Is(err, tc.err) {
+			t.Errorf("%s: %v, %v; want %v", tc.name, got, err, tc.want)
+		}
+	}
+}
+
 func TestPolicy(t *testing.T) {
 	at, accept := host(t, "127.1.0.2")
 	cfg := config(at)
