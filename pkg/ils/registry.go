@@ -332,7 +332,10 @@ func (r *Registry) resolve(client netip.Addr, name string) {
 	now := time.Now()
 	r.sweepLocked(now)
 	if _, had := r.byClient[client]; !had && len(r.byClient) >= maxResolved {
-		return
+		for c := range r.byClient { // any: a flood of strangers must not keep all others out
+			delete(r.byClient, c)
+			break
+		}
 	}
 	r.byClient[client] = resolution{name, now.Add(r.memory)}
 	r.changed = true

@@ -62,6 +62,10 @@ func TestBounds(t *testing.T) {
 	if n := len(e.reg.byClient); n > maxResolved {
 		t.Errorf("%d lookups", n)
 	}
+	e.reg.resolve(outsideHost, "user1")
+	if got, ok := e.reg.Resolved(outsideHost); !ok || got.Name != "user1" {
+		t.Errorf("after a flood a lookup is not remembered: %+v, %v", got, ok)
+	}
 	for i := range 2 * maxPerHost {
 		e.reg.remove(fmt.Sprint("user", i))
 	}
