@@ -418,16 +418,22 @@ func TestUnreachable(t *testing.T) {
 	g.counted("loop", 0)
 }
 
+// quiet is an idle time that a loaded machine does not reach between two messages.
+const quiet = 6 * time.Second
+
 // TestSlow: a front that does not come to an end, and a connection on which nothing passes.
 func TestSlow(t *testing.T) {
+	t.Parallel()
 	at, accept := host(t, "127.1.0.2")
 	cfg := config(at)
-	cfg.Setup, cfg.Idle = time.Second, time.Second
+	cfg.Setup = time.Second
 	g := serve(t, cfg, Deps{})
 	a := g.dial("127.2.0.9", g.outside)
 	a.write([]byte{3, 0, 0})
 	a.closed()
 	g.counted("timeout", 0)
+	cfg.Setup, cfg.Idle = slow, quiet
+	g = serve(t, cfg, Deps{})
 	a = g.dial("127.2.0.9", g.outside)
 	b := up(t, a, accept, "Staff", 1)
 	a.closed()
@@ -436,10 +442,11 @@ func TestSlow(t *testing.T) {
 
 // TestStalled: a side that takes nothing does not hold the connection for ever, read or joined.
 func TestStalled(t *testing.T) {
+	t.Parallel()
 	at, accept := host(t, "127.1.0.2")
 	for _, mode := range []AddressMode{AddressesHide, AddressesPass} {
 		cfg := config(at)
-		cfg.Idle, cfg.Addresses = time.Second, mode
+		cfg.Idle, cfg.Addresses = quiet, mode
 		g := serve(t, cfg, Deps{})
 		a := g.dial("127.2.0.9", g.outside)
 		up(t, a, accept, "Staff", 1)
