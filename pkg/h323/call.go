@@ -84,7 +84,10 @@ func (c *Core) setup(now time.Time, l *leg, m *h225.Message, second byte, out *O
 	k.guid, k.hasID = m.CallID()
 	k.id = hex.EncodeToString(k.guid[:])
 	k.caller, k.called = callerName(m), cmp.Or(append(calledNames(m), to.addr.String())...)
-	far := c.dial(to, out)
+	far := to.leg
+	if far == nil {
+		far = c.dial(to, out)
+	}
 	k.legs = [2]*leg{l, far}
 	l.calls[k.keys[pinhole.Near]], far.calls[k.keys[pinhole.Far]] = k, k
 	c.calls[k] = struct{}{}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -15,7 +16,9 @@ type Config struct {
 	// Listen are the listeners of call signalling: tcp://NETWORK:PORT.
 	Listen []pinhole.Listen `yaml:"listen" json:"listen" jsonschema:"description=call signalling listeners: tcp://NETWORK:PORT; usually port 1720"`
 	// RAS are the listeners of the gatekeeper: udp://NETWORK:PORT.
-	RAS []pinhole.Listen `yaml:"ras" json:"ras,omitempty" jsonschema:"description=listeners of the built-in gatekeeper (RAS): udp://NETWORK:PORT; usually port 1719"`
+	RAS []pinhole.Listen `yaml:"ras" json:"ras,omitempty" jsonschema:"description=listeners of the gatekeeper (RAS): udp://NETWORK:PORT; usually port 1719"`
+	// Gatekeeper is the one behind the RAS listeners: the built-in one, or one to which RAS is passed on.
+	Gatekeeper Gatekeeper `yaml:"gatekeeper" json:"gatekeeper,omitempty" jsonschema:"type=string,default=builtin,description=builtin or the ADDRESS[:PORT] of a gatekeeper to which RAS is passed on; port 1719 if none"`
 	// GatekeeperID is the name of the gatekeeper.
 	GatekeeperID string `yaml:"gatekeeper_id" json:"gatekeeper_id,omitempty" jsonschema:"default=edged,description=gatekeeperIdentifier of the built-in gatekeeper"`
 	// Register are the networks whose endpoints may register; empty: the trusted ones.
@@ -50,6 +53,37 @@ const (
 	signallingPort = 1720
 	rasPort        = 1719
 )
+
+// Gatekeeper is the value of "gatekeeper": the zero value is the built-in one.
+type Gatekeeper struct{ netip.AddrPort }
+
+// UnmarshalText reads "builtin" or ADDRESS[:PORT].
+func (g *Gatekeeper) UnmarshalText(b []byte) error {
+	if string(b) == builtin {
+		*g = Gatekeeper{}
+		return nil
+	}
+	if a, err := netip.ParseAddr(string(b)); err == nil {
+		*g = Gatekeeper{netip.AddrPortFrom(a.Unmap(), rasPort)}
+		return nil
+	}
+	ap, err := netip.ParseAddrPort(string(b))
+	if err != nil || ap.Port() == 0 {
+		return fmt.Errorf("%q is not builtin or ADDRESS[:PORT], e.g. 198.51.100.40:1719", b)
+	}
+	*g = Gatekeeper{netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())}
+	return nil
+}
+
+// MarshalText writes "builtin" or ADDRESS:PORT.
+func (g Gatekeeper) MarshalText() ([]byte, error) {
+	if !g.IsValid() {
+		return []byte(builtin), nil
+	}
+	return g.AddrPort.MarshalText()
+}
+
+const builtin = "builtin"
 
 // Target is the address of an endpoint or gatekeeper; the port is 1720 if the text has none.
 type Target netip.AddrPort
@@ -96,6 +130,7 @@ func (c Config) Validate(nets pinhole.Networks) error {
 	if len(c.RAS) > 0 && len(c.Listen) == 0 {
 		fault("ras", "a gatekeeper routes calls by the edge: set listen too, e.g. tcp://inside:1720")
 	}
+	c.gatekeeper(fault, nets)
 	for i, name := range c.Register {
 		if _, ok := nets[name]; !ok {
 			fault(fmt.Sprintf("register[%d]", i), "there is no network %q", name)
@@ -130,6 +165,25 @@ func (c Config) Validate(nets pinhole.Networks) error {
 		fault("per_source", "%d is not 1-100000", c.PerSource)
 	}
 	return errors.Join(errs...)
+}
+
+// gatekeeper finds what is wrong with one to which RAS is passed on.
+func (c Config) gatekeeper(fault func(string, string, ...any), nets pinhole.Networks) {
+	g := c.Gatekeeper
+	switch {
+	case !g.IsValid():
+	case len(c.RAS) == 0:
+		fault("gatekeeper", "RAS is passed on from where to %v? set ras, e.g. udp://inside:1719", g.AddrPort)
+	case nets.Own(g.Addr()):
+		fault("gatekeeper", "%v is the edge itself", g.AddrPort)
+	default:
+		// The gatekeeper answers to the listener of its own network.
+		name := nets.Of(g.Addr())
+		on := func(l pinhole.Listen) bool { return l.Network == name }
+		if name != "" && !slices.ContainsFunc(c.RAS, on) {
+			fault("gatekeeper", "%v is on network %q, which needs a listener in ras, e.g. udp://%s:1719", g.AddrPort, name, name)
+		}
+	}
 }
 
 // listeners finds what is wrong with a list of listeners.

@@ -14,6 +14,7 @@ import (
 	"edged.dev/edged/pkg/h323/h225"
 	"edged.dev/edged/pkg/h323/h245"
 	"edged.dev/edged/pkg/h323/q931"
+	"edged.dev/edged/pkg/h323/rasrelay"
 	"edged.dev/edged/pkg/pinhole"
 )
 
@@ -77,8 +78,11 @@ type Core struct {
 	serve func(*call) func(context.Context, [2]net.Conn, func(pinhole.Side, int))
 	t120  func(context.Context, [2]net.Conn, func(pinhole.Side, int))
 
-	// gatekeeper is nil where there is none.
+	// gatekeeper is the built-in one, outer what passes RAS on to another; nil where there is none.
 	gatekeeper *gatekeeper.Gatekeeper
+	outer      *rasrelay.Relay
+	// enter speaks on the connections that come through the door of an endpoint.
+	enter func(network [2]string) func(context.Context, [2]net.Conn, func(pinhole.Side, int))
 
 	aliases  map[string]netip.AddrPort
 	prefixes []prefix
@@ -136,6 +140,8 @@ type leg struct {
 	queued        [][]byte // until it is up
 	calls         map[callKey]*call
 	closing       bool
+	// partner is the connection beyond, where that was made before the first Setup; nil if it was not.
+	partner *leg
 }
 
 // callKey finds a call on a connection: the call reference, and whether the edge's end allocated it.
@@ -152,7 +158,11 @@ func NewCore(cfg Config, deps Deps, log *zap.Logger) *Core {
 		signalling: h225.NewCodec(), control: newControlCodec(), counts: newCounts(),
 	}
 	c.compile()
-	if len(cfg.RAS) > 0 {
+	switch {
+	case len(cfg.RAS) == 0:
+	case cfg.Gatekeeper.IsValid():
+		c.outer = rasrelay.New(c.relaying())
+	default:
 		c.gatekeeper = gatekeeper.New(c.gatekeeping())
 	}
 	return c
@@ -162,27 +172,36 @@ func NewCore(cfg Config, deps Deps, log *zap.Logger) *Core {
 func (c *Core) gatekeeping() gatekeeper.Config {
 	return gatekeeper.Config{
 		ID: c.cfg.GatekeeperID, Lifetime: c.cfg.Lifetime, MaxEndpoints: c.cfg.MaxEndpoints, PerHost: c.cfg.PerSource,
-		MayRegister: func(network string) bool {
-			return slices.Contains(c.cfg.Register, network) || len(c.cfg.Register) == 0 && c.nets[network].Trusted
-		},
+		MayRegister: c.mayRegister,
 		Reachable: func(network, alias string) bool {
 			_, known := c.static(alias)
 			_, passes := c.cfg.Default[network]
 			return known || passes || c.directory != nil
 		},
-		Signalling: c.own,
-		RAS: func(network string, peer netip.Addr) netip.AddrPort {
-			return c.public(network, peer, c.cfg.RAS, rasPort)
-		},
+		Signalling: c.own, RAS: c.ownRAS,
 	}
 }
 
-// Datagram answers a RAS message; nil if there is nothing to say.
-func (c *Core) Datagram(now time.Time, network string, from netip.AddrPort, b []byte) []byte {
-	if c.gatekeeper == nil {
-		return nil
+// mayRegister tells whether endpoints of a network may register.
+func (c *Core) mayRegister(network string) bool {
+	return slices.Contains(c.cfg.Register, network) || len(c.cfg.Register) == 0 && c.nets[network].Trusted
+}
+
+// ownRAS returns the RAS listener of a network for a peer's family, as it is advertised.
+func (c *Core) ownRAS(network string, peer netip.Addr) netip.AddrPort {
+	return c.public(network, peer, c.cfg.RAS, rasPort)
+}
+
+// Datagram takes a RAS message that arrived at the edge's socket local; false: there is nothing to send.
+func (c *Core) Datagram(now time.Time, network string, local, from netip.AddrPort, b []byte) (rasrelay.Datagram, bool) {
+	switch {
+	case c.outer != nil:
+		return c.outer.Handle(now, network, local, from, b)
+	case c.gatekeeper != nil:
+		reply := c.gatekeeper.Handle(now, network, from, b)
+		return rasrelay.Datagram{Local: local, Network: network, To: from, Data: reply}, reply != nil
 	}
-	return c.gatekeeper.Handle(now, network, from, b)
+	return rasrelay.Datagram{}, false
 }
 
 // Reload takes over a valid configuration; calls in progress keep what they have.
@@ -230,6 +249,10 @@ func (c *Core) Closed(now time.Time, id ConnID, out *Output) {
 	for key, call := range l.calls {
 		delete(l.calls, key)
 		c.legGone(now, call, l, out)
+	}
+	if l.partner != nil {
+		l.partner.partner = nil
+		c.closeLeg(l.partner, out)
 	}
 }
 
@@ -326,6 +349,7 @@ func (c *Core) closeLeg(l *leg, out *Output) {
 		return
 	}
 	l.closing = true
+	c.closeLeg(l.partner, out)
 	out.Actions = append(out.Actions, Action{Kind: Close, Conn: l.id})
 }
 
@@ -343,6 +367,11 @@ func (c *Core) Tick(now time.Time, out *Output) (next time.Time) {
 		}
 		if next.IsZero() || call.until.Before(next) {
 			next = call.until
+		}
+	}
+	if c.outer != nil {
+		if at := c.outer.Sweep(now); !at.IsZero() && (next.IsZero() || at.Before(next)) {
+			next = at
 		}
 	}
 	return next

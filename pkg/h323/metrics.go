@@ -65,8 +65,8 @@ func (s *Server) Collector() prometheus.Collector {
 		messages:  d("messages_total", "Call signalling messages received.", "type"),
 		refused:   d("refused_calls_total", "Calls refused.", "reason"),
 		dropped:   d("dropped_messages_total", "Messages not passed on.", "reason"),
-		endpoints: d("endpoints", "Endpoints registered with the built-in gatekeeper."),
-		requests:  d("ras_requests_total", "RAS requests to the built-in gatekeeper.", "outcome"),
+		endpoints: d("endpoints", "Endpoints registered with the built-in gatekeeper, or with another by way of the edge."),
+		requests:  d("ras_requests_total", "RAS messages by what became of them.", "outcome"),
 	}
 }
 
@@ -78,9 +78,12 @@ func (m *collector) Collect(ch chan<- prometheus.Metric) {
 	m.server.mu.Lock()
 	c, active := m.server.core.counts.clone(), len(m.server.core.calls)
 	conns := len(m.server.core.legs)
-	endpoints, outcomes := 0, map[string]uint64{}
-	if g := m.server.core.gatekeeper; g != nil {
-		endpoints, outcomes = len(g.Registrations()), maps.Clone(g.Outcomes)
+	endpoints, outcomes := len(m.server.core.registrations()), map[string]uint64{}
+	switch core := m.server.core; {
+	case core.outer != nil:
+		outcomes = maps.Clone(core.outer.Outcomes)
+	case core.gatekeeper != nil:
+		outcomes = maps.Clone(core.gatekeeper.Outcomes)
 	}
 	m.server.mu.Unlock()
 	gauge := func(d *prometheus.Desc, v int) {

@@ -13,12 +13,15 @@ import (
 
 // Where a Setup goes, by the first of these that knows (H.323 §8.1):
 //
+//	the endpoint through whose door the call came
 //	the original destination, if the connection was not made to the edge itself (transparent)
 //	where the caller was sent to by a Facility a moment ago (alternativeAddress)
+//	where another gatekeeper wants the call, which it has admitted (ACF)
 //	the called aliases in order, then the called party number, in the static table, then among the registered
 //	endpoints
 //	destCallSignalAddress, if it is not the edge's own and the caller's network is trusted
 //	the directory (ILS): by name, by the edge's address that was called, by what the caller looked up last
+//	the gatekeeper that the caller is registered with, if that is another one
 //	the default of the caller's network
 //
 // A caller on an untrusted network reaches only what is configured or registered.
@@ -34,14 +37,22 @@ type Directory interface {
 type destination struct {
 	network string
 	addr    netip.AddrPort
+	// leg is the connection to it, if there is one already.
+	leg *leg
 }
 
 // route returns where the call goes, or the reason of the refusal for metrics.
 func (c *Core) route(now time.Time, l *leg, m *h225.Message) (destination, string) {
+	if p := l.partner; p != nil {
+		return destination{p.network, p.remote, p}, ""
+	}
 	if !c.nets.Own(l.local.Addr()) {
 		return c.towards(l, l.local)
 	}
 	if to, ok := c.forwarded(now, l.remote.Addr()); ok {
+		return c.towards(l, to)
+	}
+	if to, ok := c.admitted(now, l, m); ok {
 		return c.towards(l, to)
 	}
 	names := calledNames(m)
@@ -49,10 +60,8 @@ func (c *Core) route(now time.Time, l *leg, m *h225.Message) (destination, strin
 		if to, ok := c.static(name); ok {
 			return c.towards(l, to)
 		}
-		if c.gatekeeper != nil {
-			if to, ok := c.gatekeeper.Lookup(now, name); ok {
-				return c.towards(l, to)
-			}
+		if to, ok := c.registered(now, name); ok {
+			return c.towards(l, to)
 		}
 	}
 	if to := named(m); to.IsValid() && !c.nets.Own(to.Addr()) && c.nets[l.network].Trusted {
@@ -60,6 +69,11 @@ func (c *Core) route(now time.Time, l *leg, m *h225.Message) (destination, strin
 	}
 	if c.directory != nil {
 		if to, ok := c.directory.Route(strings.Join(names[:min(1, len(names))], ""), l.local.Addr(), l.remote.Addr()); ok {
+			return c.towards(l, to)
+		}
+	}
+	if c.outer != nil {
+		if to, ok := c.outer.Home(l.remote.Addr()); ok {
 			return c.towards(l, to)
 		}
 	}
@@ -74,17 +88,23 @@ func (c *Core) towards(l *leg, to netip.AddrPort) (destination, string) {
 	if c.nets.Own(to.Addr()) || to.Addr().IsUnspecified() || to.Addr().IsMulticast() || to.Port() == 0 {
 		return destination{}, refusedLoop
 	}
-	network := c.nets.Of(to.Addr())
-	if network == "" && c.routeTo != nil {
-		network = c.routeTo(to.Addr())
-	}
-	if network == "" {
-		network = c.elsewhere(l.network)
-	}
+	network := c.networkOf(l.network, to.Addr())
 	if _, _, err := c.nets.Local(network, pinhole.FamilyOf(to.Addr())); err != nil {
 		return destination{}, refusedUnreachable
 	}
-	return destination{network, to}, ""
+	return destination{network: network, addr: to}, ""
+}
+
+// networkOf returns the network by which a host is reached that somebody on the network from names.
+func (c *Core) networkOf(from string, host netip.Addr) string {
+	network := c.nets.Of(host)
+	if network == "" && c.routeTo != nil {
+		network = c.routeTo(host)
+	}
+	if network == "" {
+		network = c.elsewhere(from)
+	}
+	return network
 }
 
 // elsewhere returns the only network that is not trusted, where unknown addresses are; "" if there are several.

@@ -11,7 +11,6 @@ import (
 	"go.uber.org/zap"
 
 	"edged.dev/edged/internal/tpkt"
-	"edged.dev/edged/pkg/h323/gatekeeper"
 	"edged.dev/edged/pkg/pinhole"
 )
 
@@ -23,10 +22,8 @@ const (
 	// maxConns bounds the signalling connections, maxPerHost those that one host has made.
 	maxConns, maxPerHost = 20_000, 1000
 	// queueSize is how many messages may wait to be written to a connection.
-	queueSize = 64
-	// maxDatagram is the longest RAS message.
-	maxDatagram = 8 << 10
-	readBuffer  = 8 << 10
+	queueSize  = 64
+	readBuffer = 8 << 10
 )
 
 // Server drives a [Core] with sockets, goroutines and a clock. All methods may be called concurrently.
@@ -43,6 +40,8 @@ type Server struct {
 	conns map[ConnID]*conn
 	hosts map[netip.Addr]int
 	last  ConnID
+	// packets are the RAS listeners by network.
+	packets map[string][]net.PacketConn
 }
 
 // conn is a signalling connection.
@@ -61,10 +60,10 @@ func New(cfg Config, deps Deps, log *zap.Logger) (*Server, error) {
 	if err := cfg.Validate(deps.Networks); err != nil {
 		return nil, err
 	}
-	s := &Server{deps: deps, log: log, wake: make(chan struct{}, 1), conns: make(map[ConnID]*conn), hosts: make(map[netip.Addr]int)}
+	s := &Server{deps: deps, log: log, wake: make(chan struct{}, 1), conns: make(map[ConnID]*conn), hosts: make(map[netip.Addr]int), packets: make(map[string][]net.PacketConn)}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.core = NewCore(cfg, deps, log)
-	s.core.serve = s.controlOf
+	s.core.serve, s.core.enter = s.controlOf, s.doorOf
 	return s, nil
 }
 
@@ -115,6 +114,9 @@ func (s *Server) shutdown() {
 			c.refuse(time.Now(), k, refusedLimit, out)
 			c.end(time.Now(), k, out)
 		}
+		if c.outer != nil {
+			c.outer.Close()
+		}
 	})
 	s.mu.Lock()
 	for _, k := range s.conns {
@@ -145,33 +147,6 @@ func (s *Server) Serve(ctx context.Context, network string, ln net.Listener) err
 			case <-ctx.Done():
 			case <-time.After(100 * time.Millisecond):
 			}
-		}
-	}
-}
-
-// ServePacket answers RAS on pc, bound on the named network, until ctx ends.
-func (s *Server) ServePacket(ctx context.Context, network string, pc net.PacketConn) error {
-	end := context.AfterFunc(ctx, func() { pc.Close() })
-	defer end()
-	buf := make([]byte, maxDatagram)
-	for {
-		n, from, err := pc.ReadFrom(buf)
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case errors.Is(err, net.ErrClosed):
-			return err
-		case err != nil:
-			continue // an ICMP error about an earlier answer
-		}
-		s.mu.Lock()
-		reply := s.core.Datagram(time.Now(), network, addrPort(from), buf[:n])
-		s.mu.Unlock()
-		if reply == nil {
-			continue
-		}
-		if _, err := pc.WriteTo(reply, from); err != nil {
-			s.log.Debug("RAS answer not sent", zap.Stringer("to", from), zap.Error(err))
 		}
 	}
 }
@@ -308,7 +283,7 @@ func (k *conn) write(c net.Conn) {
 			case b = <-k.out:
 			default:
 				// The other end reads what was written, then the end.
-				if t, ok := c.(*net.TCPConn); ok {
+				if t, ok := c.(interface{ CloseWrite() error }); ok {
 					t.CloseWrite()
 				}
 				c.SetReadDeadline(time.Now().Add(lingerTime))
@@ -421,16 +396,6 @@ func (s *Server) passControl(k *call, from pinhole.Side, split *tpkt.Splitter, d
 			return err
 		}
 	}
-}
-
-// Registrations lists the endpoints that are registered with the built-in gatekeeper, in no order.
-func (s *Server) Registrations() []gatekeeper.Registration {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.core.gatekeeper == nil {
-		return nil
-	}
-	return s.core.gatekeeper.Registrations()
 }
 
 // CallInfo describes a call in progress, for /api/v1/h323_calls.

@@ -109,7 +109,7 @@ func (x *exchange) signalling(a h245.Address) error {
 	case h245.H245Address:
 		return x.controlAddress(a)
 	case h245.SourceCallSignalAddress:
-		return x.set(a, x.own())
+		return x.set(a, x.calledBack(a.AddrPort))
 	case h245.DestCallSignalAddress:
 		if x.from == pinhole.Near {
 			return x.set(a, x.call.target)
@@ -133,6 +133,17 @@ func (x *exchange) set(a h245.Address, to netip.AddrPort) error {
 // own returns where the other party reaches the edge for call signalling.
 func (x *exchange) own() netip.AddrPort {
 	return x.core.own(x.call.nets[x.from.Other()], x.call.host[x.from.Other()])
+}
+
+// calledBack returns where the other party can call this one: at its door, if the gatekeeper has registered it.
+func (x *exchange) calledBack(named netip.AddrPort) netip.AddrPort {
+	k, c := x.call, x.core
+	if c.outer != nil && k.host[x.from.Other()] == c.cfg.Gatekeeper.Addr() {
+		if at, ok := c.outer.DoorOf(k.host[x.from], named); ok {
+			return at
+		}
+	}
+	return x.own()
 }
 
 // own returns the listener of a network for a peer's family, as it is advertised.

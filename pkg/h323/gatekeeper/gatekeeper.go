@@ -166,7 +166,7 @@ func (g *Gatekeeper) register(r request) (ras.Kind, []per.Field) {
 		e.until = r.now.Add(life)
 		return g.registered(r, e, life)
 	}
-	signalling, ok := callAddress(r)
+	signalling, ok := CallAddress(r.Message, r.from)
 	if !ok {
 		return reject(ras.RRJ, "invalidCallSignalAddress", protocol(), g.identifier())
 	}
@@ -186,15 +186,15 @@ func (g *Gatekeeper) register(r request) (ras.Kind, []per.Field) {
 	return g.registered(r, e, life)
 }
 
-// callAddress returns where an endpoint takes calls. It must be its own host; one that is behind a NAT names a
-// private address, and is called at the host that it is seen at.
-func callAddress(r request) (netip.AddrPort, bool) {
+// CallAddress returns where the sender of an RRQ takes calls. It must be its own host; one that is behind a NAT names
+// a private address, and is called at the host that it is seen at.
+func CallAddress(m *ras.Message, from netip.AddrPort) (netip.AddrPort, bool) {
 	first := netip.AddrPort{}
-	for _, a := range r.Addresses(nil) {
+	for _, a := range m.Addresses(nil) {
 		if a.Field != h245.CallSignalAddress || a.AddrPort.Port() == 0 {
 			continue
 		}
-		if a.AddrPort.Addr() == r.from.Addr() {
+		if a.AddrPort.Addr() == from.Addr() {
 			return a.AddrPort, true
 		}
 		if !first.IsValid() {
@@ -204,7 +204,7 @@ func callAddress(r request) (netip.AddrPort, bool) {
 	if !first.IsValid() || !first.Addr().IsPrivate() && !first.Addr().IsUnspecified() && !first.Addr().IsLoopback() {
 		return first, false
 	}
-	return netip.AddrPortFrom(r.from.Addr(), first.Port()), true
+	return netip.AddrPortFrom(from.Addr(), first.Port()), true
 }
 
 func (g *Gatekeeper) registered(r request, e *endpoint, life time.Duration) (ras.Kind, []per.Field) {
@@ -330,14 +330,16 @@ type Registration struct {
 	Aliases    []string       `json:"aliases"`
 	Network    string         `json:"network"`
 	Signalling netip.AddrPort `json:"signalling"`
-	Expires    time.Time      `json:"expires"`
+	// Door is where another gatekeeper calls it; not valid with the built-in one.
+	Door    netip.AddrPort `json:"door,omitzero"`
+	Expires time.Time      `json:"expires"`
 }
 
 // Registrations lists the endpoints, in no order.
 func (g *Gatekeeper) Registrations() []Registration {
 	out := make([]Registration, 0, len(g.table.byID))
 	for _, e := range g.table.byID {
-		out = append(out, Registration{e.id, e.aliases, e.network, e.signalling, e.until})
+		out = append(out, Registration{ID: e.id, Aliases: e.aliases, Network: e.network, Signalling: e.signalling, Expires: e.until})
 	}
 	return out
 }

@@ -1,0 +1,153 @@
+package h323
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"edged.dev/edged/pkg/h323/gatekeeper"
+	"edged.dev/edged/pkg/h323/rasrelay"
+	"edged.dev/edged/pkg/pinhole"
+)
+
+// maxDatagram is the longest RAS message.
+const maxDatagram = 8 << 10
+
+// ServePacket takes RAS on pc, bound on the named network, until ctx ends.
+func (s *Server) ServePacket(ctx context.Context, network string, pc net.PacketConn) error {
+	end := context.AfterFunc(ctx, func() { pc.Close() })
+	defer end()
+	s.mu.Lock()
+	s.packets[network] = append(s.packets[network], pc)
+	s.mu.Unlock()
+	defer s.forget(network, pc)
+	local := addrPort(pc.LocalAddr())
+	buf := make([]byte, maxDatagram)
+	for {
+		n, from, err := pc.ReadFrom(buf)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return err
+		case err != nil:
+			continue // an ICMP error about an earlier answer
+		}
+		s.datagram(network, local, addrPort(from), buf[:n])
+	}
+}
+
+// forget removes a RAS listener that has ended.
+func (s *Server) forget(network string, pc net.PacketConn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.packets[network] = slices.DeleteFunc(s.packets[network], func(o net.PacketConn) bool { return o == pc })
+}
+
+// datagram has the core handle a RAS message, and sends what comes of it.
+func (s *Server) datagram(network string, local, from netip.AddrPort, b []byte) {
+	var d rasrelay.Datagram
+	var ok bool
+	var pc net.PacketConn
+	s.do(func(c *Core, _ *Output) {
+		if d, ok = c.Datagram(time.Now(), network, local, from, b); ok {
+			pc = s.packetLocked(d)
+		}
+	})
+	if pc == nil {
+		return
+	}
+	if _, err := pc.WriteTo(d.Data, net.UDPAddrFromAddrPort(d.To)); err != nil {
+		s.log.Debug("RAS message not sent", zap.Stringer("to", d.To), zap.Error(err))
+	}
+}
+
+// packetLocked returns the socket for a datagram: the one that it names, or one of its network and family.
+func (s *Server) packetLocked(d rasrelay.Datagram) net.PacketConn {
+	for _, pc := range s.packets[d.Network] {
+		at := addrPort(pc.LocalAddr())
+		if at == d.Local || !d.Local.IsValid() && pinhole.FamilyOf(at.Addr()) == pinhole.FamilyOf(d.To.Addr()) {
+			return pc
+		}
+	}
+	return nil
+}
+
+// doorOf returns what speaks on the connections that come through a door.
+func (s *Server) doorOf(networks [2]string) func(context.Context, [2]net.Conn, func(pinhole.Side, int)) {
+	return func(ctx context.Context, conns [2]net.Conn, moved func(pinhole.Side, int)) {
+		end := context.AfterFunc(ctx, func() {
+			conns[0].Close()
+			conns[1].Close()
+		})
+		defer end()
+		var ids [2]ConnID
+		var local, remote [2]netip.AddrPort
+		var pair [2]*conn
+		for i, c := range conns {
+			local[i], remote[i] = addrPort(c.LocalAddr()), addrPort(c.RemoteAddr())
+		}
+		s.mu.Lock()
+		if len(s.conns)+len(conns) > maxConns || s.ctx.Err() != nil {
+			s.core.counts.drop(refusedLimit)
+			s.mu.Unlock()
+			return
+		}
+		for i := range conns {
+			s.last++
+			ids[i] = s.last
+			pair[i] = s.addLocked(s.last, netip.Addr{})
+		}
+		s.core.Entered(ids, networks, local, remote)
+		s.mu.Unlock()
+		var both sync.WaitGroup
+		both.Go(func() { s.drive(pair[pinhole.Far], heard(conns, pinhole.Far, moved)) })
+		s.drive(pair[pinhole.Near], heard(conns, pinhole.Near, moved))
+		both.Wait()
+	}
+}
+
+// heardConn tells the pinhole of what it reads, which keeps that from being idle.
+type heardConn struct {
+	*net.TCPConn
+	moved func(int)
+}
+
+// Read implements net.Conn.
+func (c heardConn) Read(b []byte) (int, error) {
+	n, err := c.TCPConn.Read(b)
+	c.moved(n)
+	return n, err
+}
+
+func heard(conns [2]net.Conn, side pinhole.Side, moved func(pinhole.Side, int)) net.Conn {
+	t, ok := conns[side].(*net.TCPConn)
+	if !ok {
+		return conns[side]
+	}
+	return heardConn{t, func(n int) { moved(side, n) }}
+}
+
+// Registrations lists the endpoints that are registered, with the built-in gatekeeper or by way of the edge, in no
+// order.
+func (s *Server) Registrations() []gatekeeper.Registration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.core.registrations()
+}
+
+func (c *Core) registrations() []gatekeeper.Registration {
+	switch {
+	case c.outer != nil:
+		return c.outer.Registrations()
+	case c.gatekeeper != nil:
+		return c.gatekeeper.Registrations()
+	}
+	return nil
+}
