@@ -100,11 +100,17 @@ func (h *Host) H323Phone(t testing.TB, s h323Spec) *Proc {
 	t.Helper()
 	b, err := json.Marshal(s)
 	must(t, s.Name, err)
-	self, err := os.Executable()
-	must(t, s.Name, err)
-	p := h.Start(t, "h323-"+s.Name, "env", h323Variable+"="+string(b), self)
+	p := h.startSelf(t, "h323-"+s.Name, h323Variable+"="+string(b))
 	eventually(t, h323Time, s.Name+" is ready", func() bool { return logged(p, "ready") || !p.Alive() })
 	return p
+}
+
+// startSelf runs the test's own binary on the host, told what to be by a variable.
+func (h *Host) startSelf(t testing.TB, name, variable string) *Proc {
+	t.Helper()
+	self, err := os.Executable()
+	must(t, name, err)
+	return h.Start(t, name, "env", variable, self)
 }
 
 // logged tells whether the process has printed a line that begins so.

@@ -29,6 +29,8 @@ var h323Modes = []struct {
 	{"t120-in-ack", h323phone.Mode{T120InAck: true, Tunnelling: true}, h323phone.Mode{Tunnelling: true}},
 }
 
+const h323RAS = `["udp://inside:1719", "udp://outside:1719"]`
+
 const h323Listen = `["tcp://inside:1720", "tcp://outside:1720"]`
 
 // h323Call makes a call and checks that each hears the other, over T.120 too, and that nothing is left.
@@ -39,8 +41,26 @@ func h323Call(t *testing.T, e *Edge, from, to *Host, gate netip.AddrPort, caller
 	h323Talk(t, e, alice, bob, caller.T120 || caller.T120InAck)
 }
 
+// h323Between checks that both hear each other, and that no call is left when one has hung up; their doors stay.
+func h323Between(t *testing.T, e *Edge, alice, bob *Proc) {
+	t.Helper()
+	h323Heard(t, alice, bob, false)
+	fmt.Fprintln(bob.stdin, "hangup")
+	eventually(t, h323Time, "the call ends at alice", func() bool { return logged(alice, "ended") })
+	eventually(t, 10*time.Second, "no call is left", func() bool { return e.Count("h323_calls") == 0 })
+}
+
 // h323Talk checks that both hear each other, and that nothing is left when one has hung up.
 func h323Talk(t *testing.T, e *Edge, alice, bob *Proc, data bool) {
+	t.Helper()
+	h323Heard(t, alice, bob, data)
+	fmt.Fprintln(bob.stdin, "hangup")
+	eventually(t, h323Time, "the call ends at alice", func() bool { return logged(alice, "ended") })
+	eventually(t, 10*time.Second, "no call and no pinhole is left", func() bool { return e.Count("h323_calls") == 0 && e.Count("pinholes") == 0 })
+}
+
+// h323Heard checks that both hear each other.
+func h323Heard(t *testing.T, alice, bob *Proc, data bool) {
 	t.Helper()
 	for _, p := range []*Proc{alice, bob} {
 		eventually(t, h323Time, p.Name+" is in a call", func() bool { return logged(p, "open") || !p.Alive() })
@@ -57,9 +77,6 @@ func h323Talk(t *testing.T, e *Edge, alice, bob *Proc, data bool) {
 			eventually(t, h323Time, p.Name+" has T.120", func() bool { return logged(p, "data") })
 		}
 	}
-	fmt.Fprintln(bob.stdin, "hangup")
-	eventually(t, h323Time, "the call ends at alice", func() bool { return logged(alice, "ended") })
-	eventually(t, 10*time.Second, "no call and no pinhole is left", func() bool { return e.Count("h323_calls") == 0 && e.Count("pinholes") == 0 })
 }
 
 // TestH323Calls: every mode, from the inside and from the outside; the capture shows no address of the inside.
@@ -131,5 +148,66 @@ func TestH323Gatekeeper(t *testing.T) {
 	h323Talk(t, e, alice, bob, false)
 	if n := e.Metric("edged_h323_endpoints"); n < 1 {
 		t.Errorf("%v endpoints", n)
+	}
+}
+
+// TestH323OtherGatekeeper: phones on both sides are registered with one gatekeeper that is no edge, the inside ones by
+// way of the edge: they call out and in, and two of them each other, by slow and by fast start.
+func TestH323OtherGatekeeper(t *testing.T) {
+	for name, at := range map[string]side{"outside": outside, "inside": inside} {
+		t.Run(name, func(t *testing.T) {
+			r := lab(t)
+			onlyEdged(t, "the reference has no H.323")
+			here, there, other := r.Outside, r.Inside, "inside"
+			if at == inside {
+				here, there, other = r.Inside, r.Outside, "outside"
+			}
+			near, beside, far, third := there("near"), there("beside"), here("far"), here("gk")
+			gk := third.H323Gatekeeper(t)
+			e := r.Edge(t, EdgeConfig{More: fmt.Sprintf("h323: {listen: %s, ras: %s, register: [%s], gatekeeper: %q}\n", h323Listen, h323RAS, other, gk)})
+			wan := r.Capture("wan")
+			calls := func(h *Host) netip.AddrPort { return netip.AddrPortFrom(h.IP, 1720) }
+			// Who is on the gatekeeper's side registers there, the others at the edge.
+			ask := func(h *Host) netip.AddrPort {
+				if h == far {
+					return gk
+				}
+				return netip.AddrPortFrom(r.GW.IPOn(h.Side, 4), 1719)
+			}
+			for i, pair := range [][2]*Host{{near, far}, {far, near}, {near, beside}} {
+				// A name belongs to one host until its registration ends.
+				m, caller, called := h323phone.Mode{FastStart: i > 0}, fmt.Sprint("alice", i), fmt.Sprint("bob", i)
+				bob := pair[1].H323Phone(t, h323Spec{Name: called, At: calls(pair[1]), Mode: m, Gatekeeper: ask(pair[1])})
+				alice := pair[0].H323Phone(t, h323Spec{Name: caller, At: calls(pair[0]), Mode: m, Gatekeeper: ask(pair[0]), Called: called})
+				h323Between(t, e, alice, bob)
+				alice.Stop(syscall.SIGTERM)
+				bob.Stop(syscall.SIGTERM)
+			}
+			if n := e.Metric("edged_h323_endpoints"); n != 2 {
+				t.Errorf("%v endpoints", n)
+			}
+			capture := wan.Stop(t)
+			if at == outside {
+				wantNoBinaryLeaks(t, capture, r.GW, near.IP)
+				wantNoBinaryLeaks(t, capture, r.GW, beside.IP)
+			}
+		})
+	}
+}
+
+// TestH323OtherGatekeeperControl: when the edge does not pass RAS on, the outside phone cannot be called by name.
+func TestH323OtherGatekeeperControl(t *testing.T) {
+	r := lab(t)
+	onlyEdged(t, "the reference has no H.323")
+	near, far, third := r.Inside("near"), r.Outside("far"), r.Outside("gk")
+	gk := third.H323Gatekeeper(t)
+	r.Edge(t, EdgeConfig{More: fmt.Sprintf("h323: {listen: %s, ras: %s}\n", h323Listen, h323RAS)})
+	bob := far.H323Phone(t, h323Spec{Name: "bob", At: netip.AddrPortFrom(far.IP, 1720), Gatekeeper: gk})
+	alice := near.H323Phone(t, h323Spec{
+		Name: "alice", At: netip.AddrPortFrom(near.IP, 1720), Gatekeeper: netip.AddrPortFrom(r.GW.IPOn(inside, 4), 1719), Called: "bob",
+	})
+	eventually(t, 2*h323Time, "alice gives up", func() bool { return !alice.Alive() || logged(alice, "open") })
+	if logged(alice, "open") || logged(bob, "open") {
+		t.Error("the call was set up without the gatekeeper")
 	}
 }

@@ -16,6 +16,9 @@ func TestMain(m *testing.M) {
 	if text := os.Getenv(h323Variable); text != "" {
 		os.Exit(runH323Phone(text))
 	}
+	if text := os.Getenv(gatekeeperVariable); text != "" {
+		os.Exit(runH323Gatekeeper(text))
+	}
 	flag.Parse()
 	if f := flag.Lookup("test.parallel"); f != nil && f.Value.String() == f.DefValue {
 		_ = f.Value.Set("3")

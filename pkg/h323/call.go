@@ -10,6 +10,7 @@ import (
 
 	"edged.dev/edged/internal/per"
 	"edged.dev/edged/pkg/h323/h225"
+	"edged.dev/edged/pkg/h323/h245"
 	"edged.dev/edged/pkg/h323/q931"
 	"edged.dev/edged/pkg/pinhole"
 )
@@ -18,12 +19,18 @@ import (
 type call struct {
 	id string // callIdentifier in hexadecimal, for people
 	// ref is the call reference, which both connections share.
-	ref    uint16
-	guid   h225.ID
-	hasID  bool
-	legs   [2]*leg // nil once a connection has ended
-	keys   [2]callKey
-	host   [2]netip.Addr // where signalling comes from
+	ref   uint16
+	guid  h225.ID
+	hasID bool
+	legs  [2]*leg // nil once a connection has ended
+	keys  [2]callKey
+	host  [2]netip.Addr // where signalling comes from
+	// dialer is who connects for H.245 and T.120: the caller itself where a gatekeeper stands between.
+	dialer [2]netip.Addr
+	// trusted is the side of an inside gatekeeper, which speaks for all endpoints of its network.
+	trusted [2]bool
+	// owner pays for the pinholes and counts against the limit per source.
+	owner  netip.Addr
 	nets   [2]string
 	target netip.AddrPort
 	caller string // what it calls itself
@@ -75,12 +82,20 @@ func (c *Core) setup(now time.Time, l *leg, m *h225.Message, second byte, out *O
 		c.refuseSetup(l, m, reason, out)
 		return
 	}
+	if c.sources[c.owner(l, to)] >= c.cfg.PerSource {
+		c.refuseSetup(l, m, refusedLimit, out)
+		return
+	}
 	k := &call{
 		ref: m.CallRef, target: to.addr, started: now, until: now.Add(answerTime),
 		host: [2]netip.Addr{l.remote.Addr(), to.addr.Addr()}, nets: [2]string{l.network, to.network},
 		keys:     [2]callKey{{m.CallRef, false}, {m.CallRef, true}},
 		channels: make(map[channelKey]*channel),
 	}
+	for s, host := range k.host {
+		k.trusted[s] = c.gatekeeperOf(k.nets[s], host)
+	}
+	k.dialer, k.owner = [2]netip.Addr{c.caller(l, m), k.host[pinhole.Far]}, c.owner(l, to)
 	k.guid, k.hasID = m.CallID()
 	k.id = hex.EncodeToString(k.guid[:])
 	k.caller, k.called = callerName(m), cmp.Or(append(calledNames(m), to.addr.String())...)
@@ -91,7 +106,7 @@ func (c *Core) setup(now time.Time, l *leg, m *h225.Message, second byte, out *O
 	k.legs = [2]*leg{l, far}
 	l.calls[k.keys[pinhole.Near]], far.calls[k.keys[pinhole.Far]] = k, k
 	c.calls[k] = struct{}{}
-	c.sources[k.host[pinhole.Near]]++
+	c.sources[k.owner]++
 	c.log.Info("call", zap.String("call", k.id), zap.Stringer("from", l.remote), zap.Stringer("to", to.addr), zap.String("called", k.called))
 	c.relay(now, k, pinhole.Near, m, second, out)
 }
@@ -101,12 +116,43 @@ func (c *Core) admit(l *leg, m *h225.Message) string {
 	switch {
 	case m.Tree == nil || m.Body != h225.Setup:
 		return refusedMalformed
-	case c.draining || len(c.calls) >= c.cfg.MaxCalls || c.sources[l.remote.Addr()] >= c.cfg.PerSource || len(l.calls) >= maxLegCalls:
+	case c.draining || len(c.calls) >= c.cfg.MaxCalls || len(l.calls) >= maxLegCalls:
 		return refusedLimit
 	case c.cfg.Signed == SignedRefuse && m.Protection() == h225.Signed:
 		return refusedSigned
 	}
 	return ""
+}
+
+// gatekeeperOf tells whether a host is the configured gatekeeper, on a network that is trusted.
+func (c *Core) gatekeeperOf(network string, host netip.Addr) bool {
+	return c.outer != nil && c.nets[network].Trusted && host == c.cfg.Gatekeeper.Addr()
+}
+
+// caller returns the host of the caller: the one that it names where the Setup may come from a gatekeeper, on a
+// network that is not trusted or from the configured one.
+func (c *Core) caller(l *leg, m *h225.Message) netip.Addr {
+	at := c.nets.Of(l.remote.Addr())
+	if c.nets[l.network].Trusted && !c.gatekeeperOf(l.network, l.remote.Addr()) {
+		return l.remote.Addr()
+	}
+	for _, a := range m.Addresses(nil) {
+		host := a.AddrPort.Addr()
+		if a.Field == h245.SourceCallSignalAddress && a.Carrier == "" && host.IsGlobalUnicast() &&
+			!c.nets.Own(host) && c.nets.Of(host) == at && host.Is4() == l.remote.Addr().Is4() {
+			return host
+		}
+	}
+	return l.remote.Addr()
+}
+
+// owner returns who pays for a call: the caller's host, or the called endpoint's if it is the gatekeeper that calls,
+// as it does for everybody.
+func (c *Core) owner(l *leg, to destination) netip.Addr {
+	if c.outer != nil && l.remote.Addr() == c.cfg.Gatekeeper.Addr() {
+		return to.addr.Addr()
+	}
+	return l.remote.Addr()
 }
 
 // callerName returns what the caller calls itself.
@@ -238,8 +284,8 @@ func (c *Core) end(now time.Time, k *call, out *Output) {
 		return
 	}
 	delete(c.calls, k)
-	if c.sources[k.host[pinhole.Near]]--; c.sources[k.host[pinhole.Near]] <= 0 {
-		delete(c.sources, k.host[pinhole.Near])
+	if c.sources[k.owner]--; c.sources[k.owner] <= 0 {
+		delete(c.sources, k.owner)
 	}
 	c.closeLeases(k)
 	for s, l := range k.legs {

@@ -213,7 +213,7 @@ func (x *exchange) data(key channelKey, ch h245.Channel) error {
 		}
 		old.data = lease
 	} else if old.data.Local(x.from).Addr != listens {
-		if err := old.data.Declare(x.from, k.remote(x.from, listens, netip.AddrPort{})); err != nil {
+		if err := old.data.Declare(x.from, x.remote(x.from, listens, netip.AddrPort{})); err != nil {
 			return err
 		}
 	}

@@ -65,7 +65,7 @@ type control struct {
 func (x *exchange) request(kind pinhole.Kind, label string, named netip.Addr) pinhole.Request {
 	k := x.call
 	r := pinhole.Request{
-		Owner: k.host[pinhole.Near].String(), Label: fmt.Sprintf("h323 %s %s", k.id, label), Kind: kind, Networks: k.nets,
+		Owner: k.owner.String(), Label: fmt.Sprintf("h323 %s %s", k.id, label), Kind: kind, Networks: k.nets,
 		// Whether a silent call is over is for its signalling to say.
 		OnIdle: func(bool) {},
 	}
@@ -75,8 +75,18 @@ func (x *exchange) request(kind pinhole.Kind, label string, named netip.Addr) pi
 }
 
 // remote is what a side says of itself.
-func (k *call) remote(s pinhole.Side, rtp, rtcp netip.AddrPort) pinhole.Remote {
-	return pinhole.Remote{Addr: rtp, RTCP: rtcp, Source: k.host[s], Asymmetric: true}
+func (x *exchange) remote(s pinhole.Side, rtp, rtcp netip.AddrPort) pinhole.Remote {
+	k := x.call
+	return pinhole.Remote{
+		Addr: rtp, RTCP: rtcp, Source: k.host[s], Asymmetric: true, Trusted: k.trusted[s] && x.others(rtp) && x.others(rtcp),
+	}
+}
+
+// others tells whether a gatekeeper may name an address that is not its own: an endpoint's, never the edge or a
+// service.
+func (x *exchange) others(a netip.AddrPort) bool {
+	host := a.Addr()
+	return !host.IsLoopback() && !host.IsLinkLocalUnicast() && !x.core.nets.Own(host) && (a.Port() >= 1024 || a.Port() == 9 || !a.IsValid())
 }
 
 // controlAddress opens the way to a side's H.245 listener. An address that is named again gets the same one.
@@ -111,9 +121,9 @@ func (x *exchange) join(req pinhole.Request, listens netip.AddrPort) (pinhole.Le
 	if err != nil {
 		return nil, err
 	}
-	err = lease.Declare(x.from, k.remote(x.from, listens, netip.AddrPort{}))
+	err = lease.Declare(x.from, x.remote(x.from, listens, netip.AddrPort{}))
 	if err == nil {
-		err = lease.Declare(other, k.remote(other, netip.AddrPortFrom(k.host[other], 9), netip.AddrPort{}))
+		err = lease.Declare(other, x.remote(other, netip.AddrPortFrom(k.dialer[other], 9), netip.AddrPort{}))
 	}
 	if err != nil {
 		lease.Close()
@@ -277,7 +287,7 @@ func (x *exchange) declare(s *session, m *stream, rtp, rtcp netip.AddrPort) erro
 			// It has only said where it takes RTCP: RTP will come from this host.
 			at = netip.AddrPortFrom(rtcp.Addr(), max(rtcp.Port(), 2)-1)
 		}
-		if err := m.lease.Declare(x.from, x.call.remote(x.from, at, m.rtcp[x.from])); err != nil {
+		if err := m.lease.Declare(x.from, x.remote(x.from, at, m.rtcp[x.from])); err != nil {
 			return err
 		}
 	}

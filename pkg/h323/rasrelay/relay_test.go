@@ -416,7 +416,9 @@ func TestRefused(t *testing.T) {
 		// reply is what the sender gets.
 		reply ras.Kind
 	}{
-		{"garbage", func(w *world) (Datagram, bool) { return w.relay.Handle(w.now, "inside", insideRAS, alice, []byte{0xff, 1, 2}) }, Malformed, ""},
+		{"garbage", func(w *world) (Datagram, bool) {
+			return w.relay.Handle(w.now, "inside", insideRAS, alice, []byte{0xff, 1, 2})
+		}, Malformed, ""},
 		{"another network", func(w *world) (Datagram, bool) {
 			return w.relay.Handle(w.now, "outside", outsideRAS, stranger, message(w.t, ras.RRQ, 1, rrq(stranger, "x", false)...))
 		}, NotAllowed, ""},
