@@ -124,6 +124,8 @@ func (r *ForwardRule) check() error {
 			return fmt.Errorf("%w: all addresses must be of one family, and routed", errors.ErrUnsupported)
 		}
 	}
+	// The program has IPv4 addresses mapped into IPv6: ::/0 would let them all in, where user space lets in none.
+	r.Allow = slices.DeleteFunc(slices.Clone(r.Allow), func(p netip.Prefix) bool { return p.Addr().Is4() != r.Listen.Addr().Is4() })
 	return nil
 }
 

@@ -302,14 +302,22 @@ func TestForwardFlood(t *testing.T) {
 	}
 }
 
-// TestForwardDenied: whoever is not allowed reaches the gateway's listener, and the target never.
+// TestForwardDenied: whoever is not allowed reaches the gateway's listener, and the target never. Prefixes of IPv6
+// allow nobody of IPv4, not even those that hold the IPv4-mapped addresses.
 func TestForwardDenied(t *testing.T) {
-	r := newTCPRig(t, 0, nil)
+	r := newTCPRig(t, 0, func(f *ForwardRule) {
+		f.Allow = append(f.Allow, netip.MustParsePrefix("::/0"), netip.MustParsePrefix("::ffff:0:0/96"))
+	})
 	evil := netip.MustParseAddr("192.0.2.66")
 	c, err := r.hosts[near].dial(evil, r.listen)
 	must(t, err)
 	defer c.Close()
-	up := <-r.up
+	var up net.Conn
+	select {
+	case up = <-r.up:
+	case <-time.After(patience):
+		t.Fatal("the gateway's listener was not reached")
+	}
 	defer up.Close()
 	if got := up.RemoteAddr().(*net.TCPAddr).AddrPort().Addr(); got != evil {
 		t.Errorf("%s came", got)
