@@ -11,7 +11,7 @@ import (
 func buildILS(ctx context.Context, d *serviceDeps) (*service, error) {
 	nets := d.cfg.networks()
 	server, err := ils.New(d.cfg.ILS, ils.Deps{
-		Networks: nets, RouteTo: newRouteTable(nets).network, Connections: d.cfg.Limits.PerSource.Connections,
+		Networks: nets, RouteTo: newRouteTable(nets).network, StateDir: d.cfg.State.Dir, Connections: d.cfg.Limits.PerSource.Connections,
 	}, d.log.Named("ils"))
 	if err != nil {
 		return nil, err
