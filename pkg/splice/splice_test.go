@@ -23,6 +23,9 @@ const patience = 2 * time.Minute
 func serve(t testing.TB, loops int) *Joiner {
 	t.Helper()
 	goroutines, files := runtime.NumGoroutine(), openFiles(t)
+	if _, fuzz := t.(*testing.F); fuzz {
+		goroutines += 2 // with -fuzz package testing waits for signals, and goroutines of that remain
+	}
 	j, err := New(loops)
 	if err != nil {
 		t.Fatal(err)
