@@ -50,6 +50,7 @@ type Forward struct {
 	way            *way
 	why            string    // why it is not in force, "" if it is
 	inherited      time.Time // when it was found, if it is of an earlier run and nobody has asked for it
+	review         bool      // the connections of an earlier run must be looked at: may they still be?
 	// trouble is what was last logged of its ports.
 	trouble string
 	// live are the connections as the last sweep found them, done the traffic of those that have ended.
@@ -239,10 +240,26 @@ func allowKey(rule uint32, p netip.Prefix) *tcAllowKey {
 	return k
 }
 
+// allows tells whether an address may connect.
+func (r *ForwardRule) allows(a netip.Addr) bool {
+	return slices.ContainsFunc(r.Allow, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
 func tcpKey(a netip.AddrPort) tcKey {
 	k := keyOf(a)
 	k.Proto = unix.IPPROTO_TCP
 	return k
+}
+
+// Drain has the kernel begin no connections any more, but leave them to the daemon's listener; open ones go on.
+func (f *Forward) Drain() error {
+	f.all.mu.Lock()
+	defer f.all.mu.Unlock()
+	if f.all.list[f.value.Index] != f {
+		return nil
+	}
+	f.value.Limit = 0
+	return f.writeLocked()
 }
 
 // Close takes the rule out of the kernel. Its connections end: they are unknown to the stack, which resets them.

@@ -149,7 +149,8 @@ func (p *Path) inheritWayLocked(at wayKey, slot uint32) *way {
 	return w
 }
 
-// claimLocked gives an inherited rule to who asks for it, or makes room for another at its address.
+// claimLocked gives an inherited rule to who asks for it, or makes room for another at its address. The next sweep ends
+// the connections of those who may not connect any more.
 func (a *forwards) claimLocked(r ForwardRule) (*Forward, error) {
 	key := tcpKey(r.Listen)
 	for _, f := range a.list {
@@ -165,7 +166,7 @@ func (a *forwards) claimLocked(r ForwardRule) (*Forward, error) {
 		if !ok {
 			return nil, a.removeLocked(f)
 		}
-		f.rule, f.inherited, f.why = r, time.Time{}, "being looked at"
+		f.rule, f.inherited, f.why, f.review = r, time.Time{}, "being looked at", true
 		f.value.First, f.value.Mask = first, uint32(ringSize(r.ports())-1)
 		f.value.setLimits(&r)
 		f.ports.most, f.ports.ring = r.ports(), make([]uint16, ringSize(r.ports()))

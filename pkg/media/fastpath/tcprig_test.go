@@ -546,6 +546,55 @@ func TestForwardKilled(t *testing.T) {
 	wantClean(t, pin)
 }
 
+// TestForwardBanned: the next daemon ends the connections of who is not on its list any more, and of nobody else.
+func TestForwardBanned(t *testing.T) {
+	hosts := newHosts(t)
+	r, rule := newTCPHosts(t, hosts, 0)
+	pin := Pin{Folder: bpffs(t), Name: "a"}
+	good, evil := rule.Allow[0], netip.MustParsePrefix("192.0.2.66/32")
+	rule.Allow = append(rule.Allow, evil)
+	v := r.daemon(script{Pin: pin, Forward: &rule}, 0)
+	client, server := r.connect(0)
+	banned, err := r.hosts[near].dial(evil.Addr(), r.listen)
+	must(t, err)
+	defer banned.Close()
+	other, err := r.server.Accept()
+	must(t, err)
+	defer other.Close()
+	v.kill()
+	r.serve(pin, options{})
+	rule.Allow = []netip.Prefix{good}
+	r.begin(rule)
+	r.wait("ended", func(s ForwardStats) bool { return s.Open == 1 })
+	_, err = banned.Write([]byte("x"))
+	must(t, err)
+	must(t, banned.SetReadDeadline(time.Now().Add(patience)))
+	if _, err := banned.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
+		t.Errorf("%v", err)
+	}
+	exchange(t, client, server, 7)
+}
+
+// TestForwardDrain: the kernel begins no connections any more, and those that are open go on.
+func TestForwardDrain(t *testing.T) {
+	r := newTCPRig(t, 0, nil)
+	client, server := r.connect(0)
+	must(t, r.forward.Drain())
+	c, err := r.hosts[near].dial(r.hosts[near].addrs[0], r.listen)
+	must(t, err)
+	defer c.Close()
+	select {
+	case up := <-r.up:
+		up.Close()
+	case <-time.After(patience):
+		t.Fatal("the gateway's listener was not reached")
+	}
+	exchange(t, client, server, 6)
+	if s, err := r.forward.Stats(); err != nil || s.Total != 1 {
+		t.Errorf("%+v %v", s, err)
+	}
+}
+
 // TestForwardUnclaimed: a rule of an earlier run begins nothing, and another at its address replaces it.
 func TestForwardUnclaimed(t *testing.T) {
 	hosts := newHosts(t)

@@ -131,11 +131,16 @@ func (f *Forward) supplyLocked(now uint64) error {
 		}
 	}
 	f.value.Given = f.ports.given
+	return errors.Join(err, f.writeLocked())
+}
+
+// writeLocked tells the program what has changed of the rule.
+func (f *Forward) writeLocked() error {
 	if f.value == f.written {
-		return err
+		return nil
 	}
 	f.written = f.value
-	return errors.Join(err, k.objs.TcpRules.Put(&f.key, &f.value))
+	return f.all.path.kern.objs.TcpRules.Put(&f.key, &f.value)
 }
 
 // sweepLocked looks at all connections, ends those that are over and keeps the ways to the clients.
@@ -153,8 +158,9 @@ func (a *forwards) sweepLocked(now uint64) error {
 		}
 		f.live = conns
 		for port, c := range conns {
-			if c.over(now) {
-				f.complain("end", f.endLocked(port, c, now))
+			banned := f.review && !f.rule.allows(addrPort(c.client().Client.Word, 0).Addr())
+			if banned || c.over(now) {
+				f.complain("end", f.endLocked(port, c, now, banned))
 				continue
 			}
 			f.ports.out[port] = now
@@ -162,6 +168,7 @@ func (a *forwards) sweepLocked(now uint64) error {
 				a.clientLocked(c.client())
 			}
 		}
+		f.review = false
 		for _, port := range f.ports.lost(now) {
 			f.ports.rest(port, now, now)
 			f.value.Ended++
@@ -220,11 +227,11 @@ func (a *forwards) readLocked() (map[*Forward]map[uint16]*conn, error) {
 	}
 }
 
-// endLocked removes a connection, unless a packet has passed after it was looked at.
-func (f *Forward) endLocked(port uint16, c *conn, now uint64) error {
+// endLocked removes a connection, unless a packet has passed after it was looked at and it may go on.
+func (f *Forward) endLocked(port uint16, c *conn, now uint64, banned bool) error {
 	for side, have := range c.have {
 		var v tcConn
-		if !have {
+		if !have || banned {
 			continue
 		}
 		if err := f.all.path.kern.objs.TcpConns.Lookup(&c.keys[side], &v); err == nil && v.Last != c.values[side].Last {

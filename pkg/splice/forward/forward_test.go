@@ -285,6 +285,7 @@ type kernel struct {
 	refuses error
 	listen  netip.AddrPort
 	closed  atomic.Bool
+	drained atomic.Bool
 }
 
 func (k *kernel) Carry(_ Rule, listen netip.AddrPort) (Carried, error) {
@@ -294,6 +295,11 @@ func (k *kernel) Carry(_ Rule, listen netip.AddrPort) (Carried, error) {
 
 func (k *kernel) Figures() (Figures, error) {
 	return Figures{Open: 2, Total: 7, Bytes: [2]uint64{70, 700}, Refused: map[string]uint64{notAllowed: 4}}, nil
+}
+
+func (k *kernel) Drain() error {
+	k.drained.Store(true)
+	return nil
 }
 
 func (k *kernel) Close() error {
@@ -328,6 +334,13 @@ func TestKernel(t *testing.T) {
 		}
 		if asked && k.listen.String() != s.addr {
 			t.Errorf("the kernel was asked for %s", k.listen)
+		}
+		if n := s.f.Open(); n != i.Connections {
+			t.Errorf("%s: %d open, %d listed", tc.via, n, i.Connections)
+		}
+		s.f.Drain()
+		if k.drained.Load() != (asked && tc.refuses == nil) {
+			t.Errorf("%s: drained %v", tc.via, k.drained.Load())
 		}
 		if err := s.stop(); err != nil {
 			t.Error(err)

@@ -46,6 +46,8 @@ type Kernel interface {
 type Carried interface {
 	// Figures may be called at any time.
 	Figures() (Figures, error)
+	// Drain has the kernel leave new connections to the listener; those that are open go on.
+	Drain() error
 	Close() error
 }
 
@@ -119,15 +121,31 @@ func New(rules []Rule, deps Deps, log *zap.Logger) *Forwarder {
 func (f *Forwarder) SetPerSource(n int) { f.perSource.Store(int64(n)) }
 
 // Drain has new connections refused; those that are open go on.
-func (f *Forwarder) Drain() { f.draining.Store(true) }
+func (f *Forwarder) Drain() {
+	f.draining.Store(true)
+	for _, r := range f.rules {
+		r.mu.Lock()
+		carried := slices.Clone(r.carried)
+		r.mu.Unlock()
+		for _, c := range carried {
+			f.drain(r, c)
+		}
+	}
+}
 
-// Open returns how many connections user space carries.
+// drain has the kernel begin no connections of a rule any more.
+func (f *Forwarder) drain(r *rule, c Carried) {
+	if err := c.Drain(); err != nil {
+		f.log.Error("the kernel goes on to accept", zap.String("forward", r.Name), zap.Error(err))
+	}
+}
+
+// Open returns how many connections there are, on either path.
 func (f *Forwarder) Open() int {
 	n := 0
 	for _, r := range f.rules {
-		r.mu.Lock()
-		n += len(r.open)
-		r.mu.Unlock()
+		s := r.snapshot()
+		n += s.user.Open + s.kernel.Open
 	}
 	return n
 }
@@ -187,6 +205,9 @@ func (f *Forwarder) carry(r *rule, listen netip.AddrPort) Carried {
 		return nil
 	}
 	r.carried, r.why = append(r.carried, c), ""
+	if f.draining.Load() {
+		f.drain(r, c)
+	}
 	return c
 }
 
