@@ -40,8 +40,8 @@ func addrPort(w [4]uint32, p uint16) netip.AddrPort {
 }
 
 func (v *tcFlow) source() netip.AddrPort { return addrPort(v.Src.Word, v.Sport) }
-func (v *tcFlow) out() netip.AddrPort    { return addrPort(v.NewSrc.Word, v.NewSport) }
-func (v *tcFlow) to() netip.AddrPort     { return addrPort(v.NewDst.Word, v.NewDport) }
+func (v *tcFlow) out() netip.AddrPort    { return addrPort(joined(v.NewSrcHead, v.NewSrc), v.NewSport) }
+func (v *tcFlow) to() netip.AddrPort     { return addrPort(joined(v.NewDstHead, v.NewDst), v.NewDport) }
 
 // survey is what is found at the start.
 type survey struct {

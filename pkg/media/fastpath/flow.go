@@ -32,6 +32,15 @@ func port(p uint16) uint16 {
 	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, p))
 }
 
+// headAndLast returns the words of an address as a flow has those that it writes: the last is all of IPv4.
+func headAndLast(a netip.Addr) (head [3]uint32, last uint32) {
+	w := words(a)
+	return [3]uint32(w[:3]), w[3]
+}
+
+// joined undoes headAndLast.
+func joined(head [3]uint32, last uint32) [4]uint32 { return [4]uint32{head[0], head[1], head[2], last} }
+
 func keyOf(local netip.AddrPort) (k tcKey) {
 	k.Local.Word = words(local.Addr())
 	k.Port = port(local.Port())
@@ -47,8 +56,9 @@ type route struct {
 // value returns what the program needs to know of a flow, but for the way that it takes.
 func (r route) value(rtp bool, dscp int) (v tcFlow) {
 	v.Src.Word, v.Sport = words(r.from.Addr()), port(r.from.Port())
-	v.NewSrc.Word, v.NewSport = words(r.out.Addr()), port(r.out.Port())
-	v.NewDst.Word, v.NewDport = words(r.to.Addr()), port(r.to.Port())
+	v.NewSrcHead, v.NewSrc = headAndLast(r.out.Addr())
+	v.NewDstHead, v.NewDst = headAndLast(r.to.Addr())
+	v.NewSport, v.NewDport = port(r.out.Port()), port(r.to.Port())
 	v.Tos = uint8(dscp << 2)
 	if r.to.Addr().Is6() {
 		v.Flags |= flowV6Out
@@ -56,12 +66,9 @@ func (r route) value(rtp bool, dscp int) (v tcFlow) {
 	if rtp {
 		v.Flags |= flowRTP
 	}
-	v.SumAddr = difference(
+	v.SumAddr = folded(difference(
 		append(r.from.Addr().AsSlice(), r.in.Addr().AsSlice()...),
-		append(r.out.Addr().AsSlice(), r.to.Addr().AsSlice()...))
-	v.SumPort = difference(
-		binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, r.from.Port()), r.in.Port()),
-		binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, r.out.Port()), r.to.Port()))
+		append(r.out.Addr().AsSlice(), r.to.Addr().AsSlice()...)))
 	return v
 }
 
@@ -77,27 +84,29 @@ func difference(old, new []byte) (sum uint32) {
 	return sum
 }
 
-// lost returns the cumulative number of packets lost (RFC 3550 A.3).
-func (v *tcFlow) lost() int64 {
-	if v.Rtp.Started == 0 {
-		return 0
+// folded returns the sum of the two halves of a sum, which to a checksum is the same.
+func folded(sum uint32) uint16 {
+	for sum > 0xffff {
+		sum = sum&0xffff + sum>>16
 	}
-	return v.Rtp.LostOnce + v.Rtp.Max - v.Rtp.Base + 1 - v.Rtp.Received
+	return uint16(sum)
 }
 
+// lost returns the cumulative number of packets lost (RFC 3550 A.3); it wraps as an int32 does.
+func (v *tcFlow) lost() int32 { return int32(v.Rtp.Expected - v.Rtp.Received) }
+
 func (v *tcFlow) jitter() time.Duration {
-	if v.Rtp.Rate == 0 {
+	if v.Clock.Rate == 0 {
 		return 0
 	}
-	return time.Duration(float64(v.Rtp.Jitter) / 16 / float64(v.Rtp.Rate) * float64(time.Second))
+	return time.Duration(float64(v.Rtp.Jitter) / 16 / float64(v.Clock.Rate) * float64(time.Second))
 }
 
 // since returns what the program has counted between two looks at a flow.
 func (v *tcFlow) since(seen *tcFlow, c clock) media.Carried {
 	d := media.Carried{
 		Packets: v.Packets - seen.Packets, Bytes: v.Bytes - seen.Bytes,
-		Received: v.Rtp.Count + v.Rtp.Received - seen.Rtp.Count - seen.Rtp.Received,
-		Lost:     v.lost() - seen.lost(), Jitter: v.jitter(),
+		Received: int64(v.Rtp.Received - seen.Rtp.Received), Lost: int64(v.lost() - seen.lost()), Jitter: v.jitter(),
 	}
 	if v.Last > seen.Last {
 		d.Last = c.time(v.Last)

@@ -27,30 +27,42 @@ struct key {
 	__u8 zero;
 };
 
-// rtp_state is what RFC 3550 appendix A needs; the same algorithm as in package media.
+// rtp_state is what RFC 3550 appendix A needs of every packet; the same algorithm as in package media. The daemon looks
+// often enough that what is counted may wrap.
 struct rtp_state {
-	__s64 base, max, received, count, lost_once;
-	__u64 arrived, guess_from;
-	__u32 ssrc, bad_seq, timestamp, guess_timestamp;
-	__u32 rate;   // Hz, 0 as long as it is not known
+	__u64 arrived;
+	__u32 expected, received; // packets, over all restarts of the sender
+	__u32 ssrc, timestamp;
 	__u32 jitter; // in 1/16 of a timestamp unit
+	__u32 scale;  // the clock's rate / 10^9, as a fraction of 2^40: no division per packet; 0: not known
+	__u16 max;    // the highest sequence number
+	__u16 bad_seq; // what would confirm a jump; max, which cannot be one, if there was none
 	__u8 pt, started, known, timed;
-	__u32 scale; // rate / 10^9, as a fraction of 2^40: no division per packet
 };
 
+// rtp_clock is what is needed until the rate is known.
+struct rtp_clock {
+	__u64 guess_from;
+	__u32 guess_timestamp;
+	__u32 rate; // Hz, 0 as long as it is not known
+};
+
+// flow is in the order of use. In the kernel's hash table (6.1 and later) a value begins 80 bytes into a block of 256: what
+// all packets need ends with rtp, at 112, so that with the head of the entry it fills three cache lines of 64.
 struct flow {
 	struct address src; // the locked source
-	struct address new_src, new_dst;
 	__be16 sport, new_sport, new_dport;
 	__u8 tos, flags;
 	__u32 device; // the only device that packets of this source may come by
 	__u32 hop;
-	__u32 sum_addr, sum_port; // what the UDP checksum changes by
-	__u16 mac[3]; // the device's own address: frames for others are only overheard
-	__u16 zero;
+	__be32 new_src, new_dst; // IPv4, or the last words of IPv6
+	__u16 mac[3];   // the device's own address: frames for others are only overheard
+	__u16 sum_addr; // what the UDP checksum changes by
 	// From here on the program writes.
 	__u64 packets, bytes, last;
 	struct rtp_state rtp;
+	struct rtp_clock clock;
+	__be32 new_src_head[3], new_dst_head[3]; // the daemon writes it: the other words
 };
 
 // hop is the way to one destination; many flows may share it.

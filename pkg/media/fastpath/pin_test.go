@@ -746,7 +746,7 @@ func TestFates(t *testing.T) {
 		{"one direction is silent", at("192.0.2.1:50000"), flow(0, nil), now - second, ""},
 		{"both are silent", at("192.0.2.1:50000"), flow(0, nil), now - 61*second, fateIdle},
 		{"address is gone", at("192.0.2.9:50000"), flow(now, nil), 0, fateAddress},
-		{"the other address is gone", at("192.0.2.1:50000"), flow(now, func(v *tcFlow) { v.NewSrc.Word = words(netip.MustParseAddr("198.51.100.9")) }), 0, fateAddress},
+		{"the other address is gone", at("192.0.2.1:50000"), flow(now, func(v *tcFlow) { v.NewSrcHead, v.NewSrc = headAndLast(netip.MustParseAddr("198.51.100.9")) }), 0, fateAddress},
 		{"device is gone", at("192.0.2.1:50000"), flow(now, func(v *tcFlow) { v.Device = 4 }), 0, fateDevice},
 		{"no such way", at("192.0.2.1:50000"), flow(now, func(v *tcFlow) { v.Hop = maxWays }), 0, fateWay},
 	} {

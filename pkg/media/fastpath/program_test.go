@@ -420,7 +420,7 @@ func testFragments(t *testing.T, e entry) {
 	b := newBench(t, e, r, true, nil)
 	for _, tt := range []struct {
 		flags   uint16
-		counted int64
+		counted uint32
 	}{{0x2000, 1}, {0x2001, 1}, {0x0001, 1}} {
 		f := r.arriving(rtpPacket(172))
 		f.flags = tt.flags

@@ -28,6 +28,7 @@ struct packet {
 	__u64 now;
 	__u32 ip_len;  // the length of the IP packet
 	__u32 udp_len; // as in the header
+	__u32 sum_port; // what the UDP checksum changes by with the ports
 	__u32 l4; // where the UDP header begins; constant in each caller
 	__u8 ttl;
 	__u8 ecn; // the two bits of ECN are not ours
@@ -49,7 +50,11 @@ static __always_inline struct flow *find(const struct packet *p, const struct ke
 {
 	struct flow *f = bpf_map_lookup_elem(&flows, k);
 
-	if (!f || f->sport != sport || f->src.word[3] != src->word[3] || f->src.word[2] != src->word[2] ||
+	if (!f)
+		return 0;
+	// Asked for at once, the last of the three lines comes with the others and not after them.
+	asm volatile("" : : "r"(f->last));
+	if (f->sport != sport || f->src.word[3] != src->word[3] || f->src.word[2] != src->word[2] ||
 	    f->src.word[1] != src->word[1] || f->src.word[0] != src->word[0])
 		return 0;
 	if (f->device != p->device || p->now > lease_until)
@@ -66,6 +71,12 @@ static __always_inline void read_rtp(struct packet *p, const __be32 *body, const
 	p->rtp[1] = body[1];
 	p->rtp[2] = body[2];
 	p->has_rtp = 1;
+}
+
+// port_sum is the change of both ports (RFC 1624), not folded.
+static __always_inline __u32 port_sum(const struct udphdr *udp, const struct flow *f)
+{
+	return (__u16)~udp->source + (__u16)~udp->dest + f->new_sport + f->new_dport;
 }
 
 // read_v4 reads the headers, and finds the flow; it returns 0 if the packet is nothing to us, else there is a
@@ -93,6 +104,7 @@ static __always_inline int read_v4(struct packet *p, void *data, void *end)
 	p->l4 = L4_V4;
 	p->ip_len = bpf_ntohs(ip->tot_len);
 	p->udp_len = bpf_ntohs(udp->len);
+	p->sum_port = port_sum(udp, p->flow);
 	p->ttl = ip->ttl;
 	p->ecn = ip->tos & 3;
 	p->odd = ip->frag_off & bpf_htons(0x2000) || p->ip_len != p->udp_len + sizeof(*ip) ||
@@ -136,6 +148,7 @@ static __always_inline int read_v6(struct packet *p, void *data, void *end)
 	if (!p->flow)
 		return 0;
 	p->udp_len = bpf_ntohs(udp->len);
+	p->sum_port = port_sum(udp, p->flow);
 	p->ip_len = bpf_ntohs(ip->payload_len) + sizeof(*ip);
 	p->ttl = ip->hop_limit;
 	p->ecn = ip->flow_lbl[0] >> 4 & 3;
@@ -218,8 +231,8 @@ static __always_inline void write_v4(struct iphdr *ip, const struct packet *p)
 {
 	const struct flow *f = p->flow;
 
-	ip->saddr = f->new_src.word[3];
-	ip->daddr = f->new_dst.word[3];
+	ip->saddr = f->new_src;
+	ip->daddr = f->new_dst;
 	ip->ttl = lower(p->ttl);
 	ip->tos = f->tos | p->ecn;
 	ip->check = 0;
@@ -248,8 +261,10 @@ static __always_inline void write_v6(struct ipv6hdr *ip, const struct packet *p)
 	ip->priority = class >> 4;
 	ip->flow_lbl[0] = (ip->flow_lbl[0] & 0x0f) | (__u8)(class << 4);
 	ip->hop_limit = lower(p->ttl);
-	__builtin_memcpy(&ip->saddr, &f->new_src, sizeof(ip->saddr));
-	__builtin_memcpy(&ip->daddr, &f->new_dst, sizeof(ip->daddr));
+	__builtin_memcpy(&ip->saddr, f->new_src_head, sizeof(f->new_src_head));
+	ip->saddr.s6_addr32[3] = f->new_src;
+	__builtin_memcpy(&ip->daddr, f->new_dst_head, sizeof(f->new_dst_head));
+	ip->daddr.s6_addr32[3] = f->new_dst;
 }
 
 // new_v6 writes a header into zeroed memory.
@@ -258,4 +273,47 @@ static __always_inline void new_v6(struct ipv6hdr *ip, const struct packet *p)
 	ip->payload_len = bpf_htons(p->udp_len);
 	ip->nexthdr = IPPROTO_UDP;
 	write_v6(ip, p);
+}
+
+static __always_inline __u32 folded(__u32 sum)
+{
+	sum = (sum & 0xffff) + (sum >> 16);
+	return (sum & 0xffff) + (sum >> 16);
+}
+
+// unfinished tells whether the checksum is only that of the pseudo header (RFC 768): a sender on this machine leaves
+// the rest to a device (CHECKSUM_PARTIAL), and no program can see that it does. One complete checksum in 65536 looks
+// the same, and does no harm. addresses is the sum of both addresses, by 32 bits.
+static __always_inline int unfinished(const struct packet *p, const struct udphdr *udp, __u64 addresses)
+{
+	__u64 sum = addresses + bpf_htons(IPPROTO_UDP) + bpf_htons(p->udp_len);
+
+	sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
+	return udp->check == folded(sum);
+}
+
+static __always_inline __u64 sum_v4(const struct iphdr *ip)
+{
+	return (__u64)ip->saddr + ip->daddr;
+}
+
+static __always_inline __u64 sum_v6(const struct ipv6hdr *ip)
+{
+	const __u32 *w = (const __u32 *)&ip->saddr;
+
+	return (__u64)w[0] + w[1] + w[2] + w[3] + w[4] + w[5] + w[6] + w[7];
+}
+
+// write_udp changes the ports, and repairs the checksum by the rule of RFC 1624; a packet without one keeps none.
+static __always_inline void write_udp(struct udphdr *udp, const struct packet *p)
+{
+	const struct flow *f = p->flow;
+	__u32 sum;
+
+	udp->source = f->new_sport;
+	udp->dest = f->new_dport;
+	if (!udp->check)
+		return;
+	sum = ~folded((__u16)~udp->check + f->sum_addr + p->sum_port) & 0xffff;
+	udp->check = sum ? sum : 0xffff;
 }

@@ -5,7 +5,6 @@
 
 #define MAX_DROPOUT 3000 // RFC 3550 A.1
 #define MAX_MISORDER 100
-#define NO_SEQ ((1 << 16) + 1)
 #define SECOND 1000000000ULL
 
 static __always_inline __u32 rate_of_type(__u8 pt)
@@ -42,36 +41,31 @@ static __always_inline __u32 nearest_rate(__u64 measured)
 
 static __always_inline void rtp_resync(struct rtp_state *r, __u16 seq)
 {
-	if (r->started) {
-		r->lost_once += r->max - r->base + 1 - r->received;
-		r->count += r->received;
-	}
-	r->base = r->max = seq;
-	r->received = 0;
+	r->expected++;
+	r->max = seq;
 	r->known = 0;
-	r->bad_seq = NO_SEQ;
 }
 
-static __always_inline void rtp_clock(struct rtp_state *r, __u32 rate)
+static __always_inline void rtp_rate(struct rtp_state *r, struct rtp_clock *c, __u32 rate)
 {
-	r->rate = rate;
+	c->rate = rate;
 	r->scale = rate * 1099511627776ULL / SECOND;
 }
 
 // rtp_measure follows the jitter (RFC 3550 A.8).
-static __always_inline void rtp_measure(struct rtp_state *r, __u64 now, __u32 timestamp)
+static __always_inline void rtp_measure(struct rtp_state *r, struct rtp_clock *c, __u64 now, __u32 timestamp)
 {
 	__u64 took = now - r->arrived;
 	__s64 d;
 
-	if (!r->rate) {
-		__u64 ms = (now - r->guess_from) / 1000000;
+	if (!r->scale) {
+		__u64 ms = (now - c->guess_from) / 1000000;
 		if (ms >= 1000) {
-			rtp_clock(r, nearest_rate((__u64)(timestamp - r->guess_timestamp) * 1000 / ms));
+			rtp_rate(r, c, nearest_rate((__u64)(timestamp - c->guess_timestamp) * 1000 / ms));
 			r->timed = 0;
 		}
 	}
-	if (r->rate && r->timed && took < 4 * SECOND) {
+	if (r->scale && r->timed && took < 4 * SECOND) {
 		d = (__s64)(took * r->scale >> 40) - (__s32)(timestamp - r->timestamp);
 		if (d < 0)
 			d = -d;
@@ -79,14 +73,15 @@ static __always_inline void rtp_measure(struct rtp_state *r, __u64 now, __u32 ti
 			d = 0x0fffffff;
 		r->jitter += (__u32)d - ((r->jitter + 8) >> 4);
 	}
-	r->timed = r->rate != 0;
+	r->timed = r->scale != 0;
 	r->arrived = now;
 	r->timestamp = timestamp;
 }
 
 // rtp_count counts a packet, or segments of them with consecutive numbers (GRO, GSO).
-static __always_inline void rtp_count(struct rtp_state *r, __u32 segments, __u32 udp_len, __u64 now, const __be32 *w)
+static __always_inline void rtp_count(struct flow *f, __u32 segments, __u32 udp_len, __u64 now, const __be32 *w)
 {
+	struct rtp_state *r = &f->rtp;
 	__u32 first = bpf_ntohl(w[0]), timestamp = bpf_ntohl(w[1]), ssrc = bpf_ntohl(w[2]);
 	__u8 pt = first >> 16 & 0x7f;
 	__u16 seq = first, delta;
@@ -96,22 +91,23 @@ static __always_inline void rtp_count(struct rtp_state *r, __u32 segments, __u32
 		r->started = 1;
 		r->ssrc = ssrc;
 	} else {
-		delta = seq - (__u16)r->max;
+		delta = seq - r->max;
 		if (delta < MAX_DROPOUT) {
-			r->max += delta;
+			r->expected += delta;
+			r->max = seq;
 		} else if (delta <= 0xffff - MAX_MISORDER) {
 			// A big jump: two in a row mean that the sender restarted.
 			if (seq != r->bad_seq) {
-				r->bad_seq = (__u16)(seq + segments);
+				r->bad_seq = seq + segments;
 				return;
 			}
 			rtp_resync(r, seq);
 		}
-		r->bad_seq = NO_SEQ;
 	}
 	r->received += segments;
-	if (segments > 1)
-		r->max += segments - 1;
+	r->expected += segments - 1;
+	r->max += segments - 1;
+	r->bad_seq = r->max;
 	// Comfort noise and telephone events say nothing about jitter, see package media.
 	if (pt == 13 || (pt == 101 && udp_len == 24))
 		return;
@@ -119,9 +115,9 @@ static __always_inline void rtp_count(struct rtp_state *r, __u32 segments, __u32
 		r->known = 1;
 		r->timed = 0;
 		r->pt = pt;
-		r->guess_from = now;
-		r->guess_timestamp = timestamp;
-		rtp_clock(r, rate_of_type(pt));
+		f->clock.guess_from = now;
+		f->clock.guess_timestamp = timestamp;
+		rtp_rate(r, &f->clock, rate_of_type(pt));
 	}
-	rtp_measure(r, now, timestamp);
+	rtp_measure(r, &f->clock, now, timestamp);
 }

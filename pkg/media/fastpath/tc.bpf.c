@@ -44,12 +44,28 @@ static __always_inline int leave(const struct packet *p, struct hop *h)
 }
 
 // fix_udp repairs the checksum, which then stands at off; a packet without one keeps none.
-static __always_inline void fix_udp(struct __sk_buff *skb, const struct flow *f, __u32 off, int has)
+static __always_inline void fix_udp(struct __sk_buff *skb, const struct packet *p, __u32 off, int has)
 {
 	if (!has)
 		return;
-	bpf_l4_csum_replace(skb, off, 0, f->sum_addr, BPF_F_PSEUDO_HDR | BPF_F_MARK_MANGLED_0);
-	bpf_l4_csum_replace(skb, off, 0, f->sum_port, BPF_F_MARK_MANGLED_0);
+	bpf_l4_csum_replace(skb, off, 0, p->flow->sum_addr, BPF_F_PSEUDO_HDR | BPF_F_MARK_MANGLED_0);
+	bpf_l4_csum_replace(skb, off, 0, p->sum_port, BPF_F_MARK_MANGLED_0);
+}
+
+// minus_head takes from a sum what write_v6 will change of an IPv6 header, but for the addresses; plus_head adds what it
+// has written.
+static __always_inline __u32 minus_head(const struct ipv6hdr *ip)
+{
+	const __u16 *half = (const __u16 *)ip;
+
+	return (__u16)~half[0] + (__u16)~half[3];
+}
+
+static __always_inline __u32 plus_head(const struct ipv6hdr *ip)
+{
+	const __u16 *half = (const __u16 *)ip;
+
+	return half[0] + half[3];
 }
 
 // from_v4_to_v6 makes room for the longer header. What fails before that goes up unchanged.
@@ -71,7 +87,7 @@ static __always_inline int from_v4_to_v6(struct __sk_buff *skb, const struct pac
 	to.ports[1] = p->flow->new_dport;
 	if (bpf_skb_store_bytes(skb, 0, &to.eth, sizeof(to) - sizeof(to.align), 0))
 		return TC_ACT_SHOT;
-	fix_udp(skb, p->flow, L4_V6 + CHECK, 1);
+	fix_udp(skb, p, L4_V6 + CHECK, 1);
 	return leave(p, h);
 }
 
@@ -93,7 +109,7 @@ static __always_inline int from_v6_to_v4(struct __sk_buff *skb, const struct pac
 	to.ports[1] = p->flow->new_dport;
 	if (bpf_skb_store_bytes(skb, 0, &to.eth, sizeof(to) - sizeof(to.align), 0))
 		return TC_ACT_SHOT;
-	fix_udp(skb, p->flow, L4_V4 + CHECK, 1);
+	fix_udp(skb, p, L4_V4 + CHECK, 1);
 	return leave(p, h);
 }
 
@@ -108,7 +124,7 @@ static __always_inline struct hop *judge(struct __sk_buff *skb, struct packet *p
 	if (!is_media(p))
 		return 0;
 	if (rtp)
-		rtp_count(&p->flow->rtp, p->segments, p->udp_len, p->now, p->rtp);
+		rtp_count(p->flow, p->segments, p->udp_len, p->now, p->rtp);
 	return way_out(p);
 }
 
@@ -143,7 +159,7 @@ static __always_inline int count_behind(struct __sk_buff *skb, struct packet *p,
 	p->has_rtp = 1;
 	__builtin_memcpy(p->rtp, b.rtp, sizeof(p->rtp));
 	if (is_media(p))
-		rtp_count(&p->flow->rtp, p->segments, p->udp_len, p->now, p->rtp);
+		rtp_count(p->flow, p->segments, p->udp_len, p->now, p->rtp);
 	return 0;
 }
 
@@ -190,7 +206,7 @@ static __noinline int relay_v4(struct __sk_buff *skb)
 	struct ethhdr *eth;
 	struct udphdr *udp;
 	struct hop *h;
-	int has;
+	int has, whole;
 
 	if ((void *)(long)skb->data + L4_V4 + sizeof(*udp) > (void *)(long)skb->data_end &&
 	    bpf_skb_pull_data(skb, L4_V4 + sizeof(*udp)))
@@ -208,11 +224,19 @@ static __noinline int relay_v4(struct __sk_buff *skb)
 	if (p.flow->flags & FLOW_V6_OUT)
 		return from_v4_to_v6(skb, &p, h);
 	has = udp->check != 0;
+	whole = has && !p.gso_size && !unfinished(&p, udp, sum_v4((void *)(eth + 1)));
 	write_v4((void *)(eth + 1), &p);
+	write_eth(eth, h, bpf_htons(ETH_P_IP));
+	if (whole) {
+		write_udp(udp, &p);
+		// The device may have told the sum of the packet (CHECKSUM_COMPLETE). A part that has its own checksum sums up to
+		// nothing, as the IPv4 header does, but to the UDP checksum the addresses count twice.
+		bpf_csum_update(skb, ~(__u32)p.flow->sum_addr);
+		return leave(&p, h);
+	}
 	udp->source = p.flow->new_sport;
 	udp->dest = p.flow->new_dport;
-	write_eth(eth, h, bpf_htons(ETH_P_IP));
-	fix_udp(skb, p.flow, L4_V4 + CHECK, has);
+	fix_udp(skb, &p, L4_V4 + CHECK, has);
 	return leave(&p, h);
 }
 
@@ -240,6 +264,8 @@ static __noinline int relay_v6(struct __sk_buff *skb)
 	struct ethhdr *eth;
 	struct udphdr *udp;
 	struct hop *h;
+	__u32 head;
+	int whole;
 
 	if (pull_v6(skb))
 		return UP;
@@ -258,11 +284,19 @@ static __noinline int relay_v6(struct __sk_buff *skb)
 		return UP;
 	if (!(p.flow->flags & FLOW_V6_OUT))
 		return from_v6_to_v4(skb, &p, h);
+	whole = !p.gso_size && !unfinished(&p, udp, sum_v6((void *)(eth + 1)));
+	head = minus_head((void *)(eth + 1));
 	write_v6((void *)(eth + 1), &p);
+	write_eth(eth, h, bpf_htons(ETH_P_IPV6));
+	if (whole) {
+		write_udp(udp, &p);
+		// As in relay_v4; but this sum has the addresses of the header in it, which make up for the UDP checksum.
+		bpf_csum_update(skb, head + plus_head((void *)(eth + 1)));
+		return leave(&p, h);
+	}
 	udp->source = p.flow->new_sport;
 	udp->dest = p.flow->new_dport;
-	write_eth(eth, h, bpf_htons(ETH_P_IPV6));
-	fix_udp(skb, p.flow, L4_V6 + CHECK, 1);
+	fix_udp(skb, &p, L4_V6 + CHECK, 1);
 	return leave(&p, h);
 }
 

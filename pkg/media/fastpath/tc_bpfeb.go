@@ -68,14 +68,6 @@ type tcFlow struct {
 		_    structs.HostLayout
 		Word [4]uint32
 	}
-	NewSrc struct {
-		_    structs.HostLayout
-		Word [4]uint32
-	}
-	NewDst struct {
-		_    structs.HostLayout
-		Word [4]uint32
-	}
 	Sport    uint16
 	NewSport uint16
 	NewDport uint16
@@ -83,34 +75,37 @@ type tcFlow struct {
 	Flags    uint8
 	Device   uint32
 	Hop      uint32
-	SumAddr  uint32
-	SumPort  uint32
+	NewSrc   uint32
+	NewDst   uint32
 	Mac      [3]uint16
-	Zero     uint16
+	SumAddr  uint16
 	Packets  uint64
 	Bytes    uint64
 	Last     uint64
 	Rtp      struct {
+		_         structs.HostLayout
+		Arrived   uint64
+		Expected  uint32
+		Received  uint32
+		Ssrc      uint32
+		Timestamp uint32
+		Jitter    uint32
+		Scale     uint32
+		Max       uint16
+		BadSeq    uint16
+		Pt        uint8
+		Started   uint8
+		Known     uint8
+		Timed     uint8
+	}
+	Clock struct {
 		_              structs.HostLayout
-		Base           int64
-		Max            int64
-		Received       int64
-		Count          int64
-		LostOnce       int64
-		Arrived        uint64
 		GuessFrom      uint64
-		Ssrc           uint32
-		BadSeq         uint32
-		Timestamp      uint32
 		GuessTimestamp uint32
 		Rate           uint32
-		Jitter         uint32
-		Pt             uint8
-		Started        uint8
-		Known          uint8
-		Timed          uint8
-		Scale          uint32
 	}
+	NewSrcHead [3]uint32
+	NewDstHead [3]uint32
 }
 
 type tcHop struct {

@@ -163,8 +163,8 @@ func TestJitter(t *testing.T) {
 	key := keyOf(c.local[near])
 	var v tcFlow
 	must(t, r.path.kern.objs.Flows.Lookup(&key, &v))
-	if v.Rtp.Rate != 48000 {
-		t.Errorf("the clock runs at %d Hz", v.Rtp.Rate)
+	if v.Clock.Rate != 48000 {
+		t.Errorf("the clock runs at %d Hz", v.Clock.Rate)
 	}
 	if j := c.info().Ends[near].Stats.JitterSeconds; j <= 0 || j > 0.5 {
 		t.Errorf("jitter %v s", j)

@@ -13,35 +13,6 @@ static __always_inline int for_this_host(const struct ethhdr *eth, const struct 
 	return to[0] == f->mac[0] && to[1] == f->mac[1] && to[2] == f->mac[2];
 }
 
-static __always_inline __u32 folded(__u32 sum)
-{
-	sum = (sum & 0xffff) + (sum >> 16);
-	return (sum & 0xffff) + (sum >> 16);
-}
-
-// unfinished tells whether the checksum is only that of the pseudo header (RFC 768): a sender on this machine leaves
-// the rest to a device (CHECKSUM_PARTIAL), and XDP cannot tell it so. One complete checksum in 65536 looks the same,
-// and does no harm. addresses is the sum of both addresses, by 32 bits.
-static __always_inline int unfinished(const struct packet *p, const struct udphdr *udp, __u64 addresses)
-{
-	__u64 sum = addresses + bpf_htons(IPPROTO_UDP) + bpf_htons(p->udp_len);
-
-	sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
-	return udp->check == folded(sum);
-}
-
-static __always_inline __u64 sum_v4(const struct iphdr *ip)
-{
-	return (__u64)ip->saddr + ip->daddr;
-}
-
-static __always_inline __u64 sum_v6(const struct ipv6hdr *ip)
-{
-	const __u32 *w = (const __u32 *)&ip->saddr;
-
-	return (__u64)w[0] + w[1] + w[2] + w[3] + w[4] + w[5] + w[6] + w[7];
-}
-
 static __always_inline struct packet xdp_packet(struct xdp_md *ctx)
 {
 	struct packet p = {.device = ctx->ingress_ifindex, .segments = 1, .length = bpf_xdp_get_buff_len(ctx)};
@@ -62,24 +33,11 @@ static __always_inline struct hop *xdp_way(const struct packet *p, const struct 
 	return h;
 }
 
-// write_udp changes the ports, and repairs the checksum by the rule of RFC 1624; a packet without one keeps none.
-static __always_inline void write_udp(struct udphdr *udp, const struct flow *f)
-{
-	__u32 sum;
-
-	udp->source = f->new_sport;
-	udp->dest = f->new_dport;
-	if (!udp->check)
-		return;
-	sum = ~folded((__u16)~udp->check + f->sum_addr + f->sum_port) & 0xffff;
-	udp->check = sum ? sum : 0xffff;
-}
-
 // xdp_count is a function of its own to spare registers: with too few the compiler puts numbers where it had
 // kept pointers, which needs CAP_PERFMON.
 static __noinline int xdp_count(struct flow *f, __u32 udp_len, __u64 now, const __be32 *rtp)
 {
-	rtp_count(&f->rtp, 1, udp_len, now, rtp);
+	rtp_count(f, 1, udp_len, now, rtp);
 	return 0;
 }
 
@@ -108,7 +66,7 @@ static __always_inline int xdp_to_v6(struct xdp_md *ctx, struct packet *p, struc
 	__builtin_memset(ip, 0, sizeof(*ip));
 	write_eth(eth, h, bpf_htons(ETH_P_IPV6));
 	new_v6(ip, p);
-	write_udp(udp, p->flow);
+	write_udp(udp, p);
 	return xdp_leave(p, h);
 }
 
@@ -128,7 +86,7 @@ static __always_inline int xdp_to_v4(struct xdp_md *ctx, struct packet *p, struc
 	__builtin_memset(ip, 0, sizeof(*ip));
 	write_eth(eth, h, bpf_htons(ETH_P_IP));
 	new_v4(ip, p);
-	write_udp(udp, p->flow);
+	write_udp(udp, p);
 	return xdp_leave(p, h);
 }
 
@@ -148,7 +106,7 @@ static __always_inline int xdp_v4(struct xdp_md *ctx)
 	if (p.flow->flags & FLOW_V6_OUT)
 		return xdp_to_v6(ctx, &p, h);
 	write_v4(ip, &p);
-	write_udp(udp, p.flow);
+	write_udp(udp, &p);
 	write_eth(eth, h, bpf_htons(ETH_P_IP));
 	return xdp_leave(&p, h);
 }
@@ -171,7 +129,7 @@ static __always_inline int xdp_v6(struct xdp_md *ctx)
 	if (!(p.flow->flags & FLOW_V6_OUT))
 		return xdp_to_v4(ctx, &p, h);
 	write_v6(ip, &p);
-	write_udp(udp, p.flow);
+	write_udp(udp, &p);
 	write_eth(eth, h, bpf_htons(ETH_P_IPV6));
 	return xdp_leave(&p, h);
 }
