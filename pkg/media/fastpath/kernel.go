@@ -71,12 +71,18 @@ func loadPinned(keep *pins, handle uint32, xdp bool) (*kernel, error) {
 	if !xdp {
 		delete(spec.Programs, xdpProgram)
 	}
-	if err := k.load(spec, keep); errors.Is(err, unix.EPERM) {
+	if err := k.load(spec, keep); errors.Is(err, unix.EPERM) && !refused(err) {
 		return nil, fmt.Errorf("CAP_NET_ADMIN and CAP_BPF are needed: %w", unix.EPERM)
 	} else if err != nil {
 		return nil, fmt.Errorf("load: %w", err)
 	}
 	return k, nil
+}
+
+// refused tells whether the verifier has read the program and said why not.
+func refused(err error) bool {
+	var said *ebpf.VerifierError
+	return errors.As(err, &said) && len(said.Log) > 0
 }
 
 func (k *kernel) load(spec *ebpf.CollectionSpec, keep *pins) error {
