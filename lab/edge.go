@@ -111,6 +111,8 @@ func (e *Edge) giveAway(t testing.TB) {
 	for _, f := range files {
 		must(t, "give away", os.Chown(f, 65534, 65534))
 	}
+	// A service would have CAP_NET_BIND_SERVICE for the ports below 1024.
+	must(t, "give away", e.rig.GW.writeSysctl("net/ipv4/ip_unprivileged_port_start", "0"))
 	for _, dir := range []string{e.rig.Dir, filepath.Dir(e.rig.Dir)} { // testing makes them for root alone
 		must(t, "give away", os.Chmod(dir, 0o755))
 	}

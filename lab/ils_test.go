@@ -123,9 +123,6 @@ func ilsLab(t *testing.T) *Rig {
 			t.Skipf("SKIPPED: %v (Debian packages: slapd, ldap-utils)", err)
 		}
 	}
-	if unprivileged() {
-		t.Skip("SKIPPED: port 389 is not for nobody")
-	}
 	onlyEdged(t, "it has no directory")
 	return lab(t)
 }
