@@ -264,9 +264,17 @@ func (c *Core) controlOpened(k *call) { k.joined++ }
 
 func (c *Core) controlClosed(now time.Time, k *call, out *Output) {
 	k.joined--
-	if k.joined == 0 && k.legs[0] == nil && k.legs[1] == nil {
-		c.end(now, k, out)
+	if k.joined > 0 || k.legs[pinhole.Near] != nil && k.legs[pinhole.Far] != nil {
+		return
 	}
+	// Call signalling ended before, at one side at least, and the call lived on by H.245.
+	for s, l := range k.legs {
+		if l != nil && l.up && !k.released {
+			c.sendTo(l, c.releaseOf(k.ref, s == int(pinhole.Near), k.guid, k.hasID, reasonInvalid), out)
+		}
+	}
+	c.releaseCall(now, k, "connection_lost")
+	c.end(now, k, out)
 }
 
 // expired handles the end of the time that the state of a call may last.
@@ -291,6 +299,7 @@ func (c *Core) end(now time.Time, k *call, out *Output) {
 	for s, l := range k.legs {
 		if l != nil {
 			delete(l.calls, k.keys[s])
+			l.idle = now
 			c.closeLeg(l, out)
 		}
 	}

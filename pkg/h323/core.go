@@ -50,6 +50,8 @@ const (
 	answerTime = 5 * time.Minute
 	// lingerTime is how long the connections of a released call stay, for what is still under way.
 	lingerTime = 3 * time.Second
+	// idleTime is how long a connection may stay on which there is no call.
+	idleTime = time.Minute
 )
 
 // Deps are what the core needs from others.
@@ -140,6 +142,7 @@ type leg struct {
 	queued        [][]byte // until it is up
 	calls         map[callKey]*call
 	closing       bool
+	idle          time.Time // since when it has no call
 	// partner is the connection beyond, where that was made before the first Setup; nil if it was not.
 	partner *leg
 }
@@ -214,8 +217,8 @@ func (c *Core) Reload(cfg Config) {
 const firstDialed ConnID = 1 << 63
 
 // Accept tells of a connection that a peer made. Its identifier is below 1<<63.
-func (c *Core) Accept(id ConnID, network string, local, remote netip.AddrPort) {
-	c.legs[id] = &leg{id: id, network: network, local: local, remote: remote, up: true, calls: make(map[callKey]*call)}
+func (c *Core) Accept(now time.Time, id ConnID, network string, local, remote netip.AddrPort) {
+	c.legs[id] = &leg{id: id, network: network, local: local, remote: remote, up: true, idle: now, calls: make(map[callKey]*call)}
 }
 
 // Dialed tells that a connection is up, and from where, or why not.
@@ -275,12 +278,19 @@ func (c *Core) Message(now time.Time, id ConnID, p tpkt.Packet, out *Output) {
 	c.counts.message(m.Type)
 	key := callKey{m.CallRef, m.FromDest}
 	call := l.calls[key]
+	if call != nil && call.released && m.Type == q931.Setup && !m.FromDest {
+		// The next call on the connection may have the number of the last.
+		delete(l.calls, key)
+		call.legs[call.side(l)] = nil
+		c.end(now, call, out)
+		call = nil
+	}
 	switch {
 	case call != nil:
 		c.relay(now, call, call.side(l), m, p.Second, out)
 	case m.Type == q931.Setup && !m.FromDest:
 		c.setup(now, l, m, p.Second, out)
-	case m.Type == q931.ReleaseComplete:
+	case m.Type == q931.ReleaseComplete, m.CallRef == 0: // the global call reference: of the connection, which ends here
 		c.counts.drop(droppedNoCall)
 	default:
 		c.counts.drop(droppedNoCall)
@@ -353,28 +363,21 @@ func (c *Core) closeLeg(l *leg, out *Output) {
 	out.Actions = append(out.Actions, Action{Kind: Close, Conn: l.id})
 }
 
-// Tick ends what has waited for too long, and returns when to be called again; zero for never.
-func (c *Core) Tick(now time.Time, out *Output) (next time.Time) {
+// Tick ends what has waited for too long. Call it about every second.
+func (c *Core) Tick(now time.Time, out *Output) {
 	for call := range c.calls {
-		if call.until.IsZero() {
-			continue
-		}
-		if !now.Before(call.until) {
+		if !call.until.IsZero() && !now.Before(call.until) {
 			c.expired(now, call, out)
-			if _, there := c.calls[call]; !there || call.until.IsZero() {
-				continue
-			}
 		}
-		if next.IsZero() || call.until.Before(next) {
-			next = call.until
+	}
+	for _, l := range c.legs {
+		if l.up && !l.closing && len(l.calls) == 0 && l.partner == nil && now.Sub(l.idle) >= idleTime {
+			c.closeLeg(l, out)
 		}
 	}
 	if c.outer != nil {
-		if at := c.outer.Sweep(now); !at.IsZero() && (next.IsZero() || at.Before(next)) {
-			next = at
-		}
+		c.outer.Sweep(now)
 	}
-	return next
 }
 
 // Drain refuses new calls from now on.

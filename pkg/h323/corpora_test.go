@@ -167,7 +167,7 @@ func newPlayer(t *testing.T, near, far netip.AddrPort) *player {
 		p.served = k
 		return func(context.Context, [2]net.Conn, func(pinhole.Side, int)) {}
 	}
-	p.core.Accept(p.near, "inside", netip.AddrPortFrom(insideEdge, 1720), near)
+	p.core.Accept(testNow, p.near, "inside", netip.AddrPortFrom(insideEdge, 1720), near)
 	return p
 }
 

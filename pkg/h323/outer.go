@@ -58,9 +58,9 @@ func (c *Core) openDoor(networks [2]string, host netip.Addr, signalling netip.Ad
 
 // Entered tells of two connections that came through a door: the endpoint's, which is Near, and the gatekeeper's.
 // Their identifiers are below 1<<63.
-func (c *Core) Entered(ids [2]ConnID, networks [2]string, local, remote [2]netip.AddrPort) {
+func (c *Core) Entered(now time.Time, ids [2]ConnID, networks [2]string, local, remote [2]netip.AddrPort) {
 	for s, id := range ids {
-		c.Accept(id, networks[s], local[s], remote[s])
+		c.Accept(now, id, networks[s], local[s], remote[s])
 	}
 	near, far := c.legs[ids[pinhole.Near]], c.legs[ids[pinhole.Far]]
 	near.partner, far.partner = far, near

@@ -21,6 +21,8 @@ const (
 	writeTime = 20 * time.Second
 	// maxConns bounds the signalling connections, maxPerHost those that one host has made.
 	maxConns, maxPerHost = 20_000, 1000
+	// tickTime is how often timers are looked at: none needs to be exact.
+	tickTime = time.Second
 	// queueSize is how many messages may wait to be written to a connection.
 	queueSize  = 64
 	readBuffer = 8 << 10
@@ -30,7 +32,6 @@ const (
 type Server struct {
 	deps Deps
 	log  *zap.Logger
-	wake chan struct{}   // of size 1: the next timer may be earlier than before
 	ctx  context.Context //nolint:containedctx // the server's own life, no request's
 	stop context.CancelFunc
 	work sync.WaitGroup
@@ -60,7 +61,7 @@ func New(cfg Config, deps Deps, log *zap.Logger) (*Server, error) {
 	if err := cfg.Validate(deps.Networks); err != nil {
 		return nil, err
 	}
-	s := &Server{deps: deps, log: log, wake: make(chan struct{}, 1), conns: make(map[ConnID]*conn), hosts: make(map[netip.Addr]int), packets: make(map[string][]net.PacketConn)}
+	s := &Server{deps: deps, log: log, conns: make(map[ConnID]*conn), hosts: make(map[netip.Addr]int), packets: make(map[string][]net.PacketConn)}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.core = NewCore(cfg, deps, log)
 	s.core.serve, s.core.enter = s.controlOf, s.doorOf
@@ -87,23 +88,16 @@ func (s *Server) Drain() {
 
 // Run runs the timers until ctx ends; then all calls end. Call it beside Serve, once.
 func (s *Server) Run(ctx context.Context) error {
+	every := time.NewTicker(tickTime)
+	defer every.Stop()
 	for {
-		var next time.Time
-		s.do(func(c *Core, out *Output) { next = c.Tick(time.Now(), out) })
-		wait := time.Hour
-		if !next.IsZero() {
-			wait = max(time.Until(next), 100*time.Millisecond)
-		}
-		t := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
-			t.Stop()
 			s.shutdown()
 			return nil
-		case <-s.wake:
-		case <-t.C:
+		case now := <-every.C:
+			s.do(func(c *Core, out *Output) { c.Tick(now, out) })
 		}
-		t.Stop()
 	}
 }
 
@@ -162,7 +156,7 @@ func (s *Server) accept(network string, c net.Conn) {
 	}
 	s.last++
 	k := s.addLocked(s.last, remote.Addr())
-	s.core.Accept(k.id, network, local, remote)
+	s.core.Accept(time.Now(), k.id, network, local, remote)
 	s.work.Go(func() { s.drive(k, c) })
 	s.mu.Unlock()
 }
@@ -197,10 +191,6 @@ func (s *Server) do(f func(*Core, *Output)) {
 		for _, r := range out.Records {
 			s.deps.Record(r)
 		}
-	}
-	select {
-	case s.wake <- struct{}{}:
-	default:
 	}
 }
 

@@ -104,7 +104,7 @@ func (s *Server) doorOf(networks [2]string) func(context.Context, [2]net.Conn, f
 			ids[i] = s.last
 			pair[i] = s.addLocked(s.last, netip.Addr{})
 		}
-		s.core.Entered(ids, networks, local, remote)
+		s.core.Entered(time.Now(), ids, networks, local, remote)
 		s.mu.Unlock()
 		var both sync.WaitGroup
 		both.Go(func() { s.drive(pair[pinhole.Far], heard(conns, pinhole.Far, moved)) })

@@ -184,7 +184,7 @@ func (x *exchange) transportID(a h245.Address) error {
 func (x *exchange) alternative(a h245.Address) error {
 	k, c := x.call, x.core
 	if c.nets.Own(a.AddrPort.Addr()) {
-		return nil
+		return x.set(a, x.own())
 	}
 	if !c.forwardable(k.nets[x.from], a.AddrPort.Addr()) {
 		return fmt.Errorf("%s: %w", a.AddrPort, pinhole.ErrTarget)

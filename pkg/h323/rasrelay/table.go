@@ -277,14 +277,8 @@ func (r *Relay) sweep(now time.Time) {
 	}
 }
 
-// Sweep removes what has expired, and returns when to be called again; zero for never.
-func (r *Relay) Sweep(now time.Time) (next time.Time) {
-	r.sweep(now)
-	if len(r.table.byAddr) == 0 {
-		return time.Time{}
-	}
-	return now.Add(2 * sweepEvery)
-}
+// Sweep removes what has expired; it may be called as often as one likes.
+func (r *Relay) Sweep(now time.Time) { r.sweep(now) }
 
 // Close closes all doors.
 func (r *Relay) Close() {
