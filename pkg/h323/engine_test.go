@@ -232,7 +232,9 @@ func clc(t testing.TB, n int64) []byte {
 	return h245Of(t, "request", h245.CloseLogicalChannel, lcn(n), per.F("source", per.Alternative("lcse", per.Nothing())))
 }
 
-func at(host netip.AddrPort, port uint16) netip.AddrPort { return netip.AddrPortFrom(host.Addr(), port) }
+func at(host netip.AddrPort, port uint16) netip.AddrPort {
+	return netip.AddrPortFrom(host.Addr(), port)
+}
 
 // sent returns what was sent on a connection.
 func sent(t testing.TB, actions []Action, id ConnID) []*h225.Message {

@@ -85,7 +85,7 @@ func (c *Core) route(now time.Time, l *leg, m *h225.Message) (destination, strin
 
 // towards finds the network of a target. It refuses the edge itself, which would be a loop.
 func (c *Core) towards(l *leg, to netip.AddrPort) (destination, string) {
-	if c.nets.Own(to.Addr()) || to.Addr().IsUnspecified() || to.Addr().IsMulticast() || to.Port() == 0 {
+	if c.nets.Own(to.Addr()) || nobody(to.Addr()) || to.Addr().IsLoopback() && !l.remote.Addr().IsLoopback() || to.Port() == 0 {
 		return destination{}, refusedLoop
 	}
 	network := c.networkOf(l.network, to.Addr())
@@ -93,6 +93,11 @@ func (c *Core) towards(l *leg, to netip.AddrPort) (destination, string) {
 		return destination{}, refusedUnreachable
 	}
 	return destination{network: network, addr: to}, ""
+}
+
+// nobody tells whether an address is no single host's.
+func nobody(a netip.Addr) bool {
+	return a.IsUnspecified() || a.IsMulticast() || a.IsLinkLocalUnicast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255})
 }
 
 // networkOf returns the network by which a host is reached that somebody on the network from names.
