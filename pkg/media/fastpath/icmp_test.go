@@ -54,7 +54,7 @@ func (b *tcpBench) about(side int, s segment) (in, want icmpError) {
 		in.quoted, want.quoted = in.quoted[:48], want.quoted[:48]
 	}
 	want.from, want.to, want.ttl, want.kind, want.code, want.mtu = s.to.Addr(), s.from.Addr(), 59, in.kind, in.code, in.mtu
-	if want.dmac = clientMAC(); side == 1 {
+	if side == 1 {
 		want.dmac, want.smac = [6]byte{2, 0, 0, 0, 0, 9}, [6]byte{2, 0, 0, 0, 0, 1}
 	}
 	return in, want

@@ -26,6 +26,8 @@ static __always_inline int redirect(struct hop *h)
 
 	if (h->flags & HOP_MAC)
 		return bpf_redirect(h->device, 0);
+	if (!h->family)
+		return bpf_redirect_neigh(h->device, 0, 0, 0); // by the routes of this device
 	__builtin_memset(&next, 0, sizeof(next));
 	next.nh_family = h->family;
 	next.ipv6_nh[0] = h->next[0];

@@ -53,13 +53,13 @@ struct conn {
 	struct tuple to; // what leaves; its reverse is the key of the other direction
 	__u32 rule;
 	__u32 device;    // the only device that this direction's packets may come by
-	__u32 hop;       // the place in hops of the way to the receiver, and 1; 0: learned is the way
+	__u32 hop;       // the place in hops of the way to the receiver, and 1; 0: by the device of learned
 	__u32 back;      // the same of the way to the sender
 	__u32 sum_addr, sum_port;
 	__u32 mss;       // the largest that the MTUs of both sides allow
 	__u32 flags;
 	__u32 ack;       // the last acknowledgement
-	struct hop learned; // where the client's SYN came from
+	struct hop learned; // the device that the client's SYN came by; the kernel finds the way
 	__u64 packets, bytes, last, checked, since;
 };
 
@@ -177,7 +177,6 @@ struct segment {
 	__u32 l4; // where the TCP header begins, and its length
 	__u32 l4_len;
 	__u8 flags, ttl, odd;
-	__u8 dmac[6], smac[6];
 };
 
 // tcp_protocol returns the protocol, at that place of the frame; 0 if there are no forwards.
@@ -384,11 +383,9 @@ static __always_inline struct conn *tcp_enter(const struct segment *s, const str
 	c->hop = b->back = r->hop;
 	b->hop = c->back = back ? *known : 0;
 	b->flags = CONN_ANSWER;
+	// Not back to who sent the SYN: a neighbour could use the address of somebody who may connect, and hear the target.
 	b->learned.device = r->device;
 	b->learned.mtu = r->mtu;
-	b->learned.flags = HOP_MAC;
-	__builtin_memcpy(b->learned.dmac, s->smac, ETH_ALEN);
-	__builtin_memcpy(b->learned.smac, s->dmac, ETH_ALEN);
 	tcp_reverse(&all->answer, &c->to);
 	tcp_sums(c, &s->key);
 	tcp_sums(b, &all->answer);
@@ -630,8 +627,6 @@ static __noinline int tcp_v4(struct __sk_buff *skb)
 	// Without its first piece the rest of a packet harms nobody.
 	s.odd = (ip->frag_off & bpf_htons(0x2000)) != 0;
 	s.len = bpf_ntohs(ip->tot_len);
-	__builtin_memcpy(s.dmac, eth->h_dest, ETH_ALEN);
-	__builtin_memcpy(s.smac, eth->h_source, ETH_ALEN);
 	tcp_header(skb, &s, tcp);
 	c = tcp_pass(skb, &s, &h, &verdict);
 	if (!c || !h)
@@ -679,8 +674,6 @@ static __noinline int tcp_v6(struct __sk_buff *skb)
 		return UP;
 	s.ttl = ip->hop_limit;
 	s.len = bpf_ntohs(ip->payload_len) + sizeof(*ip);
-	__builtin_memcpy(s.dmac, eth->h_dest, ETH_ALEN);
-	__builtin_memcpy(s.smac, eth->h_source, ETH_ALEN);
 	tcp_header(skb, &s, tcp);
 	c = tcp_pass(skb, &s, &h, &verdict);
 	if (!c || !h)

@@ -172,7 +172,7 @@ func (b *tcpBench) sent(side int, flags byte) segment {
 func (b *tcpBench) left(s segment) segment {
 	s.ttl--
 	if s.from == b.to {
-		s.from, s.to, s.smac, s.dmac = b.listen, b.client, [6]byte{}, clientMAC()
+		s.from, s.to, s.smac, s.dmac = b.listen, b.client, [6]byte{}, [6]byte{}
 		return s
 	}
 	s.from, s.to, s.smac, s.dmac = b.from, b.to, [6]byte{2, 0, 0, 0, 0, 1}, [6]byte{2, 0, 0, 0, 0, 9}

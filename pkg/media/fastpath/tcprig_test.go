@@ -331,6 +331,33 @@ func TestForwardDenied(t *testing.T) {
 	}
 }
 
+// TestForwardSpoofed: a neighbour that uses the address of an allowed host behind a router hears nothing.
+func TestForwardSpoofed(t *testing.T) {
+	r, rule := newTCPHosts(t, newRig(t, rigOptions{}), 0)
+	allowed, router := netip.MustParseAddr("203.0.113.50"), net.ParseIP("192.0.2.9")
+	rule.Allow = []netip.Prefix{netip.PrefixFrom(allowed, 32)}
+	dev, err := netlink.LinkByName(r.hosts[near].dev)
+	must(t, err)
+	must(t, netlink.NeighAdd(&netlink.Neigh{
+		LinkIndex: dev.Attrs().Index, IP: router, HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 9}, State: netlink.NUD_PERMANENT,
+	}))
+	must(t, netlink.RouteAdd(&netlink.Route{
+		LinkIndex: dev.Attrs().Index, Dst: &net.IPNet{IP: allowed.AsSlice(), Mask: net.CIDRMask(32, 32)}, Gw: router,
+	}))
+	addresses(t, r.hosts[near].nl, r.hosts[near].own, "203.0.113.50/32")
+	r.begin(rule)
+	within(t, r.hosts[near].ns, func() {
+		d := net.Dialer{Timeout: time.Second, LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(allowed, 0))}
+		if c, err := d.DialContext(t.Context(), "tcp", r.listen.String()); err == nil {
+			t.Errorf("%s got an answer", c.LocalAddr())
+			c.Close()
+		}
+	})
+	if s, err := r.forward.Stats(); err != nil || s.Total != 1 || s.HalfOpen != 1 {
+		t.Errorf("%+v %v", s, err)
+	}
+}
+
 // TestForwardStreams: 40 connections at once carry random amounts of random bytes both ways, with half-closes, stalls
 // and resets, and each byte arrives.
 func TestForwardStreams(t *testing.T) {
