@@ -3,16 +3,13 @@ package fastpath
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"runtime"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 	"unsafe"
@@ -31,53 +28,6 @@ import (
 
 // patience is how long what must come may take on a busy machine.
 const patience = 20 * time.Second
-
-// inNamespace tells the run of this binary that has a network namespace of its own.
-const inNamespace = "EDGED_FASTPATH_TEST_NAMESPACE"
-
-// TestMain runs all tests again in a new network namespace, which is the gateway.
-func TestMain(m *testing.M) {
-	if os.Getenv(inNamespace) != "" || os.Geteuid() != 0 {
-		os.Exit(m.Run())
-	}
-	cmd := exec.Command(os.Args[0], os.Args[1:]...)
-	cmd.Env = append(os.Environ(), inNamespace+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	runtime.LockOSThread() // Pdeathsig is the thread's
-	err := cmd.Run()
-	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
-		os.Exit(exit.ExitCode())
-	} else if err != nil {
-		fmt.Fprintln(os.Stderr, "SKIPPED what needs a network namespace:", err)
-		os.Exit(m.Run())
-	}
-	os.Exit(0)
-}
-
-// needKernel skips the test where no program can be loaded; where only ours cannot, it fails.
-func needKernel(t testing.TB) {
-	t.Helper()
-	if os.Getenv(inNamespace) == "" {
-		t.Skip("SKIPPED: needs root, for network namespaces and BPF")
-	}
-	switch err := loadable(); {
-	case err == nil:
-	case errors.Is(err, unix.EPERM) && !refused(err), errors.Is(err, ebpf.ErrNotSupported), diagnoseKernel(Fail).Level == Fail:
-		t.Skipf("SKIPPED: %v", err)
-	default:
-		t.Fatal(err)
-	}
-}
-
-// loadable tells whether both programs can be loaded, which takes a while.
-var loadable = sync.OnceValue(func() error {
-	k, err := loadPinned(nil, 0, true)
-	if err != nil {
-		return err
-	}
-	return errors.Join(k.noXDP, k.close())
-})
 
 // host is a network namespace behind one of the gateway's devices.
 type host struct {
