@@ -1,6 +1,9 @@
 package pinhole
 
-import "testing"
+import (
+	"net/netip"
+	"testing"
+)
 
 func TestListen(t *testing.T) {
 	for text, want := range map[string]Listen{
@@ -33,5 +36,12 @@ func TestListenCheck(t *testing.T) {
 	}
 	if err := (Listen{"tcp", "mars", 1}).Check(nets, "tcp"); err == nil {
 		t.Error("a network that does not exist is taken")
+	}
+}
+
+// TestOwnOfNothing: an address that is not set is nobody's, and not the one that no network advertises.
+func TestOwnOfNothing(t *testing.T) {
+	if (Networks{"inside": {}}).Own(netip.Addr{}) {
+		t.Error("no address at all is the edge's own")
 	}
 }

@@ -61,6 +61,9 @@ func (n Networks) Of(a netip.Addr) string {
 
 // Own tells whether a is one of the edge's own addresses, bound or advertised, on any network.
 func (n Networks) Own(a netip.Addr) bool {
+	if !a.IsValid() {
+		return false // else it would equal an Advertise that is not set
+	}
 	for _, nw := range n {
 		if nw.Advertise == a || slices.Contains(nw.Addresses, a) {
 			return true
