@@ -14,7 +14,7 @@ const (
 	// events is how many sockets a round may serve.
 	events = 256
 	// interest is edge-triggered and never changes: a socket is registered once.
-	interest = unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | 1<<31 // EPOLLET, which x/sys has as a negative number
+	interest = unix.EPOLLIN | unix.EPOLLPRI | unix.EPOLLOUT | unix.EPOLLRDHUP | 1<<31 // EPOLLET, which x/sys has as a negative number
 	// wakeSlot is the number of the eventfd, which no pair has.
 	wakeSlot = -1
 	// copySize is the most that is moved by copying at once. A read that fills it makes its direction splice.
@@ -307,8 +307,9 @@ func (l *loop) event(ev *unix.EpollEvent) {
 		return // it ended in this round
 	}
 	in, out := &p.dir[ev.Fd&1], &p.dir[1-ev.Fd&1]
-	if ev.Events&(unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+	if ev.Events&(unix.EPOLLIN|unix.EPOLLPRI|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
 		in.readable = true
+		in.urgent = in.urgent || ev.Events&unix.EPOLLPRI != 0
 		in.hangup = in.hangup || ev.Events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0
 	}
 	if ev.Events&unix.EPOLLERR != 0 && (in.done || in.blocked) {

@@ -26,7 +26,7 @@ func (l *loop) move(d *direction) {
 			return
 		case !d.readable:
 			return
-		case d.splicing:
+		case d.splicing && !d.urgent:
 			l.fill(d)
 		default:
 			l.copy(d)
@@ -86,7 +86,7 @@ func (l *loop) copy(d *direction) {
 	if !l.counted(d, n) {
 		return
 	}
-	if n < len(b) && !d.hangup {
+	if n < len(b) && !d.hangup && !d.urgent {
 		d.readable = false // epoll(7), question 9: a stream that gave less has no more
 	}
 	d.splicing = n == copySize && !d.never

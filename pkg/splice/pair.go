@@ -43,6 +43,9 @@ type direction struct {
 
 	// readable says that src may hold something, hangup that its end or an error waits behind that.
 	readable, hangup bool
+	// urgent says that urgent data has come: reads end before and behind it although there is more, and
+	// splice(2) does not pass it.
+	urgent bool
 	// blocked says that dst takes nothing until epoll says so.
 	blocked bool
 	// splicing moves by pipe instead of copying; never says that this does not work here.
@@ -89,6 +92,9 @@ func dup(c *net.TCPConn) (int, error) {
 	err = raw.Control(func(own uintptr) {
 		if fd, failed = unix.FcntlInt(own, unix.F_DUPFD_CLOEXEC, 0); failed == nil {
 			failed = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+		}
+		if failed == nil { // urgent bytes stay in the stream (RFC 6093 §6)
+			failed = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)
 		}
 	})
 	if err == nil {

@@ -1,6 +1,7 @@
 package splice
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -156,6 +157,53 @@ func TestMessagesAndHalfClose(t *testing.T) {
 			t.Errorf("%+v, %d reads, last %v", r, x.counters.Reads(0), x.counters.Last())
 		}
 	})
+}
+
+// TestUrgent: urgent bytes stay in their place, and what follows them is not left behind; in a stream that is copied, and
+// in one that is spliced.
+func TestUrgent(t *testing.T) {
+	j := serve(t, 1)
+	for _, bulk := range []int{3, 1 << 20} {
+		var sent []byte
+		x := join(t.Context(), t, j, Options{}, nil)
+		got := make(chan []byte, 1)
+		go func() {
+			b, err := io.ReadAll(x.b)
+			if err != nil {
+				t.Error(err)
+			}
+			got <- b
+		}()
+		for range 20 {
+			x.a.Write(numbered(&sent, bulk))
+			writeUrgent(t, x.a, numbered(&sent, 1))
+			x.a.Write(numbered(&sent, 5))
+			until(t, "all has arrived", func() bool { return x.counters.Bytes(0) == uint64(len(sent)) })
+		}
+		x.a.CloseWrite()
+		x.b.CloseWrite()
+		if r := x.wait(t); r.Err != nil {
+			t.Error(r.Err)
+		}
+		if b := <-got; !bytes.Equal(b, sent) {
+			t.Errorf("%d bytes of %d, or others", len(b), len(sent))
+		}
+	}
+}
+
+func writeUrgent(t *testing.T, c *net.TCPConn, b []byte) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var failed error
+	if err := raw.Write(func(fd uintptr) bool {
+		failed = unix.Sendto(int(fd), b, unix.MSG_OOB, nil)
+		return !errors.Is(failed, unix.EAGAIN)
+	}); err != nil || failed != nil {
+		t.Fatal(err, failed)
+	}
 }
 
 func TestResetIsPassedOn(t *testing.T) {
