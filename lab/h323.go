@@ -49,8 +49,9 @@ func runH323Phone(text string) int {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), h323Time)
 	defer cancel()
+	var r *h323phone.Registration
 	if s.Gatekeeper.IsValid() {
-		r, err := p.Register(ctx, s.Gatekeeper)
+		r, err = p.Register(ctx, s.Gatekeeper)
 		if err == nil && s.Called != "" {
 			s.To, err = r.Admit(ctx, s.Called)
 		}
@@ -61,9 +62,12 @@ func runH323Phone(text string) int {
 	}
 	fmt.Println("ready")
 	var c *h323phone.Call
-	if s.To.IsValid() {
+	switch {
+	case s.To.IsValid():
 		c, err = p.Call(ctx, s.To, s.Called)
-	} else {
+	case s.Mode.Traversal:
+		c, err = r.Accept(ctx)
+	default:
 		c, err = p.Accept(ctx)
 	}
 	if err != nil {

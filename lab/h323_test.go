@@ -211,3 +211,47 @@ func TestH323OtherGatekeeperControl(t *testing.T) {
 		t.Error("the call was set up without the gatekeeper")
 	}
 }
+
+// TestH323BehindNAT: a phone behind a NAT of its own, outside, registers with the built-in gatekeeper as a client of
+// H.460.18: it is called from the inside, and calls in, whatever carries H.245.
+func TestH323BehindNAT(t *testing.T) {
+	for _, tunnelling := range []bool{false, true} {
+		t.Run(fmt.Sprintf("tunnelling-%v", tunnelling), func(t *testing.T) {
+			r := lab(t)
+			onlyEdged(t, "the reference has no H.323")
+			in := r.Inside("in1")
+			home, _ := r.BehindNAT("home")
+			e := r.Edge(t, EdgeConfig{More: fmt.Sprintf("h323: {listen: %s, ras: %s, register: [inside, outside]}\n", h323Listen, h323RAS)})
+			wan := r.Capture("wan")
+			gk := func(h *Host) netip.AddrPort { return netip.AddrPortFrom(r.GW.IPOn(h.Side, 4), 1719) }
+			calls := func(h *Host) netip.AddrPort { return netip.AddrPortFrom(h.IP, 1720) }
+			mode := h323phone.Mode{Tunnelling: tunnelling}
+			behind := mode
+			behind.Traversal = true
+			bob := home.H323Phone(t, h323Spec{Name: "bob", At: calls(home), Mode: behind, Gatekeeper: gk(home)})
+			alice := in.H323Phone(t, h323Spec{Name: "alice", At: calls(in), Mode: mode, Gatekeeper: gk(in), Called: "bob"})
+			h323Talk(t, e, alice, bob, false)
+			alice.Stop(syscall.SIGTERM)
+			bob.Stop(syscall.SIGTERM)
+			carol := in.H323Phone(t, h323Spec{Name: "carol", At: calls(in), Mode: mode, Gatekeeper: gk(in)})
+			david := home.H323Phone(t, h323Spec{Name: "david", At: calls(home), Mode: behind, Gatekeeper: gk(home), Called: "carol"})
+			h323Talk(t, e, david, carol, false)
+			wantNoBinaryLeaks(t, wan.Stop(t), r.GW, in.IP)
+		})
+	}
+}
+
+// TestH323BehindNATControl: without H.460.18 nobody gets through to the phone behind the NAT.
+func TestH323BehindNATControl(t *testing.T) {
+	r := lab(t)
+	onlyEdged(t, "the reference has no H.323")
+	in := r.Inside("in1")
+	home, router := r.BehindNAT("home")
+	r.Edge(t, EdgeConfig{More: fmt.Sprintf("h323: {listen: %s, aliases: {bob: %q}}\n", h323Listen, router.IP)})
+	home.H323Phone(t, h323Spec{Name: "bob", At: netip.AddrPortFrom(home.IP, 1720)})
+	alice := in.H323Phone(t, h323Spec{Name: "alice", At: netip.AddrPortFrom(in.IP, 1720), To: netip.AddrPortFrom(r.GW.IPOn(inside, 4), 1720), Called: "bob"})
+	eventually(t, 2*h323Time, "alice gives up", func() bool { return !alice.Alive() || logged(alice, "open") })
+	if logged(alice, "open") {
+		t.Error("the call was set up without traversal")
+	}
+}

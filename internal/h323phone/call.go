@@ -48,7 +48,7 @@ type State struct {
 }
 
 func (p *Phone) newCall(conn net.Conn, caller bool) (*Call, error) {
-	m, err := newMedia(p.addr)
+	m, err := newMedia(p.addr, p.Mode.Traversal)
 	if err != nil {
 		conn.Close()
 		return nil, err
@@ -252,7 +252,10 @@ func (c *Call) dialH245(to netip.AddrPort) error {
 	if err != nil {
 		return fmt.Errorf("h245: %w", err)
 	}
-	return c.join(conn)
+	if err := c.join(conn); err != nil {
+		return err
+	}
+	return c.sayWhose()
 }
 
 // join uses a connection for H.245.

@@ -91,6 +91,9 @@ func (c *Call) heard(m h245.Message) error {
 		return c.openAudio()
 	case h245.OpenLogicalChannel:
 		ch, _ := m.Channel()
+		if err := c.keepAlive(m, ch); err != nil {
+			return err
+		}
 		return c.accept(ch)
 	case h245.OpenLogicalChannelAck:
 		ch, _ := m.Channel()

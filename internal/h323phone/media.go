@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// media receives RTP and RTCP on a pair of ports, and sends RTP from a third one.
+// media receives RTP and RTCP on a pair of ports, and sends RTP from a third one; behind a NAT from the first.
 type media struct {
 	rtp, rtcp, out *net.UDPConn
 	// Wrong counts packets that are not the other phone's audio.
@@ -21,7 +21,7 @@ type media struct {
 }
 
 // newMedia binds an even port and the next one.
-func newMedia(at netip.Addr) (*media, error) {
+func newMedia(at netip.Addr, symmetric bool) (*media, error) {
 	for range 100 {
 		rtp, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(at, 0)))
 		if err != nil {
@@ -31,7 +31,7 @@ func newMedia(at netip.Addr) (*media, error) {
 		if a.Port()%2 == 0 {
 			rtcp, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(at, a.Port()+1)))
 			if err == nil {
-				return begin(rtp, rtcp, at)
+				return begin(rtp, rtcp, at, symmetric)
 			}
 		}
 		rtp.Close()
@@ -39,8 +39,11 @@ func newMedia(at netip.Addr) (*media, error) {
 	return nil, fmt.Errorf("no pair of ports at %s", at)
 }
 
-func begin(rtp, rtcp *net.UDPConn, at netip.Addr) (*media, error) {
-	out, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(at, 0)))
+func begin(rtp, rtcp *net.UDPConn, at netip.Addr, symmetric bool) (*media, error) {
+	out, err := rtp, error(nil)
+	if !symmetric {
+		out, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(at, 0)))
+	}
 	if err != nil {
 		rtp.Close()
 		rtcp.Close()
@@ -68,6 +71,9 @@ func (m *media) listen() {
 		n, _, err := m.rtp.ReadFromUDPAddrPort(b)
 		if err != nil {
 			return
+		}
+		if n == 12 && b[0] == 0x80 {
+			continue // a keep-alive of a phone behind a NAT
 		}
 		if n == size && b[0] == 0x80 && b[1] == 8 && b[12] == b[3] && b[size-1] == b[3] {
 			m.heard.Add(1)

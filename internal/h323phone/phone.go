@@ -31,6 +31,9 @@ type Mode struct {
 	H245InSetup bool
 	// Late names the H.245 address only after Connect, in a Facility (startH245).
 	Late bool
+	// Traversal registers as an endpoint behind a NAT (H.460.18): it connects when the gatekeeper tells it of a call, and
+	// sends media from where it receives (H.460.19).
+	Traversal bool
 	// T120 opens a T.120 channel; T120InAck lets the other side name the address of one.
 	T120, T120InAck bool
 }
@@ -91,6 +94,11 @@ func (p *Phone) Accept(ctx context.Context) (*Call, error) {
 	if err != nil {
 		return nil, err
 	}
+	return p.take(ctx, conn)
+}
+
+// take answers a call on a connection.
+func (p *Phone) take(ctx context.Context, conn net.Conn) (*Call, error) {
 	c, err := p.newCall(conn, false)
 	if err != nil {
 		return nil, err

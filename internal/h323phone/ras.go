@@ -38,17 +38,17 @@ func (p *Phone) Register(ctx context.Context, gatekeeper netip.AddrPort) (*Regis
 	}
 	r := &Registration{phone: p, conn: conn}
 	own := h245.CallAddress(conn.LocalAddr().(*net.UDPAddr).AddrPort())
-	if _, err := r.ask(ctx, ras.GRQ, ras.GCF, per.F("protocolIdentifier", per.Identifier(protocolID)),
-		per.F("rasAddress", own), per.F("endpointType", endpoint())); err != nil {
+	if _, err := r.ask(ctx, ras.GRQ, ras.GCF,
+		append(p.traversal(), per.F("rasAddress", own), per.F("endpointType", endpoint()))...); err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
-	m, err := r.ask(ctx, ras.RRQ, ras.RCF, per.F("protocolIdentifier", per.Identifier(protocolID)),
+	m, err := r.ask(ctx, ras.RRQ, ras.RCF, append(p.traversal(),
 		per.F("discoveryComplete", per.Truth(true)), per.F("callSignalAddress", per.Elements(h245.CallAddress(p.Addr()))),
 		per.F("rasAddress", per.Elements(own)), per.F("terminalType", endpoint()),
 		per.F("terminalAlias", per.Elements(h225.H323ID(p.Name))),
 		per.F("endpointVendor", per.Fields(per.F("vendor", per.Fields(per.F("t35CountryCode", per.Number(181)),
 			per.F("t35Extension", per.Number(0)), per.F("manufacturerCode", per.Number(1)))))),
-		per.F("keepAlive", per.Truth(false)), per.F("willSupplyUUIEs", per.Truth(false)))
+		per.F("keepAlive", per.Truth(false)), per.F("willSupplyUUIEs", per.Truth(false)))...)
 	if err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}

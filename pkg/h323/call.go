@@ -29,6 +29,10 @@ type call struct {
 	dialer [2]netip.Addr
 	// trusted is the side of an inside gatekeeper, which speaks for all endpoints of its network.
 	trusted [2]bool
+	// traverses are the sides behind a NAT of their own, which the edge helps (H.460.18).
+	traverses [2]bool
+	// inviting is where the side that has spoken last is to connect for H.245; mostly not valid.
+	inviting netip.AddrPort
 	// owner pays for the pinholes and counts against the limit per source.
 	owner  netip.Addr
 	nets   [2]string
@@ -99,9 +103,10 @@ func (c *Core) setup(now time.Time, l *leg, m *h225.Message, second byte, out *O
 	k.guid, k.hasID = m.CallID()
 	k.id = hex.EncodeToString(k.guid[:])
 	k.caller, k.called = callerName(m), cmp.Or(append(calledNames(m), to.addr.String())...)
-	far := to.leg
+	far := c.reach(now, k, to, out)
 	if far == nil {
-		far = c.dial(to, out)
+		c.refuseSetup(l, m, refusedUnreachable, out)
+		return
 	}
 	k.legs = [2]*leg{l, far}
 	l.calls[k.keys[pinhole.Near]], far.calls[k.keys[pinhole.Far]] = k, k
@@ -109,6 +114,22 @@ func (c *Core) setup(now time.Time, l *leg, m *h225.Message, second byte, out *O
 	c.sources[k.owner]++
 	c.log.Info("call", zap.String("call", k.id), zap.Stringer("from", l.remote), zap.Stringer("to", to.addr), zap.String("called", k.called))
 	c.relay(now, k, pinhole.Near, m, second, out)
+}
+
+// reach returns the connection to the called party: one that is there, that is being made, or that an endpoint behind
+// a NAT is asked to make. Nil: it cannot be had.
+func (c *Core) reach(now time.Time, k *call, to destination, out *Output) *leg {
+	k.traverses[pinhole.Near] = c.traverses(k.host[pinhole.Near])
+	if to.leg != nil {
+		return to.leg
+	}
+	if c.gatekeeper != nil {
+		if network, at, ok := c.gatekeeper.Behind(to.addr); ok {
+			k.traverses[pinhole.Far] = true
+			return c.ring(now, k, network, at, out)
+		}
+	}
+	return c.dial(to, out)
 }
 
 // admit returns why a Setup is refused whatever it calls, "" if it is not.
@@ -292,6 +313,7 @@ func (c *Core) end(now time.Time, k *call, out *Output) {
 		return
 	}
 	delete(c.calls, k)
+	c.unring(k)
 	if c.sources[k.owner]--; c.sources[k.owner] <= 0 {
 		delete(c.sources, k.owner)
 	}

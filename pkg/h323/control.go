@@ -34,6 +34,10 @@ func (c *Core) Control(now time.Time, k *call, from pinhole.Side, payload []byte
 			return nil, err
 		}
 		c.counts.control++
+		if k.traverses[from] && h245.Generic(m.Tree, m.Body, controlTraversal, 1) != per.None {
+			rest = after // says to the edge for which call the connection is
+			continue
+		}
 		c.control.editor.Begin(m.Tree)
 		x := exchange{core: c, call: k, from: from, now: now, tree: m.Tree, editor: c.control.editor}
 		if err := x.h245(m); err != nil {
@@ -104,7 +108,15 @@ func (x *exchange) open(key channelKey, ch h245.Channel) error {
 	if ch.SeparateStack.Valid() || ch.Forward.Media == h245.T120 {
 		return x.data(key, ch)
 	}
-	return x.channel(key, ch)
+	if err := x.channel(key, ch); err != nil {
+		return err
+	}
+	if s := x.call.named(ch.SessionID); s != nil {
+		return x.keepAlive(s, ch)
+	} else if open := x.call.channels[key]; open != nil && open.session != nil {
+		return x.keepAlive(open.session, ch)
+	}
+	return nil
 }
 
 // acknowledge edits an OpenLogicalChannelAck: a number of the other side's.

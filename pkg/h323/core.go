@@ -95,6 +95,9 @@ type Core struct {
 	// forwards are callers that a Facility has sent elsewhere.
 	forwards map[netip.Addr]forward
 	last     ConnID // of a connection that the core asked for
+	// rings are the endpoints behind a NAT that were told of a call, by its identifier; seq numbers what tells them.
+	rings    map[h225.ID]*ring
+	seq      uint16
 	draining bool
 
 	signalling *h225.Codec
@@ -115,7 +118,7 @@ type Action struct {
 	Conn ConnID
 	// Data of a Send is a whole TPKT.
 	Data []byte
-	// Network and Target of a Dial.
+	// Network and Target of a Dial or Ring.
 	Network string
 	Target  netip.AddrPort
 }
@@ -130,6 +133,8 @@ const (
 	Dial
 	// Close closes the connection once everything was written.
 	Close
+	// Ring sends Data to Target as a datagram, by the RAS listener of Network.
+	Ring
 )
 
 // leg is a signalling connection.
@@ -158,6 +163,7 @@ func NewCore(cfg Config, deps Deps, log *zap.Logger) *Core {
 	c := &Core{
 		cfg: cfg, nets: deps.Networks, opener: deps.Opener, routeTo: deps.RouteTo, directory: deps.Directory, t120: deps.T120, log: log,
 		legs: make(map[ConnID]*leg), calls: make(map[*call]struct{}), sources: make(map[netip.Addr]int), forwards: make(map[netip.Addr]forward),
+		rings:      make(map[h225.ID]*ring),
 		signalling: h225.NewCodec(), control: newControlCodec(), counts: newCounts(),
 	}
 	c.compile()
@@ -290,6 +296,7 @@ func (c *Core) Message(now time.Time, id ConnID, p tpkt.Packet, out *Output) {
 		c.relay(now, call, call.side(l), m, p.Second, out)
 	case m.Type == q931.Setup && !m.FromDest:
 		c.setup(now, l, m, p.Second, out)
+	case c.meet(l, m, out):
 	case m.Type == q931.ReleaseComplete, m.CallRef == 0: // the global call reference: of the connection, which ends here
 		c.counts.drop(droppedNoCall)
 	default:
@@ -370,6 +377,7 @@ func (c *Core) Tick(now time.Time, out *Output) {
 			c.expired(now, call, out)
 		}
 	}
+	c.ringAgain(now, out)
 	for _, l := range c.legs {
 		if l.up && !l.closing && len(l.calls) == 0 && l.partner == nil && now.Sub(l.idle) >= idleTime {
 			c.closeLeg(l, out)

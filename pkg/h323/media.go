@@ -78,7 +78,7 @@ func (x *exchange) request(kind pinhole.Kind, label string, named netip.Addr) pi
 func (x *exchange) remote(s pinhole.Side, rtp, rtcp netip.AddrPort) pinhole.Remote {
 	k := x.call
 	return pinhole.Remote{
-		Addr: rtp, RTCP: rtcp, Source: k.host[s], Asymmetric: true, Trusted: k.trusted[s] && x.others(rtp) && x.others(rtcp),
+		Addr: rtp, RTCP: rtcp, Source: k.host[s], Asymmetric: !k.traverses[s], Trusted: k.trusted[s] && x.others(rtp) && x.others(rtcp),
 	}
 }
 
@@ -86,7 +86,7 @@ func (x *exchange) remote(s pinhole.Side, rtp, rtcp netip.AddrPort) pinhole.Remo
 // service.
 func (x *exchange) others(a netip.AddrPort) bool {
 	host := a.Addr()
-	return !host.IsLoopback() && !host.IsLinkLocalUnicast() && !x.core.nets.Own(host) && (a.Port() >= 1024 || a.Port() == 9 || !a.IsValid())
+	return !a.IsValid() || !host.IsLoopback() && !host.IsLinkLocalUnicast() && !x.core.nets.Own(host) && (a.Port() >= 1024 || a.Port() == 9)
 }
 
 // controlAddress opens the way to a side's H.245 listener. An address that is named again gets the same one.
@@ -106,9 +106,16 @@ func (x *exchange) controlAddress(a h245.Address) error {
 	req := x.request(pinhole.TCP, "h245", a.AddrPort.Addr())
 	req.Idle = quietTime
 	req.Serve = x.core.serve(k)
-	lease, err := x.join(req, a.AddrPort)
+	listens := a.AddrPort
+	if x.unreachable(listens) {
+		listens = netip.AddrPortFrom(k.host[x.from], 9)
+	}
+	lease, err := x.join(req, listens)
 	if err != nil {
 		return err
+	}
+	if listens != a.AddrPort {
+		k.inviting = lease.Local(x.from).Addr
 	}
 	k.controls = append(k.controls, &control{x.from, a.AddrPort, lease})
 	return x.set(a, lease.Local(x.from.Other()).Addr)

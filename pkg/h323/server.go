@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"edged.dev/edged/internal/tpkt"
+	"edged.dev/edged/pkg/h323/rasrelay"
 	"edged.dev/edged/pkg/pinhole"
 )
 
@@ -205,6 +206,10 @@ func (s *Server) actLocked(a Action) {
 		k = s.addLocked(a.Conn, netip.Addr{})
 		k.cancel = cancel
 		s.work.Go(func() { s.dial(ctx, k, a) })
+	case a.Kind == Ring:
+		if pc := s.packetLocked(rasrelay.Datagram{Network: a.Network, To: a.Target}); pc != nil {
+			_, _ = pc.WriteTo(a.Data, net.UDPAddrFromAddrPort(a.Target)) // it is sent again if it is lost
+		}
 	case k == nil:
 	case a.Kind == Close:
 		k.once.Do(func() { close(k.finish) })
@@ -375,6 +380,9 @@ func (s *Server) passControl(k *call, from pinhole.Side, split *tpkt.Splitter, d
 			s.mu.Unlock()
 			if err != nil {
 				return err
+			}
+			if len(payload) == 0 {
+				continue // all of it was for the edge
 			}
 		}
 		b, err := tpkt.Append(nil, p.Second, payload)

@@ -32,6 +32,10 @@ func (c *Core) relay(now time.Time, k *call, from pinhole.Side, m *h225.Message,
 		return
 	}
 	c.sendPacket(k.legs[from.Other()], second, payload, out)
+	if k.inviting.IsValid() {
+		c.invite(k, from, k.inviting, out)
+		k.inviting = netip.AddrPort{}
+	}
 	switch kind {
 	case q931.Connect:
 		if k.connected.IsZero() && from == pinhole.Far {
@@ -66,6 +70,9 @@ func (c *Core) rewrite(now time.Time, k *call, from pinhole.Side, m *h225.Messag
 		}
 	}
 	if err := x.carried(m); err != nil {
+		return nil, err
+	}
+	if err := x.offerTraversal(m); err != nil {
 		return nil, err
 	}
 	return c.signalling.Apply(nil)

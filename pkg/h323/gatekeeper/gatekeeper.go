@@ -125,6 +125,7 @@ func (g *Gatekeeper) answer(r request) (ras.Kind, []per.Field) {
 		if r.Tree.Int(r.Tree.Child(r.Body, "needResponse")) != 0 {
 			return ras.IACK, nil
 		}
+	case ras.SCR: // an endpoint has heard of a call, and will connect
 	default:
 		g.Outcomes[Unknown]++
 	}
@@ -146,7 +147,9 @@ func (g *Gatekeeper) discover(r request) (ras.Kind, []per.Field) {
 	if !g.cfg.MayRegister(r.network) {
 		return reject(ras.GRJ, "terminalExcluded", protocol(), g.identifier())
 	}
-	return ras.GCF, []per.Field{protocol(), g.identifier(), per.F("rasAddress", h245.CallAddress(g.cfg.RAS(r.network, r.from.Addr())))}
+	return ras.GCF, append([]per.Field{
+		protocol(), g.identifier(), per.F("rasAddress", h245.CallAddress(g.cfg.RAS(r.network, r.from.Addr()))),
+	}, traversalServer(traverses(r))...)
 }
 
 // register answers an RRQ: a new registration, or one that only is to live on.
@@ -163,14 +166,22 @@ func (g *Gatekeeper) register(r request) (ras.Kind, []per.Field) {
 		if e == nil || e.host != r.from.Addr() {
 			return reject(ras.RRJ, "fullRegistrationRequired", protocol(), g.identifier())
 		}
+		if e.traversal {
+			life, e.ras = min(life, traversalLife), r.from // its NAT may have forgotten the last port
+		}
 		e.until = r.now.Add(life)
 		return g.registered(r, e, life)
 	}
+	behind := traverses(r)
 	signalling, ok := CallAddress(r.Message, r.from)
+	if behind {
+		// Nobody can connect to it: it is known by where it asks from.
+		signalling, ok, life = r.from, true, min(life, traversalLife)
+	}
 	if !ok {
 		return reject(ras.RRJ, "invalidCallSignalAddress", protocol(), g.identifier())
 	}
-	e := &endpoint{host: r.from.Addr(), network: r.network, signalling: signalling, ras: r.from, until: r.now.Add(life)}
+	e := &endpoint{host: r.from.Addr(), network: r.network, signalling: signalling, ras: r.from, until: r.now.Add(life), traversal: behind}
 	for _, a := range r.Aliases(nil) {
 		if a.Field == "terminalAlias" && a.Text != "" && len(e.aliases) < maxAliases {
 			e.aliases = append(e.aliases, fold(a.Text))
@@ -215,7 +226,7 @@ func (g *Gatekeeper) registered(r request, e *endpoint, life time.Duration) (ras
 		per.F("timeToLive", per.Number(int64(life/time.Second))),
 		per.F("willRespondToIRR", per.Truth(false)),
 	}
-	return ras.RCF, f
+	return ras.RCF, append(f, traversalServer(e.traversal)...)
 }
 
 // unregister answers a URQ.

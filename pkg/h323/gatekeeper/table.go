@@ -26,6 +26,8 @@ type endpoint struct {
 	signalling netip.AddrPort
 	ras        netip.AddrPort
 	until      time.Time
+	// traversal tells that it is behind a NAT and connects when told of a call (H.460.18).
+	traversal bool
 }
 
 // table finds endpoints by identifier and by alias.
@@ -34,11 +36,12 @@ type table struct {
 	byAlias      map[string]*endpoint
 	bySignalling map[netip.AddrPort]*endpoint
 	perHost      map[netip.Addr]int
+	traversal    map[netip.Addr]int // how many of a host are behind a NAT
 	swept        time.Time
 }
 
 func newTable() *table {
-	return &table{byID: make(map[string]*endpoint), byAlias: make(map[string]*endpoint), bySignalling: make(map[netip.AddrPort]*endpoint), perHost: make(map[netip.Addr]int)}
+	return &table{byID: make(map[string]*endpoint), byAlias: make(map[string]*endpoint), bySignalling: make(map[netip.AddrPort]*endpoint), perHost: make(map[netip.Addr]int), traversal: make(map[netip.Addr]int)}
 }
 
 // fold makes names alike that differ in case only.
@@ -64,6 +67,9 @@ func (t *table) add(e *endpoint, limit, perHost int) (taken string, full bool) {
 	}
 	t.byID[e.id], t.bySignalling[e.signalling] = e, e
 	t.perHost[e.host]++
+	if e.traversal {
+		t.traversal[e.host]++
+	}
 	for _, a := range e.aliases {
 		t.byAlias[a] = e
 	}
@@ -82,6 +88,11 @@ func (t *table) remove(e *endpoint) {
 	delete(t.bySignalling, e.signalling)
 	if t.perHost[e.host]--; t.perHost[e.host] <= 0 {
 		delete(t.perHost, e.host)
+	}
+	if e.traversal {
+		if t.traversal[e.host]--; t.traversal[e.host] <= 0 {
+			delete(t.traversal, e.host)
+		}
 	}
 	for _, a := range e.aliases {
 		if t.byAlias[a] == e {
