@@ -13,6 +13,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"edged.dev/edged/pkg/media/pathtest"
 	"edged.dev/edged/pkg/pinhole"
 )
 
@@ -25,7 +26,7 @@ func TestChecksums(t *testing.T) {
 		total = 10_000_000
 	}
 	var cases []stress
-	for _, path := range everyPath()[1:] {
+	for _, path := range everyPath() {
 		for _, families := range [][]pinhole.Family{{4, 4}, {6, 6}, {4, 6}, {6, 4}} {
 			for _, offload := range []bool{false, true} {
 				cases = append(cases, stress{path.rig, families, offload, false, path.name})
@@ -36,6 +37,21 @@ func TestChecksums(t *testing.T) {
 	for _, s := range cases {
 		name := fmt.Sprintf("%s/%d-%d/offload %v, no sum %v", s.path, s.families[near], s.families[far], s.offload, s.noSum)
 		t.Run(name, func(t *testing.T) { s.run(t, total/len(cases)) })
+	}
+}
+
+// everyPath makes a rig for each program, and each way to attach it.
+func everyPath() []struct {
+	name string
+	rig  func(*testing.T) *rig
+} {
+	return []struct {
+		name string
+		rig  func(*testing.T) *rig
+	}{
+		{"tcx", newTCRig},
+		{"clsact", func(t *testing.T) *rig { return newRig(t, rigOptions{options: options{clsact: true}}) }},
+		{"xdp", newXDPRig},
 	}
 }
 
@@ -53,14 +69,14 @@ func (s stress) run(t *testing.T, n int) {
 	l, err := netlink.LinkByName(h.dev)
 	must(t, err)
 	must(t, netlink.LinkSetMTU(l, mtu))
-	must(t, txChecksums(h.dev, false)) // what leaves is whole, as on a cable
-	within(t, r.hosts[near].ns, func() { must(t, txChecksums(r.hosts[near].own, s.offload)) })
+	must(t, pathtest.TXChecksums(h.dev, false)) // what leaves is whole, as on a cable
+	pathtest.Within(t, r.hosts[near].ns, func() { must(t, pathtest.TXChecksums(r.hosts[near].own, s.offload)) })
 	c := r.call(pinhole.RTP, s.families...)
 	c.offload()
 	if s.noSum {
 		c.peers[near].set(unix.SOL_SOCKET, unix.SO_NO_CHECK, 1)
 	}
-	a, second, before := h.audit(mtu), h.dump(), c.moved(near)
+	a, second, before := pathtest.Watch(t, h.ns, h.own, mtu), h.dump(), c.moved(near)
 	g := rand.New(rand.NewPCG(uint64(n), 7))
 	longest := mtu - 48
 	for sent := 0; sent < n; {
@@ -68,14 +84,14 @@ func (s stress) run(t *testing.T, n int) {
 			c.peers[near].send(c.local[near], noise(g, c.rtp(near), 12+g.IntN(longest-11)))
 			sent++
 		}
-		for end := time.Now().Add(patience); a.packets.Load() < int64(sent); pause() {
+		for end := time.Now().Add(patience); a.Packets.Load() < int64(sent); pause() {
 			if time.Now().After(end) {
-				t.Fatalf("%d packets came of %d", a.packets.Load(), sent)
+				t.Fatalf("%d packets came of %d", a.Packets.Load(), sent)
 			}
 		}
 	}
-	if a.bad.Load() != 0 || a.long.Load() != 0 || a.packets.Load() != int64(n) {
-		t.Errorf("%d of %d came, %d bad, %d longer than the MTU: %s", a.packets.Load(), n, a.bad.Load(), a.long.Load(), a.worst)
+	if faults := a.Faults(); faults != "" || a.Packets.Load() != int64(n) {
+		t.Errorf("%d of %d came: %s", a.Packets.Load(), n, faults)
 	}
 	if got := c.moved(near) - before; got != uint64(n) {
 		t.Errorf("the kernel carried %d of %d", got, n)
@@ -102,7 +118,7 @@ func (h *host) dump() func(*testing.T) {
 	cmd.Stdout = &said
 	errs, err := cmd.StderrPipe()
 	must(h.t, err)
-	within(h.t, h.ns, func() { must(h.t, cmd.Start()) })
+	pathtest.Within(h.t, h.ns, func() { must(h.t, cmd.Start()) })
 	h.t.Cleanup(func() { _ = cmd.Process.Kill() })
 	listening := make([]byte, 512)
 	_, err = errs.Read(listening) // it says so first
@@ -111,23 +127,6 @@ func (h *host) dump() func(*testing.T) {
 		must(t, cmd.Wait())
 		if text := said.String(); strings.Contains(text, "bad ") || !strings.Contains(text, "UDP, length") && !strings.Contains(text, "udp sum ok") {
 			t.Errorf("tcpdump says\n%s", text)
-		}
-	}
-}
-
-// TestSound: the receiver that judges others is right itself.
-func TestSound(t *testing.T) {
-	for name, r := range routes() {
-		good := r.arriving(rtpPacket(173)).wire()
-		if ok, udp := sound(good); !ok || !udp {
-			t.Errorf("%s: good, but %v %v", name, ok, udp)
-		}
-		for at := len(good) - 180; at < len(good); at++ {
-			bad := append([]byte(nil), good...)
-			bad[at] ^= 4
-			if ok, _ := sound(bad); ok {
-				t.Errorf("%s: byte %d is wrong, and nobody sees it", name, at)
-			}
 		}
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"edged.dev/edged/pkg/media/pathtest"
 )
 
 // icmpError is a frame with an error of a router about a quoted IP packet, with the checksum made from scratch.
@@ -110,7 +112,7 @@ func TestForwardPMTU(t *testing.T) {
 	})
 	s := segment{from: addrPort(c.values[0].To.Src.Word, c.values[0].To.Sport), to: r.forward.Rule().To, ttl: 63, flags: thACK, seq: c.values[1].Ack}
 	e := icmpError{from: netip.MustParseAddr("198.51.100.66"), to: s.from.Addr(), ttl: 64, kind: 3, code: 4, mtu: mtu, quoted: s.wire()[14:][:28]}
-	within(t, r.hosts[far].ns, func() {
+	pathtest.Within(t, r.hosts[far].ns, func() {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_RAW)
 		must(t, err)
 		defer unix.Close(fd)

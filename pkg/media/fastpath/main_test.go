@@ -17,10 +17,12 @@ import (
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
+
+	"edged.dev/edged/pkg/media/pathtest"
 )
 
 // inNamespace tells the run of this binary that has a network namespace of its own.
-const inNamespace = "EDGED_FASTPATH_TEST_NAMESPACE"
+const inNamespace = pathtest.Namespace
 
 // shards is how many gateways there are when all tests run: most of their time is waiting.
 const shards = 3

@@ -1,11 +1,8 @@
 package fastpath
 
 import (
-	"net/netip"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"edged.dev/edged/pkg/pinhole"
 )
@@ -66,100 +63,6 @@ func TestCarried(t *testing.T) {
 				t.Error("a flow is left in the kernel")
 			}
 		})
-	}
-}
-
-// TestUp: what the program leaves alone passes all the same, through the sockets.
-func TestUp(t *testing.T) {
-	rigs(t, testUp)
-}
-
-func testUp(t *testing.T, newRig func(*testing.T) *rig) {
-	for name, families := range map[string][]pinhole.Family{"v4": {4, 4}, "v6": {6, 6}, "v6 to v4": {6, 4}} {
-		t.Run(name, func(t *testing.T) {
-			r := newRig(t)
-			c := r.call(pinhole.RTP, families...)
-			c.offload()
-			ttl := func(n int) func() {
-				return func() {
-					if families[near] == 4 {
-						c.peers[near].set(unix.IPPROTO_IP, unix.IP_TTL, n)
-					} else {
-						c.peers[near].set(unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, n)
-					}
-				}
-			}
-			rtp := func(size int) []byte { return append(c.rtp(near), make([]byte, size-172)...) }
-			for _, tt := range []struct {
-				name   string
-				before func()
-				data   []byte
-				up     bool
-			}{
-				{"rtp", nil, rtp(172), false},
-				{"empty", nil, nil, true},
-				{"one byte", nil, []byte{0x80}, true},
-				{"stun", nil, append([]byte{0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42}, make([]byte, 12)...), true},
-				{"dtls", nil, append([]byte{22, 254, 253}, make([]byte, 40)...), true},
-				{"rtcp on the same port", nil, append([]byte{0x80, 200, 0, 6}, make([]byte, 24)...), true},
-				{"video", nil, rtp(1200), false},
-				{"as large as the MTU", nil, rtp(1500 - 48), false},
-				{"larger than the MTU", nil, rtp(3000), true},
-				{"marked", nil, append([]byte{0x80, 0x80 | 96}, rtp(172)[2:]...), false},
-				{"last hop", ttl(1), rtp(172), true},
-				{"last hop but one", ttl(2), rtp(172), false},
-				{"many hops", ttl(255), rtp(172), false},
-			} {
-				if tt.before != nil {
-					tt.before()
-				}
-				carried, up := c.moved(near), datagrams(t)
-				c.pass(near, tt.data)
-				if got := c.moved(near) - carried; (got == 0) != tt.up {
-					t.Errorf("%s: %d carried", tt.name, got)
-				}
-				if got := datagrams(t) - up; (got != 0) != tt.up {
-					t.Errorf("%s: %d came to the sockets", tt.name, got)
-				}
-			}
-			st := c.lease.Close().From[near]
-			if st.Lost != 0 || st.Dropped != 0 {
-				t.Errorf("%+v", st)
-			}
-		})
-	}
-}
-
-// TestInjector: a host that was not signalled is not heard, and gets nothing, whoever carries.
-func TestInjector(t *testing.T) { rigs(t, testInjector) }
-
-func testInjector(t *testing.T, newRig func(*testing.T) *rig) {
-	r := newRig(t)
-	c := r.call(pinhole.RTP)
-	c.offload()
-	evil := r.hosts[far].peer(netip.MustParseAddr("198.51.100.66"))
-	other := r.hosts[far].peer(r.hosts[far].addrs[0]) // another port of the right host
-	const n = 50
-	for range n {
-		evil.send(c.local[far], c.rtp(far))
-		other.send(c.local[far], c.rtp(far))
-	}
-	for end := time.Now().Add(patience); c.info().Ends[far].Stats.Dropped["unknown_source"] != 2*n; pause() {
-		if time.Now().After(end) {
-			t.Fatalf("%+v", c.info().Ends[far].Stats)
-		}
-	}
-	// The next packet that comes is the peer's own.
-	c.pass(far, []byte("text"))
-	c.pass(far, c.rtp(far))
-	c.pass(near, c.rtp(near))
-	for _, p := range []*peer{evil, other} {
-		if got, err := p.read(time.Now().Add(time.Millisecond)); err == nil {
-			t.Errorf("heard %d bytes", len(got.data))
-		}
-	}
-	if moved := c.moved(far); moved != 1 {
-		t.Errorf("%d packets carried from the far side, want 1", moved)
 	}
 }
 

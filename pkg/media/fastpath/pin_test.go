@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"edged.dev/edged/pkg/media"
+	"edged.dev/edged/pkg/media/pathtest"
 	"edged.dev/edged/pkg/media/userpath"
 	"edged.dev/edged/pkg/pinhole"
 )
@@ -228,9 +229,9 @@ func TestKilled(t *testing.T) {
 func TestKilledXDP(t *testing.T) {
 	r := newHosts(t)
 	for _, h := range r.hosts {
-		within(t, h.ns, func() {
-			must(t, txChecksums(h.own, false))
-			must(t, ethtool(h.own, setGRO, true))
+		pathtest.Within(t, h.ns, func() {
+			must(t, pathtest.TXChecksums(h.own, false))
+			must(t, pathtest.GRO(h.own, true))
 		})
 	}
 	r.want = "xdp"

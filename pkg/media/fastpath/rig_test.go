@@ -7,12 +7,10 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"time"
-	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -22,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"edged.dev/edged/pkg/media"
+	"edged.dev/edged/pkg/media/pathtest"
 	"edged.dev/edged/pkg/media/userpath"
 	"edged.dev/edged/pkg/pinhole"
 )
@@ -66,7 +65,7 @@ const (
 // rigOptions says what is to carry calls; without a word, tc.
 type rigOptions struct {
 	options
-	xdp, user bool
+	xdp bool
 }
 
 // newXDPRig makes a rig whose devices carry media by XDP, and whose hosts make whole checksums and take what
@@ -75,9 +74,9 @@ func newXDPRig(t *testing.T) *rig {
 	t.Helper()
 	r := newRig(t, rigOptions{xdp: true})
 	for _, h := range r.hosts {
-		within(t, h.ns, func() {
-			must(t, txChecksums(h.own, false))
-			must(t, ethtool(h.own, setGRO, true))
+		pathtest.Within(t, h.ns, func() {
+			must(t, pathtest.TXChecksums(h.own, false))
+			must(t, pathtest.GRO(h.own, true))
 		})
 	}
 	return r
@@ -88,9 +87,6 @@ func newRig(t *testing.T, o rigOptions) *rig {
 	r := newHosts(t)
 	if o.xdp {
 		r.want = "xdp"
-	}
-	if o.user {
-		r.want = "user"
 	}
 	r.serve(Pin{}, o.options)
 	return r
@@ -119,19 +115,15 @@ func (r *rig) serve(pin Pin, o options) (end func()) {
 	t.Helper()
 	user, err := userpath.New(1)
 	must(t, err)
-	var path media.Path = user
-	if r.want != "user" {
-		r.path, err = newPath(user, Config{Networks: nets, DSCP: dscp, Pin: pin, Idle: r.idle, XDP: r.want == "xdp"}, zaptest.NewLogger(t), o)
-		must(t, err)
-		path = r.path
-	}
+	r.path, err = newPath(user, Config{Networks: nets, DSCP: dscp, Pin: pin, Idle: r.idle, XDP: r.want == "xdp"}, zaptest.NewLogger(t), o)
+	must(t, err)
 	ports, cfg := media.DefaultPinholeConfig(), media.DefaultConfig()
 	ports.Quarantine = 0
 	if r.ports != (media.PortRange{}) {
 		ports.UDP = r.ports
 	}
 	cfg.DSCP = dscp
-	r.relay, err = media.New(ports, cfg, nets, path, zaptest.NewLogger(t))
+	r.relay, err = media.New(ports, cfg, nets, r.path, zaptest.NewLogger(t))
 	must(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -164,7 +156,7 @@ func newHost(t *testing.T, dev, net4, net6 string) *host {
 	t.Helper()
 	h := &host{t: t, dev: dev, own: "eth0"}
 	h.addrs = [2]netip.Addr{netip.MustParseAddr(net4 + "2"), netip.MustParseAddr(net6 + "2")}
-	within(t, -1, func() {
+	pathtest.Within(t, -1, func() {
 		var err error
 		h.ns, err = netns.New()
 		must(t, err)
@@ -203,25 +195,6 @@ func addresses(t *testing.T, nl *netlink.Handle, dev string, list ...string) {
 	must(t, nl.LinkSetUp(l))
 }
 
-// within runs f on a thread that is in the namespace, or in one that f makes.
-func within(t *testing.T, ns netns.NsHandle, f func()) {
-	t.Helper()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		// The thread is not unlocked: it ends with the goroutine.
-		runtime.LockOSThread()
-		if ns >= 0 {
-			if err := netns.Set(ns); err != nil {
-				t.Error(err)
-				return
-			}
-		}
-		f()
-	}()
-	<-done
-}
-
 // peer is a host's socket that tells how packets came.
 type peer struct {
 	t    *testing.T
@@ -238,7 +211,7 @@ type packet struct {
 func (h *host) peer(ip netip.Addr, options ...int) *peer {
 	h.t.Helper()
 	p := &peer{t: h.t}
-	within(h.t, h.ns, func() {
+	pathtest.Within(h.t, h.ns, func() {
 		conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(ip, 0)))
 		if err != nil {
 			h.t.Error(err)
@@ -321,12 +294,7 @@ type call struct {
 // call opens and declares a lease; families are 4 or 6 for each side.
 func (r *rig) call(kind pinhole.Kind, families ...pinhole.Family) *call {
 	r.t.Helper()
-	return r.callBetween([2]string{"inside", "outside"}, kind, families...)
-}
-
-func (r *rig) callBetween(networks [2]string, kind pinhole.Kind, families ...pinhole.Family) *call {
-	r.t.Helper()
-	req := pinhole.Request{Owner: "test", Label: r.t.Name(), Kind: kind, Networks: networks}
+	req := pinhole.Request{Owner: "test", Label: r.t.Name(), Kind: kind, Networks: [2]string{"inside", "outside"}}
 	if len(families) == 0 {
 		families = []pinhole.Family{pinhole.IPv4, pinhole.IPv4}
 	}
@@ -374,9 +342,7 @@ func (c *call) pass(s pinhole.Side, b []byte) packet {
 // info returns the description of the call's lease.
 func (c *call) info() media.Info {
 	c.t.Helper()
-	if c.path != nil {
-		c.path.Refresh()
-	}
+	c.path.Refresh()
 	for _, i := range c.relay.Pinholes() {
 		if i.Ends[0].Local == c.local[0] {
 			return i
@@ -435,37 +401,6 @@ func datagrams(t *testing.T) (n int) {
 		}
 	}
 	return n
-}
-
-// txChecksums switches the checksum offload of a device (ethtool -K DEV tx on|off): without it packets
-// leave the host with complete checksums, which the receiver verifies.
-func txChecksums(dev string, on bool) error { return ethtool(dev, 0x17, on) } // ETHTOOL_STXCSUM
-
-// setGRO is the command to switch receive offload, with which a veth takes what XDP sends it.
-const setGRO = 0x2c // ETHTOOL_SGRO
-
-// ethtool sets a switch of a device.
-func ethtool(dev string, cmd uint32, on bool) error {
-	value := struct{ cmd, data uint32 }{cmd: cmd}
-	if on {
-		value.data = 1
-	}
-	var ifr struct {
-		name [unix.IFNAMSIZ]byte
-		data unsafe.Pointer
-		_    [16]byte
-	}
-	copy(ifr.name[:], dev)
-	ifr.data = unsafe.Pointer(&value)
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&ifr))); errno != 0 {
-		return errno
-	}
-	return nil
 }
 
 // socket returns the RTP socket of the call's side s. The path's lock must be held.

@@ -19,6 +19,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"edged.dev/edged/pkg/media/pathtest"
 )
 
 // tcpRig is a rig with one forward: from the near side to a server at the far host.
@@ -57,7 +59,7 @@ func newTCPHosts(t *testing.T, under *rig, family int) (*tcpRig, ForwardRule) {
 	r := &tcpRig{rig: under, up: make(chan net.Conn, 256)}
 	at := [2]string{"192.0.2.1", "2001:db8:1::1"}[family]
 	far := r.hosts[far]
-	within(t, far.ns, func() {
+	pathtest.Within(t, far.ns, func() {
 		var err error
 		r.server, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(far.addrs[family], 0)))
 		must(t, err)
@@ -99,7 +101,7 @@ func (r *tcpRig) wait(what string, ok func(ForwardStats) bool) ForwardStats {
 }
 
 func (h *host) dial(from netip.Addr, to netip.AddrPort) (c *net.TCPConn, err error) {
-	within(h.t, h.ns, func() {
+	pathtest.Within(h.t, h.ns, func() {
 		d := net.Dialer{Timeout: patience, LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0))}
 		var conn net.Conn
 		if conn, err = d.DialContext(context.Background(), "tcp", to.String()); err == nil {
@@ -195,8 +197,8 @@ func TestForwardOffload(t *testing.T) {
 			t.Run(fmt.Sprintf("%s/sender %v gateway %v", name, sender, gateway), func(t *testing.T) {
 				r := newTCPRig(t, family, nil)
 				for _, h := range r.hosts {
-					within(t, h.ns, func() { must(t, txChecksums(h.own, sender)) })
-					must(t, txChecksums(h.dev, gateway))
+					pathtest.Within(t, h.ns, func() { must(t, pathtest.TXChecksums(h.own, sender)) })
+					must(t, pathtest.TXChecksums(h.dev, gateway))
 				}
 				bad := r.hosts[near].badSegments() + r.hosts[far].badSegments()
 				client, server := r.connect(family)
@@ -212,7 +214,7 @@ func TestForwardOffload(t *testing.T) {
 // badSegments returns how many segments the host refused for their checksums.
 func (h *host) badSegments() (n int) {
 	h.t.Helper()
-	within(h.t, h.ns, func() { n = tcpFigure(h.t, "InCsumErrors") })
+	pathtest.Within(h.t, h.ns, func() { n = tcpFigure(h.t, "InCsumErrors") })
 	return n
 }
 
@@ -277,7 +279,7 @@ func TestForwardFlood(t *testing.T) {
 	other.listen = rule.Listen
 	other.wait("in force", func(s ForwardStats) bool { return s.Why == "" })
 	const n = 500
-	within(t, r.hosts[near].ns, func() {
+	pathtest.Within(t, r.hosts[near].ns, func() {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_RAW)
 		must(t, err)
 		defer unix.Close(fd)
@@ -346,7 +348,7 @@ func TestForwardSpoofed(t *testing.T) {
 	}))
 	addresses(t, r.hosts[near].nl, r.hosts[near].own, "203.0.113.50/32")
 	r.begin(rule)
-	within(t, r.hosts[near].ns, func() {
+	pathtest.Within(t, r.hosts[near].ns, func() {
 		d := net.Dialer{Timeout: time.Second, LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(allowed, 0))}
 		if c, err := d.DialContext(t.Context(), "tcp", r.listen.String()); err == nil {
 			t.Errorf("%s got an answer", c.LocalAddr())

@@ -2,11 +2,8 @@ package fastpath
 
 import (
 	"encoding/binary"
-	"fmt"
 	"math/rand/v2"
 	"net"
-	"os"
-	"strings"
 	"testing"
 	"time"
 
@@ -15,92 +12,6 @@ import (
 
 	"edged.dev/edged/pkg/pinhole"
 )
-
-// TestOffload: checksums are right whoever has to make them: the sender, the gateway's device, or nobody
-// because the packet never leaves the machine; and for senders that leave the cutting to the device.
-func TestOffload(t *testing.T) {
-	needKernel(t)
-	for name, families := range map[string][]pinhole.Family{"4-4": {4, 4}, "6-6": {6, 6}, "4-6": {4, 6}, "6-4": {6, 4}} {
-		for mask := range 4 {
-			sender, gateway := mask&1 != 0, mask&2 != 0
-			t.Run(fmt.Sprintf("%s/sender %v gateway %v", name, sender, gateway), func(t *testing.T) {
-				r := newRig(t, rigOptions{})
-				within(t, r.hosts[near].ns, func() { must(t, txChecksums(r.hosts[near].own, sender)) })
-				must(t, txChecksums(r.hosts[far].dev, gateway))
-				c := r.call(pinhole.RTP, families...)
-				c.offload()
-				bad := r.hosts[far].badChecksums()
-				for range 20 {
-					c.pass(near, c.rtp(near))
-				}
-				c.burst(10)
-				if n := r.hosts[far].badChecksums() - bad; n != 0 {
-					t.Errorf("%d bad checksums", n)
-				}
-				if st := c.info().Ends[near].Stats; st.Packets != 31 || st.Bytes != 31*172 || st.Lost != 0 {
-					t.Errorf("%+v", st)
-				}
-			})
-		}
-	}
-}
-
-// burst sends n packets by one system call, as one buffer that a device has to cut (UDP_SEGMENT).
-func (c *call) burst(n int) {
-	c.t.Helper()
-	c.peers[near].set(unix.SOL_UDP, unix.UDP_SEGMENT, 172)
-	var all []byte
-	for range n {
-		all = append(all, c.rtp(near)...)
-	}
-	c.peers[near].send(c.local[near], all)
-	for i := range n {
-		if got := c.peers[far].receive(); string(got.data) != string(all[172*i:172*(i+1)]) {
-			c.t.Fatalf("packet %d of the burst came as %d bytes", i, len(got.data))
-		}
-	}
-	c.peers[near].set(unix.SOL_UDP, unix.UDP_SEGMENT, 0)
-}
-
-// badChecksums returns how many UDP packets the host refused.
-func (h *host) badChecksums() (n int) {
-	h.t.Helper()
-	within(h.t, h.ns, func() {
-		for file, key := range map[string]string{"snmp": "Udp:", "snmp6": "Udp6InCsumErrors"} {
-			text, err := os.ReadFile("/proc/thread-self/net/" + file)
-			must(h.t, err)
-			for line := range strings.Lines(string(text)) {
-				f := strings.Fields(line)
-				at := 1
-				if f[0] == "Udp:" {
-					at = 7 // InCsumErrors
-				}
-				var v int
-				if f[0] != key {
-					continue
-				} else if _, err := fmt.Sscan(f[at], &v); err == nil {
-					n += v
-				}
-			}
-		}
-	})
-	return n
-}
-
-// TestNoChecksum: a sender that makes no checksums (IPv4) is carried as it is.
-func TestNoChecksum(t *testing.T) { rigs(t, testNoChecksum) }
-
-func testNoChecksum(t *testing.T, newRig func(*testing.T) *rig) {
-	r := newRig(t)
-	c := r.call(pinhole.RTP)
-	c.offload()
-	c.peers[near].set(unix.SOL_SOCKET, unix.SO_NO_CHECK, 1)
-	before := c.moved(near)
-	c.pass(near, c.rtp(near))
-	if c.moved(near) != before+1 {
-		t.Error("not carried")
-	}
-}
 
 // TestSequence: the kernel and package media find the same losses in the same packets.
 func TestSequence(t *testing.T) { rigs(t, testSequence) }
@@ -236,23 +147,6 @@ func TestRouteLost(t *testing.T) {
 	c.pass(near, c.rtp(near))
 	if c.moved(near) == before {
 		t.Error("not carried")
-	}
-}
-
-// TestOneInterface: both networks of a call may be on one device.
-func TestOneInterface(t *testing.T) { rigs(t, testOneInterface) }
-
-func testOneInterface(t *testing.T, newRig func(*testing.T) *rig) {
-	r := newRig(t)
-	r.hosts[far] = r.hosts[near]
-	c := r.callBetween([2]string{"inside", "inside"}, pinhole.RTP)
-	c.offload()
-	for range 10 {
-		c.pass(near, c.rtp(near))
-		c.pass(far, c.rtp(far))
-	}
-	if a, b := c.moved(near), c.moved(far); a != 10 || b != 10 {
-		t.Errorf("%d and %d carried", a, b)
 	}
 }
 

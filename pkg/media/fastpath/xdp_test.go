@@ -5,7 +5,6 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -15,6 +14,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"edged.dev/edged/pkg/media/pathtest"
 	"edged.dev/edged/pkg/pinhole"
 )
 
@@ -65,33 +65,6 @@ func TestFewPrivileges(t *testing.T) {
 	}
 }
 
-// TestTagged: a frame with a VLAN tag (IEEE 802.1Q) is not the device's own, whatever it bears.
-func TestTagged(t *testing.T) { rigs(t, testTagged) }
-
-func testTagged(t *testing.T, newRig func(*testing.T) *rig) {
-	r := newRig(t)
-	c := r.call(pinhole.RTP)
-	c.offload()
-	w := r.hosts[near].wire()
-	f := frame{dmac: w.gateway, smac: w.mac, from: c.peers[near].addr(), to: c.local[near], ttl: 64, payload: c.rtp(near)}
-	c.seq[near]--
-	plain := f.wire()
-	tagged := append(append(slices.Clone(plain[:12]), 0x81, 0, 0, 5), plain[12:]...)
-	before := c.moved(near)
-	for range 10 {
-		w.send(tagged)
-	}
-	w.send(plain)
-	got := c.peers[far].receive()
-	if string(got.data) != string(f.payload) {
-		t.Errorf("%d bytes came", len(got.data))
-	}
-	c.pass(near, c.rtp(near))
-	if moved := c.moved(near) - before; moved != 2 {
-		t.Errorf("%d packets carried, want the two without a tag", moved)
-	}
-}
-
 // TestRefusesXDP: what keeps XDP from a device.
 func TestRefusesXDP(t *testing.T) {
 	const all = xdpBasic | xdpRedirect
@@ -129,7 +102,7 @@ func TestRefusesXDP(t *testing.T) {
 func TestXDPElsewhere(t *testing.T) {
 	t.Run("the way out", func(t *testing.T) {
 		r := newXDPRig(t)
-		within(t, r.hosts[far].ns, func() { must(t, ethtool(r.hosts[far].own, setGRO, false)) })
+		pathtest.Within(t, r.hosts[far].ns, func() { must(t, pathtest.GRO(r.hosts[far].own, false)) })
 		r.want = "mixed" // back it still is XDP
 		c := r.call(pinhole.RTP)
 		c.offload()
@@ -154,7 +127,7 @@ func TestXDPElsewhere(t *testing.T) {
 		r.serve(Pin{}, options{})
 		r.want = "tc"
 		for s := range r.hosts {
-			within(t, r.hosts[s].ns, func() { must(t, ethtool(r.hosts[s].own, setGRO, true)) })
+			pathtest.Within(t, r.hosts[s].ns, func() { must(t, pathtest.GRO(r.hosts[s].own, true)) })
 		}
 		c := r.call(pinhole.RTP)
 		c.pass(near, c.rtp(near))

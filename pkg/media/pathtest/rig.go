@@ -1,12 +1,3 @@
-// Package pathtest says what every [media.Path] must do: the same packets in, the same
-// packets and counters out. A path's own test calls [Run] with a function that makes it.
-//
-//	near peer 127.0.1.10 ── 127.0.1.1 relay 127.0.2.1 ── far peer 127.0.2.10
-//	off-path  127.0.1.66 ──┘               └── off-path  127.0.2.66
-//
-// All sockets are real, on loopback, where each network has many hosts. No test waits
-// for silence: what must not come is looked for after something later has come, in
-// order, from the same socket.
 package pathtest
 
 import (
@@ -40,15 +31,19 @@ type rig struct {
 	nets  pinhole.Networks
 }
 
-func newRig(t *testing.T, newPath func(*testing.T) media.Path, change func(*media.PinholeConfig, *media.Config)) *rig {
-	t.Helper()
+func loopbackNetworks() pinhole.Networks {
 	addr, pfx := netip.MustParseAddr, netip.MustParsePrefix
-	nets := pinhole.Networks{
+	return pinhole.Networks{
 		"inside": {
 			Addresses: []netip.Addr{addr("127.0.1.1")}, Subnets: []netip.Prefix{pfx("127.0.1.0/24")}, Trusted: true,
 		},
 		"outside": {Addresses: []netip.Addr{addr("127.0.2.1"), addr("::1")}, Subnets: []netip.Prefix{pfx("127.0.2.0/24")}},
 	}
+}
+
+func newRig(t *testing.T, newPath func(*testing.T) media.Path, change func(*media.PinholeConfig, *media.Config)) *rig {
+	t.Helper()
+	nets := loopbackNetworks()
 	pin, cfg := media.DefaultPinholeConfig(), media.DefaultConfig()
 	pin.Quarantine = 0
 	if change != nil {

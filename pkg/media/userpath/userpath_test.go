@@ -16,7 +16,12 @@ import (
 	"edged.dev/edged/pkg/pinhole"
 )
 
-func newPath(t *testing.T) media.Path {
+func TestMain(m *testing.M) { pathtest.Main(m) }
+
+// driver makes user-space paths for the suite.
+type driver struct{}
+
+func (driver) Path(t *testing.T, _ pathtest.Setup) media.Path {
 	t.Helper()
 	p, err := New(0)
 	if err != nil {
@@ -25,7 +30,13 @@ func newPath(t *testing.T) media.Path {
 	return p
 }
 
-func TestPath(t *testing.T) { pathtest.Run(t, newPath) }
+func (driver) Name() string { return "user" }
+
+func (driver) Carried(*testing.T, media.Path, netip.AddrPort) uint64 { return 0 }
+
+func TestLoopback(t *testing.T) { pathtest.Loopback(t, driver{}) }
+
+func TestWire(t *testing.T) { pathtest.Wire(t, driver{}) }
 
 // startRelay returns a relay that serves on loopback until the test ends.
 func startRelay(t *testing.T) *media.Relay {

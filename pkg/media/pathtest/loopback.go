@@ -12,8 +12,12 @@ import (
 	"edged.dev/edged/pkg/pinhole"
 )
 
-// Run runs the suite over paths made by newPath. The relay that uses a path serves and ends it.
-func Run(t *testing.T, newPath func(*testing.T) media.Path) {
+// Loopback runs the cases that say what a relay promises, between hosts on the loopback device.
+func Loopback(t *testing.T, d Driver) {
+	must(t, loopbackUp())
+	newPath := func(t *testing.T) media.Path {
+		return d.Path(t, Setup{Networks: loopbackNetworks(), DSCP: dscp, Loopback: true})
+	}
 	tests := []struct {
 		name string
 		run  func(*testing.T, func(*testing.T) media.Path)
