@@ -252,9 +252,7 @@ func crashScene(t *testing.T, pin string) (*scene, *crowd) {
 		Pinholes: "{udp: 50000-51999, idle: 5s}",
 		More:     fmt.Sprintf("media: {datapath: tc, pin: %q}\nlimits: {per_source: {messages_per_second: 0}}\n", pin),
 	}})
-	if b, err := os.ReadFile(s.edge.proc.Log); err == nil && strings.Contains(string(b), "no kernel media path") {
-		t.Skipf("SKIPPED: %s", tail(s.edge.proc.Log, 500))
-	}
+	s.needKernelPath(t)
 	return s, s.crowded(crashCalls)
 }
 

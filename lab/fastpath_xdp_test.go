@@ -3,9 +3,7 @@
 package lab
 
 import (
-	"os"
 	"os/exec"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -50,10 +48,7 @@ func (s *scene) wantPath(path string) {
 func TestFastPathXDP(t *testing.T) {
 	onlyEdged(t, "the reference has no kernel module here")
 	s := newScene(t, plan{Edge: EdgeConfig{More: "media: {datapath: xdp}\n"}})
-	if b, err := os.ReadFile(s.edge.proc.Log); err == nil &&
-		(strings.Contains(string(b), "no kernel media path") || strings.Contains(string(b), "no XDP")) {
-		t.Skipf("SKIPPED: %s", tail(s.edge.proc.Log, 500))
-	}
+	s.needKernelPath(t)
 	s.forXDP()
 	a, _ := s.call()
 	s.hearEachOther(300 * time.Millisecond)
