@@ -49,13 +49,13 @@ func (c *Core) route(now time.Time, l *leg, m *h225.Message) (destination, strin
 	if !c.nets.Own(l.local.Addr()) {
 		return c.towards(l, l.local)
 	}
-	if to, ok := c.forwarded(now, l.remote.Addr()); ok {
+	names := calledNames(m)
+	if to, ok := c.forwarded(now, l.remote.Addr(), names); ok {
 		return c.towards(l, to)
 	}
 	if to, ok := c.admitted(now, l, m); ok {
 		return c.towards(l, to)
 	}
-	names := calledNames(m)
 	for _, name := range names {
 		if to, ok := c.static(name); ok {
 			return c.towards(l, to)

@@ -56,9 +56,10 @@ func TestRoute(t *testing.T) {
 		{"by the directory without a name", bobAt, "", nil, func(_ *Config, d *Deps) { d.Directory = book{"": carolAt} }, plain, "inside", carolAt.String()},
 		{"by default", aliceAt, "whoever", nil, func(c *Config, _ *Deps) { c.Default = map[string]Target{"inside": Target(davidAt)} }, plain, "outside", davidAt.String()},
 		{"the default of another network", bobAt, "whoever", nil, func(c *Config, _ *Deps) { c.Default = map[string]Target{"inside": Target(davidAt)} }, plain, "", refusedUnknown},
-		{"by forwarding, once", aliceAt, "bob", nil, nil, func(b *bench) { b.core.remember(b.now, aliceAt.Addr(), davidAt) }, "outside", davidAt.String()},
+		{"by forwarding, once", aliceAt, "bob", nil, nil, func(b *bench) { b.core.remember(b.now, aliceAt.Addr(), forward{to: davidAt, called: []string{"Bob"}}) }, "outside", davidAt.String()},
+		{"another call than the forwarded one", aliceAt, "bob", nil, nil, func(b *bench) { b.core.remember(b.now, aliceAt.Addr(), forward{to: davidAt, called: []string{"carol"}}) }, "outside", bobAt.String()},
 		{"by forwarding, too late", aliceAt, "bob", nil, nil, func(b *bench) {
-			b.core.remember(b.now, aliceAt.Addr(), davidAt)
+			b.core.remember(b.now, aliceAt.Addr(), forward{to: davidAt, called: []string{"bob"}})
 			b.now = b.now.Add(forwardTime + time.Second)
 		}, "outside", bobAt.String()},
 		{"no network for it", aliceAt, "far", nil, func(c *Config, d *Deps) {
@@ -122,8 +123,13 @@ func TestForwarding(t *testing.T) {
 		t.Errorf("alice was sent to %v", got)
 	}
 	again := b.connect(aliceAt)
-	if a := b.say(again, setup(t, 2, aliceAt, "whoever")); len(a) == 0 || a[0].Target != davidAt {
+	if a := b.say(again, setup(t, 2, aliceAt, "bob")); len(a) == 0 || a[0].Target != davidAt {
 		t.Errorf("the next call went to %+v", a)
+	}
+	// A caller sends nobody anywhere.
+	b.say(near, facility(t, 1, false, "callForwarded", per.F("alternativeAddress", h245.CallAddress(aliceAt))))
+	if len(b.core.forwards) != 0 {
+		t.Error("the caller says where the called party's calls go")
 	}
 	// An address of the edge's own becomes that of the other side.
 	m = one(t, b.say(far, facility(t, 1, true, "callForwarded", per.F("alternativeAddress", h245.CallAddress(netip.AddrPortFrom(outEdge, 1720))))), near)
@@ -143,7 +149,7 @@ func TestForwarding(t *testing.T) {
 		}
 	}
 	for i := range maxForwards + 10 {
-		b.core.remember(b.now, netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), davidAt)
+		b.core.remember(b.now, netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), forward{to: davidAt})
 	}
 	if len(b.core.forwards) > maxForwards {
 		t.Errorf("%d forwards", len(b.core.forwards))

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -196,8 +198,21 @@ func (x *exchange) alternative(a h245.Address) error {
 	if !c.forwardable(k.nets[x.from], a.AddrPort.Addr()) {
 		return fmt.Errorf("%s: %w", a.AddrPort, pinhole.ErrTarget)
 	}
-	c.remember(x.now, k.host[x.from.Other()], a.AddrPort)
+	// A caller must not say where the called party's own calls go.
+	if x.from == pinhole.Far {
+		c.remember(x.now, k.host[pinhole.Near], forward{to: a.AddrPort, called: append(x.forwardedNames(), k.called)})
+	}
 	return x.set(a, x.own())
+}
+
+// forwardedNames returns by which aliases the forwarded caller is to call.
+func (x *exchange) forwardedNames() (names []string) {
+	for _, a := range h225.Aliases(nil, x.tree, x.tree.Root()) {
+		if a.Field == "alternativeAliasAddress" && a.Text != "" && len(names) < maxForwardNames {
+			names = append(names, a.Text)
+		}
+	}
+	return names
 }
 
 // forwardable tells whether a party on a network may forward a call to a host: never into another network.
@@ -208,17 +223,21 @@ func (c *Core) forwardable(network string, to netip.Addr) bool {
 
 // forward is where the next call of a host goes.
 type forward struct {
-	to    netip.AddrPort
-	until time.Time
+	to netip.AddrPort
+	// called are the names that it calls: calls of the same host to others are not meant.
+	called []string
+	until  time.Time
 }
 
 const (
 	// forwardTime is how long a forwarded caller may take to call again.
 	forwardTime = 30 * time.Second
 	maxForwards = 4096
+	// maxForwardNames bounds the aliases of one forwarding.
+	maxForwardNames = 8
 )
 
-func (c *Core) remember(now time.Time, caller netip.Addr, to netip.AddrPort) {
+func (c *Core) remember(now time.Time, caller netip.Addr, f forward) {
 	if len(c.forwards) >= maxForwards {
 		for host, f := range c.forwards {
 			if now.After(f.until) {
@@ -227,13 +246,20 @@ func (c *Core) remember(now time.Time, caller netip.Addr, to netip.AddrPort) {
 		}
 	}
 	if len(c.forwards) < maxForwards {
-		c.forwards[caller] = forward{to, now.Add(forwardTime)}
+		f.until = now.Add(forwardTime)
+		c.forwards[caller] = f
 	}
 }
 
-// forwarded returns where a caller was sent to, once.
-func (c *Core) forwarded(now time.Time, caller netip.Addr) (netip.AddrPort, bool) {
+// forwarded returns where a caller was sent to, once; names are whom it calls now, if it says so.
+func (c *Core) forwarded(now time.Time, caller netip.Addr, names []string) (netip.AddrPort, bool) {
 	f, ok := c.forwards[caller]
+	same := func(name string) bool {
+		return slices.ContainsFunc(f.called, func(s string) bool { return strings.EqualFold(s, name) })
+	}
+	if !ok || len(names) > 0 && !slices.ContainsFunc(names, same) {
+		return netip.AddrPort{}, false
+	}
 	delete(c.forwards, caller)
-	return f.to, ok && !now.After(f.until)
+	return f.to, !now.After(f.until)
 }
