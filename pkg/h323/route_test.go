@@ -57,7 +57,9 @@ func TestRoute(t *testing.T) {
 		{"by default", aliceAt, "whoever", nil, func(c *Config, _ *Deps) { c.Default = map[string]Target{"inside": Target(davidAt)} }, plain, "outside", davidAt.String()},
 		{"the default of another network", bobAt, "whoever", nil, func(c *Config, _ *Deps) { c.Default = map[string]Target{"inside": Target(davidAt)} }, plain, "", refusedUnknown},
 		{"by forwarding, once", aliceAt, "bob", nil, nil, func(b *bench) { b.core.remember(b.now, aliceAt.Addr(), forward{to: davidAt, called: []string{"Bob"}}) }, "outside", davidAt.String()},
-		{"another call than the forwarded one", aliceAt, "bob", nil, nil, func(b *bench) { b.core.remember(b.now, aliceAt.Addr(), forward{to: davidAt, called: []string{"carol"}}) }, "outside", bobAt.String()},
+		{"another call than the forwarded one", aliceAt, "bob", nil, nil, func(b *bench) {
+			b.core.remember(b.now, aliceAt.Addr(), forward{to: davidAt, called: []string{"carol"}})
+		}, "outside", bobAt.String()},
 		{"by forwarding, too late", aliceAt, "bob", nil, nil, func(b *bench) {
 			b.core.remember(b.now, aliceAt.Addr(), forward{to: davidAt, called: []string{"bob"}})
 			b.now = b.now.Add(forwardTime + time.Second)
