@@ -186,14 +186,14 @@ func (s *session) moves(m message, f facts, names []string, to translate) bool {
 func (s *session) entry(m message) ([]byte, error) {
 	f, err := m.attributes()
 	s.mu.Lock()
-	p := s.pending[m.id]
+	p, user := s.pending[m.id], f.ils || s.cfg.Dedicated
 	f.ils = f.ils || p != nil && p.ils
 	s.mu.Unlock()
 	if mine, err := s.mine(f, err); !mine {
 		return m.raw, err
 	}
 	names := f.names(m.raw)
-	if !s.client.inside && s.server.inside && !s.serverless {
+	if user && !s.client.inside && s.server.inside && !s.serverless {
 		s.learn(m, f, names)
 	}
 	if p != nil {

@@ -162,15 +162,20 @@ func (s *session) bind(m message) error {
 
 // write handles Add and Modify: both may say where a user is.
 func (s *session) write(m message, f facts, err error) ([]byte, error) {
-	foreign := !s.client.inside && s.server.inside
-	if foreign && f.oids {
-		return nil, errForeign
+	if !s.client.inside && s.server.inside {
+		switch {
+		case f.oids:
+			return nil, errForeign
+		case err != nil:
+			return nil, err
+		case f.over:
+			return nil, errValues
+		}
+		// Of any directory's entry: a later change may make a user's of it.
+		return s.edit(m, f, s.fromOutside)
 	}
 	if mine, err := s.mine(f, err); !mine {
 		return m.raw, err
-	}
-	if foreign {
-		return s.edit(m, f, s.fromOutside)
 	}
 	names := f.names(m.raw)
 	if s.client.inside && len(names) > 0 {

@@ -264,6 +264,36 @@ func register(t *testing.T, e *edge, host netip.Addr, serverInside bool, dn, add
 	return out
 }
 
+// TestForeignEntry: an outside client writes no inside address into an entry of another directory either, which it could
+// make a user's later; and such an entry says nothing about who is inside, even if a search for users brings it.
+func TestForeignEntry(t *testing.T) {
+	e := newEdge()
+	s := e.session(outsideHost, true)
+	const dn = "cn=carol,dc=example,dc=org"
+	attrs := []attr{{"objectClass", "device"}, {"cn", "carol"}, {"ipAddress", in2}}
+	written := entry(2, opAdd, dn, attrs...)
+	got, err := s.request(written)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if w := what(t, written, got); w != in2+">"+other3 {
+		t.Errorf("changed %q", w)
+	}
+	many := entry(4, opAdd, dn, append(attr{"cn"}, strings.Split(strings.Repeat("x ", maxValues), " ")...), attr{"ipAddress", in2})
+	if out, err := s.request(many); err == nil {
+		t.Errorf("wrote unread %x", out)
+	}
+	if _, err := s.request(query(3, base, and(equal("objectClass", "RTPerson"), equal("cn", "carol")))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.response(entry(3, opEntry, dn, attrs...)); err != nil {
+		t.Fatal(err)
+	}
+	if got, ok := e.reg.Lookup("carol"); ok {
+		t.Errorf("an outside client registered %+v", got)
+	}
+}
+
 func TestRegistration(t *testing.T) {
 	e := newEdge()
 	register(t, e, insideHost, false, aliceDN, in2)
