@@ -19,9 +19,12 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
+
+	"edged.dev/edged/pkg/h323"
 )
 
 // testDaemon is a daemon in this process, with a configuration file that tests rewrite.
@@ -381,6 +384,25 @@ func TestEventsAreStreamed(t *testing.T) {
 	t.Fatal("the stream ended")
 }
 
+// h323Metrics returns the names of the metrics of H.323, which this daemon does not serve.
+func h323Metrics(t *testing.T) (names []string) {
+	t.Helper()
+	server, err := h323.New(h323.DefaultConfig(), h323.Deps{}, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(server.Collector())
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		names = append(names, f.GetName())
+	}
+	return names
+}
+
 // TestMetricsAreDocumented: docs/operations.md names every metric of the daemon, and no other.
 func TestMetricsAreDocumented(t *testing.T) {
 	d := startDaemon(t, sipAt(t.TempDir(), sipOnly))
@@ -398,6 +420,11 @@ func TestMetricsAreDocumented(t *testing.T) {
 		"edged_media_packets_total": true, "edged_media_bytes_total": true, "edged_media_ports_in_use": true, "edged_media_ports_limit": true,
 		"edged_forward_connections": true, "edged_forward_connections_total": true, "edged_forward_bytes_total": true,
 		"edged_forward_refused_total": true, "edged_forward_ended_total": true,
+		"edged_h323_messages_total": true, "edged_h323_refused_calls_total": true, "edged_h323_dropped_messages_total": true,
+		"edged_h323_ras_requests_total": true,
+	}
+	for _, name := range h323Metrics(t) {
+		shown[name] = true
 	}
 	for _, m := range regexp.MustCompile(`(?m)^# TYPE (edged_\w+) `).FindAllStringSubmatch(string(body), -1) {
 		shown[m[1]] = true
