@@ -119,7 +119,7 @@ sip:
   listen: ["udp://inside:%[5]d", "udp://outside:%[5]d"]
   domains:
     %[6]s: {network: outside, server: "udp:%[7]s"}
-`, p.EdgeInside.Addr(), p.Inside, p.EdgeOutside.Addr(), p.Outside, p.EdgeInside.Port(), scenario.Domain, p.Registrar, p.Admin)
+`, p.EdgeInside.Addr(), p.Inside, p.EdgeOutside.Addr(), p.Outside, p.EdgeInside.Port(), scenario.Domain, p.Registrar, p.Admin) + demoH323Config(p)
 }
 
 // demo is one run.
@@ -198,6 +198,7 @@ func (d *demo) acts(ctx context.Context) []scenario.Check {
 	} {
 		checks = append(checks, d.stage.Talk(ctx, talk, act...)...)
 	}
+	checks = append(checks, d.h323(ctx)...)
 	checks = append(checks, d.stage.Privacy()...)
 	return append(checks, d.leftovers(ctx))
 }

@@ -37,7 +37,8 @@ func TestDemo(t *testing.T) {
 	}
 	for _, want := range []string{
 		"PASS  no way around the edge", "PASS  carol is registered", "PASS  alice calls bob", "PASS  bob calls carol",
-		"PASS  bob calls alice", "PASS  inside addresses stay inside", "PASS  nothing is left at the edge", ", 0 failed",
+		"PASS  bob calls alice", "PASS  H.323, slow start: alice calls bob", "PASS  H.323, fast start: bob calls alice", "PASS  H.323, T.120: alice calls bob",
+		"PASS  inside addresses stay inside", "PASS  nothing is left at the edge", ", 0 failed",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the output lacks %q", want)
