@@ -231,8 +231,8 @@ static __noinline int relay_v4(struct __sk_buff *skb)
 	write_eth(eth, h, bpf_htons(ETH_P_IP));
 	if (whole) {
 		write_udp(udp, &p);
-		// The device may have told the sum of the packet (CHECKSUM_COMPLETE). A part that has its own checksum sums up to
-		// nothing, as the IPv4 header does, but to the UDP checksum the addresses count twice.
+		// The device may have told the sum of the packet (CHECKSUM_COMPLETE). To it the IPv4 header adds nothing, and UDP
+		// with its checksum what its pseudo header takes away, of which only the addresses change.
 		bpf_csum_update(skb, ~(__u32)p.flow->sum_addr);
 		return leave(&p, h);
 	}
@@ -292,7 +292,7 @@ static __noinline int relay_v6(struct __sk_buff *skb)
 	write_eth(eth, h, bpf_htons(ETH_P_IPV6));
 	if (whole) {
 		write_udp(udp, &p);
-		// As in relay_v4; but this sum has the addresses of the header in it, which make up for the UDP checksum.
+		// As in relay_v4; but here the header adds the addresses, and they cancel out.
 		bpf_csum_update(skb, head + plus_head((void *)(eth + 1)));
 		return leave(&p, h);
 	}
