@@ -17,8 +17,8 @@ type packetCase struct {
 	// head replaces the beginning of the RTP packet.
 	head []byte
 	// ttl is 64 if it is 0.
-	ttl, tos               byte
-	options, noSum, mapped bool
+	ttl, tos       byte
+	options, noSum bool
 	// ones makes the checksum come out as 0, which is sent as 0xffff (RFC 768).
 	ones bool
 	// form is how the frame comes by the wire, as it is if nil.
@@ -71,6 +71,10 @@ func packetCases() []packetCase {
 		}},
 		{name: "fragments", size: 1000, up: true, form: fragments},
 		{name: "a VLAN tag", size: 172, silent: true, form: func(b []byte) [][]byte { return [][]byte{tagged(b)} }},
+		{name: "another device's frame", size: 172, silent: true, form: func(b []byte) [][]byte {
+			b[5] ^= 1
+			return [][]byte{b}
+		}},
 		{name: "another port of the host", size: 172, from: another, silent: true, counted: true, dropped: media.UnknownSource},
 		{name: "another host", size: 172, from: stranger, silent: true, counted: true, dropped: media.UnknownSource},
 		{name: "another host's stun", size: 40, head: stun, from: stranger, silent: true, counted: true, dropped: media.UnknownSource},
@@ -154,7 +158,7 @@ func (c *stream) try(w *wire, p packetCase) {
 func (c *stream) frame(w *wire, p packetCase) frame {
 	f := frame{
 		dmac: w.gateway, smac: w.mac, from: addrOf(c.socks[who{near, max(p.from, peerRTP)}]), to: c.local[near].Addr,
-		ttl: max(p.ttl, 1), tos: p.tos, options: p.options, noSum: p.noSum, mapped: p.mapped,
+		ttl: max(p.ttl, 1), tos: p.tos, options: p.options, noSum: p.noSum,
 	}
 	if p.ttl == 0 {
 		f.ttl = 64
