@@ -13,7 +13,8 @@ func buildH323(ctx context.Context, d *serviceDeps) (*service, error) {
 	nets := d.cfg.networks()
 	deps := h323.Deps{
 		Networks: nets, Opener: d.opener, RouteTo: newRouteTable(nets).network, T120: d.t120,
-		Record: func(r h323.Record) { d.events.publish("h323_call_ended", r) },
+		Record:      func(r h323.Record) { d.events.publish("h323_call_ended", r) },
+		Connections: d.cfg.Limits.PerSource.Connections,
 	}
 	if d.directory != nil {
 		deps.Directory = callDirectory{d.directory}
@@ -36,10 +37,13 @@ func buildH323(ctx context.Context, d *serviceDeps) (*service, error) {
 		serve: func(ctx context.Context) error {
 			return serveStreams(ctx, socks, server.Serve, server.Run, servePackets(packets, server.ServePacket))
 		},
-		alive:  func() { server.Calls() },
-		reload: func(c *config) error { return server.Reload(c.H323) },
-		drain:  server.Drain,
-		busy:   func() int { return len(server.Calls()) },
+		alive: func() { server.Calls() },
+		reload: func(c *config) error {
+			server.SetPerSource(c.Limits.PerSource.Connections)
+			return server.Reload(c.H323)
+		},
+		drain: server.Drain,
+		busy:  func() int { return len(server.Calls()) },
 		status: func() any {
 			return map[string]any{"calls": len(server.Calls()), "endpoints": len(server.Registrations()), "listeners": streamNames(socks)}
 		},

@@ -66,6 +66,8 @@ type Deps struct {
 	T120 func(ctx context.Context, conns [2]net.Conn, moved func(pinhole.Side, int))
 	// Record is called at the end of each call, on any goroutine; it may be nil.
 	Record func(Record)
+	// Connections bounds the signalling connections that one host has made; 0 = no limit.
+	Connections int
 }
 
 // Core is the inner half. Its methods must not be called concurrently.

@@ -20,8 +20,8 @@ const (
 	dialTime = 10 * time.Second
 	// writeTime bounds one write: a peer that does not read loses its connection.
 	writeTime = 20 * time.Second
-	// maxConns bounds the signalling connections, maxPerHost those that one host has made.
-	maxConns, maxPerHost = 20_000, 1000
+	// maxConns bounds the signalling connections of all hosts.
+	maxConns = 20_000
 	// tickTime is how often timers are looked at: none needs to be exact.
 	tickTime = time.Second
 	// queueSize is how many messages may wait to be written to a connection.
@@ -41,7 +41,9 @@ type Server struct {
 	core  *Core
 	conns map[ConnID]*conn
 	hosts map[netip.Addr]int
-	last  ConnID
+	// perSource bounds those of one host; 0 = no limit.
+	perSource int
+	last      ConnID
 	// packets are the RAS listeners by network.
 	packets map[string][]net.PacketConn
 }
@@ -62,7 +64,7 @@ func New(cfg Config, deps Deps, log *zap.Logger) (*Server, error) {
 	if err := cfg.Validate(deps.Networks); err != nil {
 		return nil, err
 	}
-	s := &Server{deps: deps, log: log, conns: make(map[ConnID]*conn), hosts: make(map[netip.Addr]int), packets: make(map[string][]net.PacketConn)}
+	s := &Server{deps: deps, log: log, perSource: deps.Connections, conns: make(map[ConnID]*conn), hosts: make(map[netip.Addr]int), packets: make(map[string][]net.PacketConn)}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.core = NewCore(cfg, deps, log)
 	s.core.serve, s.core.enter = s.controlOf, s.doorOf
@@ -78,6 +80,13 @@ func (s *Server) Reload(cfg Config) error {
 	defer s.mu.Unlock()
 	s.core.Reload(cfg)
 	return nil
+}
+
+// SetPerSource changes the limit of one host, for new connections; 0 = none.
+func (s *Server) SetPerSource(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.perSource = n
 }
 
 // Drain refuses new calls from now on.
@@ -149,7 +158,8 @@ func (s *Server) Serve(ctx context.Context, network string, ln net.Listener) err
 func (s *Server) accept(network string, c net.Conn) {
 	remote, local := addrPort(c.RemoteAddr()), addrPort(c.LocalAddr())
 	s.mu.Lock()
-	if len(s.conns) >= maxConns || s.hosts[remote.Addr()] >= maxPerHost || s.ctx.Err() != nil {
+	full := len(s.conns) >= maxConns || s.perSource > 0 && s.hosts[remote.Addr()] >= s.perSource
+	if full || s.ctx.Err() != nil {
 		s.core.counts.drop(refusedLimit)
 		s.mu.Unlock()
 		c.Close()

@@ -241,14 +241,20 @@ func TestServerHostile(t *testing.T) {
 // TestServerConnections: one host may have so many connections, and others still come in.
 func TestServerConnections(t *testing.T) {
 	h := newHouse(t)
-	for range maxPerHost {
+	accepted := func(n int) {
+		until(t, "all are accepted", func() bool {
+			h.server.mu.Lock()
+			defer h.server.mu.Unlock()
+			return h.server.hosts[netip.MustParseAddr("127.0.9.70")] == n
+		})
+	}
+	for range 20 { // no limit
 		h.dial()
 	}
-	until(t, "all are accepted", func() bool {
-		h.server.mu.Lock()
-		defer h.server.mu.Unlock()
-		return h.server.hosts[netip.MustParseAddr("127.0.9.70")] == maxPerHost
-	})
+	accepted(20)
+	h.server.SetPerSource(21)
+	h.dial()
+	accepted(21)
 	ended(t, h.dial())
 	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 9, 71)}}
 	other, err := d.Dial("tcp", h.at.String())
