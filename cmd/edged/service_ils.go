@@ -25,6 +25,10 @@ func buildILS(ctx context.Context, d *serviceDeps) (*service, error) {
 	return &service{
 		serve: func(ctx context.Context) error { return serveStreams(ctx, socks, server.ServeListener) },
 		alive: func() { server.Registry().Entries() },
+		reload: func(c *config) error {
+			server.SetPerSource(c.Limits.PerSource.Connections)
+			return nil
+		},
 		status: func() any {
 			return map[string]any{"entries": len(server.Registry().Entries()), "listeners": streamNames(socks)}
 		},

@@ -58,6 +58,7 @@ type Server struct {
 	mu        sync.Mutex // guards what follows
 	perSource map[netip.Addr]int
 	open      int
+	limit     int // connections of one source address; 0 = none
 }
 
 // New checks the configuration and returns a server without listeners. What was registered before comes back from
@@ -73,7 +74,7 @@ func New(cfg Config, deps Deps, log *zap.Logger) (*Server, error) {
 	}
 	s := &Server{
 		cfg: cfg, deps: deps, log: log, registry: newRegistry(cfg), directory: newDirectory(cfg),
-		count: newCounters(), perSource: map[netip.Addr]int{},
+		count: newCounters(), perSource: map[netip.Addr]int{}, limit: deps.Connections,
 	}
 	if deps.StateDir != "" {
 		s.load()
@@ -148,13 +149,20 @@ func addrOf(a net.Addr) netip.AddrPort {
 func (s *Server) admit(source netip.Addr) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	limit := s.deps.Connections
+	limit := s.limit
 	if s.open >= maxConnections || limit > 0 && s.perSource[source] >= limit {
 		return false
 	}
 	s.open++
 	s.perSource[source]++
 	return true
+}
+
+// SetPerSource changes the limit of one source address, for new connections; 0 = none.
+func (s *Server) SetPerSource(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.limit = n
 }
 
 func (s *Server) release(source netip.Addr) {

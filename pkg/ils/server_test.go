@@ -397,6 +397,10 @@ func TestLimit(t *testing.T) {
 	if r.drops("connections") != 1 {
 		t.Errorf("drops: %d", r.drops("connections"))
 	}
+	r.server.SetPerSource(3)
+	third := r.dial("127.1.0.2", r.inside)
+	third.send(bindRequest(1))
+	third.expect(opBindResponse, 0)
 }
 
 // addressed is a connection with a local address.
