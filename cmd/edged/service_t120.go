@@ -29,8 +29,17 @@ func buildT120(ctx context.Context, d *serviceDeps) (*service, error) {
 	d.reg.MustRegister(server.Collector())
 	d.t120 = server.ServePair
 	return &service{
-		serve:  func(ctx context.Context) error { return serveStreams(ctx, socks, server.ServeListener) },
-		status: func() any { return map[string]any{"listeners": streamNames(socks)} },
+		serve: func(ctx context.Context) error { return serveStreams(ctx, socks, server.ServeListener) },
+		alive: func() { server.Open() },
+		reload: func(c *config) error {
+			server.SetPerSource(c.Limits.PerSource.Connections)
+			return nil
+		},
+		drain: server.Drain,
+		busy:  server.Open,
+		status: func() any {
+			return map[string]any{"connections": server.Open(), "listeners": streamNames(socks)}
+		},
 	}, nil
 }
 

@@ -13,18 +13,19 @@ import (
 
 // Why a connection is refused. The text is the reason that is counted.
 var (
-	errTPKT     = errors.New("tpkt")     // the stream is no sequence of TPKTs
-	errX224     = errors.New("x224")     // a TPKT holds no TPDU of class 0
-	errSequence = errors.New("sequence") // a message that has no place here
-	errMCS      = errors.New("mcs")      // the first data is no connect PDU of T.125
-	errGCC      = errors.New("gcc")      // the connect PDU holds no T.124
-	errSize     = errors.New("size")     // a connect PDU is longer than maxConnect
-	errPolicy   = errors.New("policy")   // a rule refuses the conference or the caller
-	errRDP      = errors.New("rdp")      // a terminal session, and those are not wanted
-	errRoute    = errors.New("route")    // nobody is known to answer
-	errLoop     = errors.New("loop")     // the target is the edge itself
-	errSlow     = errors.New("timeout")  // the connection was not up in time
-	errConfirm  = errors.New("confirm")  // the target did not confirm what the edge had confirmed
+	errTPKT      = errors.New("tpkt")      // the stream is no sequence of TPKTs
+	errX224      = errors.New("x224")      // a TPKT holds no TPDU of class 0
+	errSequence  = errors.New("sequence")  // a message that has no place here
+	errMCS       = errors.New("mcs")       // the first data is no connect PDU of T.125
+	errGCC       = errors.New("gcc")       // the connect PDU holds no T.124
+	errSize      = errors.New("size")      // a connect PDU is longer than maxConnect
+	errPolicy    = errors.New("policy")    // a rule refuses the conference or the caller
+	errRDP       = errors.New("rdp")       // a terminal session, and those are not wanted
+	errRoute     = errors.New("route")     // nobody is known to answer
+	errAmbiguous = errors.New("ambiguous") // an addition to one of several conferences of the same id
+	errLoop      = errors.New("loop")      // the target is the edge itself
+	errSlow      = errors.New("timeout")   // the connection was not up in time
+	errConfirm   = errors.New("confirm")   // the target did not confirm what the edge had confirmed
 )
 
 // maxConnect bounds a connect PDU put together from several DTs, in octets.

@@ -48,7 +48,7 @@ func (c *counters) changes(g gcc.Change) {
 
 // reason returns the label under which an error is counted.
 func reason(err error) string {
-	for _, e := range []error{errSlow, errTPKT, errX224, errSequence, errMCS, errGCC, errSize, errPolicy, errRDP, errRoute, errLoop, errConfirm, errDial} {
+	for _, e := range []error{errSlow, errTPKT, errX224, errSequence, errMCS, errGCC, errSize, errPolicy, errRDP, errRoute, errAmbiguous, errLoop, errConfirm, errDial} {
 		if errors.Is(err, e) {
 			return e.Error()
 		}

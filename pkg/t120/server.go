@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -64,10 +65,13 @@ type Server struct {
 	log   *zap.Logger
 	count *counters
 
-	mu          sync.Mutex // guards what follows
-	perSource   map[netip.Addr]int
-	open        int
-	conferences map[conferenceKey]conference
+	mu        sync.Mutex // guards what follows
+	perSource map[netip.Addr]int
+	open      int
+	limit     int // connections of one source address; 0 = none
+	draining  bool
+	// conferences may be several under one key: each called host counts its ids for itself.
+	conferences map[conferenceKey][]conference
 }
 
 // conferenceKey names a conference's first connection to those that are added to it: who called, and the id
@@ -79,7 +83,7 @@ type conferenceKey struct {
 
 type conference struct {
 	target netip.AddrPort
-	serial *session // whose it is
+	owner  *session // whose it is
 }
 
 // New checks the configuration and returns a server without listeners.
@@ -94,7 +98,7 @@ func New(cfg Config, deps Deps, log *zap.Logger) (*Server, error) {
 	}
 	return &Server{
 		cfg: cfg, deps: deps, log: log, count: newCounters(),
-		perSource: map[netip.Addr]int{}, conferences: map[conferenceKey]conference{},
+		perSource: map[netip.Addr]int{}, limit: deps.Connections, conferences: map[conferenceKey][]conference{},
 	}, nil
 }
 
@@ -125,8 +129,8 @@ func (s *Server) ServeListener(ctx context.Context, network string, ln net.Liste
 			continue
 		}
 		source := addrOf(conn.RemoteAddr()).Addr()
-		if !s.admit(source) {
-			s.count.drop("connections")
+		if refused := s.admit(source); refused != "" {
+			s.count.drop(refused)
 			conn.Close()
 			continue
 		}
@@ -157,16 +161,41 @@ func addrOf(a net.Addr) netip.AddrPort {
 	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }
 
-func (s *Server) admit(source netip.Addr) bool {
+// admit counts a new connection in, or returns the reason for refusing it.
+func (s *Server) admit(source netip.Addr) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	limit := s.deps.Connections
+	limit := s.limit
 	if s.open >= maxConnections || limit > 0 && s.perSource[source] >= limit {
-		return false
+		return "connections"
+	}
+	if s.draining {
+		return "draining"
 	}
 	s.open++
 	s.perSource[source]++
-	return true
+	return ""
+}
+
+// Drain has new connections refused; those that are open go on.
+func (s *Server) Drain() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.draining = true
+}
+
+// Open returns how many accepted connections there are; channels that H.245 has opened are not among them.
+func (s *Server) Open() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.open
+}
+
+// SetPerSource changes the limit of one source address, for new connections; 0 = none.
+func (s *Server) SetPerSource(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.limit = n
 }
 
 func (s *Server) release(source netip.Addr) {
@@ -245,12 +274,18 @@ func (s *Server) decide(c *Call, rdp bool) error {
 	return nil
 }
 
-// added returns the target of the conference that a Connect-Additional belongs to.
-func (s *Server) added(client netip.Addr, id uint32) (netip.AddrPort, bool) {
+// added returns the target of the conference that a Connect-Additional belongs to, not a valid one if it is none
+// that is known. Conferences of one id on several hosts cannot be told apart: errAmbiguous.
+func (s *Server) added(client netip.Addr, id uint32) (to netip.AddrPort, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	c, ok := s.conferences[conferenceKey{client, id}]
-	return c.target, ok
+	for _, c := range s.conferences[conferenceKey{client, id}] {
+		if to.IsValid() && c.target != to {
+			return netip.AddrPort{}, errAmbiguous
+		}
+		to = c.target
+	}
+	return to, nil
 }
 
 // confers tells whether the client is in a conference, to which further connections may belong.
@@ -269,13 +304,16 @@ func (s *Server) confers(client netip.Addr) bool {
 func (s *Server) note(k conferenceKey, target netip.AddrPort, owner *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.conferences[k] = conference{target, owner}
+	s.conferences[k] = append(s.conferences[k], conference{target, owner})
 }
 
 func (s *Server) forget(k conferenceKey, owner *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.conferences[k].serial == owner {
+	left := slices.DeleteFunc(s.conferences[k], func(c conference) bool { return c.owner == owner })
+	if len(left) == 0 {
 		delete(s.conferences, k)
+		return
 	}
+	s.conferences[k] = left
 }

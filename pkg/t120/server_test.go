@@ -152,6 +152,78 @@ func TestNamed(t *testing.T) {
 	g.counted("route", before)
 }
 
+// TestAmbiguous: two hosts gave the same id to conferences of one address. What is added is refused as long as both
+// live, and goes to the one that is left then.
+func TestAmbiguous(t *testing.T) {
+	staff, acceptStaff := host(t, "127.1.0.2")
+	sales, acceptSales := host(t, "127.1.0.3")
+	cfg := DefaultConfig()
+	cfg.Conferences = map[string]netip.AddrPort{"staff": staff, "sales": sales}
+	g := serve(t, cfg, Deps{})
+	late := func(conference string, accept func() *peer) (a, b *peer) {
+		a = g.dial("127.2.0.9", g.outside)
+		a.packet(request)
+		a.tpdu(x224.ConnectionConfirm)
+		a.dt(connectInitial(joinRequest(t, conference, "Alice")))
+		b = accept()
+		b.tpdu(x224.ConnectionRequest)
+		b.packet([]byte{6, 0xd0, 0, 9, 0, 1, 0})
+		b.connect(mcs.ConnectInitial)
+		b.dt(connectResponse(7, createResponse(t)))
+		a.connect(mcs.ConnectResponse)
+		return a, b
+	}
+	add := func() *peer {
+		a := g.dial("127.2.0.9", g.outside)
+		a.packet(request)
+		a.tpdu(x224.ConnectionConfirm)
+		a.dt(connectAdditional(7))
+		return a
+	}
+	late("staff", acceptStaff)
+	second, called := late("sales", acceptSales)
+	before := g.drops("ambiguous")
+	if c := add().connect(mcs.ConnectResult); c.Result != mcs.UnspecifiedFailure {
+		t.Errorf("result %d", c.Result)
+	}
+	g.counted("ambiguous", before)
+	second.conn.Close()
+	called.conn.Close()
+	g.left(1)
+	add()
+	acceptStaff().tpdu(x224.ConnectionRequest)
+}
+
+// left waits until so many connections are open.
+func (g *gate) left(n int) {
+	g.t.Helper()
+	for end := time.Now().Add(slow); g.server.Open() != n; <-time.After(time.Millisecond) {
+		if time.Now().After(end) {
+			g.t.Fatalf("%d connections, want %d", g.server.Open(), n)
+		}
+	}
+}
+
+// TestDrain: who comes now is refused; a conference that is open goes on until its end.
+func TestDrain(t *testing.T) {
+	at, accept := host(t, "127.1.0.2")
+	g := serve(t, config(at), Deps{})
+	a := g.dial("127.2.0.9", g.outside)
+	b := up(t, a, accept, "Staff", 1)
+	g.server.Drain()
+	before := g.drops("draining")
+	g.dial("127.2.0.10", g.outside).closed()
+	g.counted("draining", before)
+	if n := g.server.Open(); n != 1 {
+		t.Errorf("%d connections are open", n)
+	}
+	exchange(t, a, b, []byte{3, 0, 0, 8, 2, 0xf0, 0x80, 0x28})
+	a.conn.Close()
+	b.closed()
+	b.conn.Close()
+	g.left(0)
+}
+
 // routerFunc is a Router that is a function.
 type routerFunc func(Call) (netip.AddrPort, bool)
 
@@ -469,4 +541,8 @@ func TestLimit(t *testing.T) {
 	g.dial("127.2.0.9", g.outside).closed()
 	g.counted("connections", 0)
 	up(t, g.dial("127.2.0.10", g.outside), accept, "Staff", 1)
+	g.server.SetPerSource(0)
+	more := g.dial("127.2.0.10", g.outside)
+	more.packet(request)
+	more.tpdu(x224.ConnectionConfirm)
 }

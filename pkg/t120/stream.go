@@ -219,8 +219,9 @@ func (c *session) connectLate(ctx context.Context, request []byte) error {
 	}
 	to, err := s.route(f.call)
 	if f.connect.Kind == mcs.ConnectAdditional {
-		if at, ok := s.added(f.call.Client.Addr(), f.connect.ConnectID); ok {
-			to, err = at, nil
+		at, unclear := s.added(f.call.Client.Addr(), f.connect.ConnectID)
+		if at.IsValid() || unclear != nil {
+			to, err = at, unclear
 		}
 	}
 	if c.target = to; err != nil {
