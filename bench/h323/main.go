@@ -1,0 +1,149 @@
+// Command h323 measures how many calls a second H.323 call signalling is set up through a gateway with one core: edged, which
+// opens pinholes for media and H.245, beside the kernel's helper (nf_conntrack_h323 with NAT), in turn, in the same
+// namespaces. It needs root; where the kernel lacks the helper only edged is measured, which is said.
+//
+//	client 192.0.2.10 ──veth── 192.0.2.1 gateway 198.51.100.1 ──veth── server 198.51.100.20
+//
+// A call is a connection, Setup with a fast start each way, Connect with an H.245 address, ReleaseComplete.
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"syscall"
+)
+
+// loadEnv marks the processes that run inside of a namespace: server, or client with its target.
+const loadEnv = "BENCH_H323_LOAD"
+
+func main() {
+	if role := os.Getenv(loadEnv); role != "" {
+		if err := load(role); err != nil {
+			fmt.Fprintln(os.Stderr, "bench/h323:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	o := options{}
+	flag.IntVar(&o.rounds, "rounds", 5, "rounds of both in turn")
+	flag.IntVar(&o.calls, "calls", 250, "calls of one measurement; the kernel remembers some 1,300 for four minutes, then calls fail")
+	flag.IntVar(&o.parallel, "parallel", 16, "calls at one time")
+	flag.StringVar(&o.binary, "edged", "", "edged `binary`; built from this checkout if empty")
+	flag.StringVar(&o.out, "out", filepath.Join("bench", "out", "h323.json"), "report `file`")
+	flag.Parse()
+	if err := bench(o); err != nil {
+		fmt.Fprintln(os.Stderr, "bench/h323:", err)
+		os.Exit(1)
+	}
+}
+
+type options struct {
+	rounds, calls, parallel int
+	// first is the number of the first call: the kernel takes no address again that it still expects.
+	first       int
+	binary, out string
+}
+
+// result is what a client says of its run.
+type result struct {
+	// Rate is in calls per second.
+	Rate float64
+	// Rewritten is how many Setups came to the server with the gateway's addresses in fastStart, of Calls.
+	Rewritten, Calls int
+	// Failed are calls of which a message was lost.
+	Failed int
+	// CPU is what edged used, in µs per call; 0 for the kernel, whose time is not told apart.
+	CPU float64
+}
+
+// row is one line of the report.
+type row struct {
+	Name   string  `json:"name"`
+	Peer   string  `json:"peer"`
+	Metric string  `json:"metric"`
+	Edged  float64 `json:"edged"`
+	Value  float64 `json:"peer_value"`
+	Ratio  float64 `json:"ratio"`
+	Better string  `json:"better"`
+	Runs   int     `json:"runs"`
+}
+
+func bench(o options) (err error) {
+	if os.Geteuid() != 0 {
+		return errors.New("needs root for network namespaces")
+	}
+	r, err := newRig(&o)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, r.close()) }()
+	interrupted := make(chan os.Signal, 1)
+	signal.Notify(interrupted, syscall.SIGINT, syscall.SIGTERM)
+	go r.abandon(interrupted)
+	var ours, theirs []result
+	for round := range o.rounds {
+		o.first = round * o.calls
+		for _, g := range []struct {
+			name string
+			run  func(options) (result, error)
+			into *[]result
+		}{{"edged", r.edged, &ours}, {"kernel helper", r.helper, &theirs}} {
+			got, err := g.run(o)
+			if errors.Is(err, errNoHelper) {
+				fmt.Println("SKIPPED: kernel helper:", err)
+				continue
+			}
+			if err != nil {
+				return fmt.Errorf("%s: %w", g.name, err)
+			}
+			*g.into = append(*g.into, got)
+			fmt.Printf("round %d  %-14s %7.0f calls/s  %6.0f µs of edged a call  %d failed, fastStart rewritten in %d of %d\n",
+				round+1, g.name, got.Rate, got.CPU, got.Failed, got.Rewritten, got.Calls)
+		}
+	}
+	return report(o.out, ours, theirs)
+}
+
+// report writes the medians.
+func report(file string, ours, theirs []result) error {
+	rate := func(l []result) float64 { return median(l, func(r result) float64 { return r.Rate }) }
+	cpu := median(ours, func(r result) float64 { return r.CPU })
+	rows := []row{}
+	if cpu > 0 {
+		const want = 500
+		perCore := 1e6 / cpu
+		rows = append(rows, row{"edged", "the figure asked for", "call set-ups a second and core", perCore, want, perCore / want, "higher", len(ours)})
+	}
+	if len(theirs) > 0 {
+		rows = append(rows, row{"edged", "nf_conntrack_h323", "call set-ups a second", rate(ours), rate(theirs), rate(ours) / rate(theirs), "higher", len(ours)})
+	}
+	for _, x := range rows {
+		fmt.Printf("%s, %s: %.0f beside %.0f of %s: %.2f\n", x.Name, x.Metric, x.Edged, x.Value, x.Peer, x.Ratio)
+	}
+	b, err := json.MarshalIndent(rows, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(file), 0o750); err != nil {
+		return err
+	}
+	return os.WriteFile(file, append(b, '\n'), 0o600)
+}
+
+func median(l []result, of func(result) float64) float64 {
+	if len(l) == 0 {
+		return 0
+	}
+	var v []float64
+	for _, r := range l {
+		v = append(v, of(r))
+	}
+	slices.Sort(v)
+	return v[len(v)/2]
+}
