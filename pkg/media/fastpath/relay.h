@@ -116,6 +116,14 @@ static __always_inline int read_v4(struct packet *p, void *data, void *end)
 	return 1;
 }
 
+// mapped tells IPv4 addresses in IPv6 (RFC 4291 §2.5.5.2). They stand for IPv4 in our keys, and for nobody on the wire.
+static __always_inline int mapped(const struct in6_addr *a)
+{
+	const __u32 *w = (const __u32 *)a;
+
+	return !(w[0] | w[1]) && w[2] == bpf_htonl(0xffff);
+}
+
 // read_v6 is as read_v4.
 static __always_inline int read_v6(struct packet *p, void *data, void *end)
 {
@@ -140,6 +148,8 @@ static __always_inline int read_v6(struct packet *p, void *data, void *end)
 	} else if (ip->nexthdr != IPPROTO_UDP) {
 		return 0;
 	}
+	if (mapped(&ip->daddr))
+		return 0;
 	__builtin_memcpy(&k.local, &ip->daddr, sizeof(k.local));
 	__builtin_memcpy(&src, &ip->saddr, sizeof(src));
 	k.port = udp->dest;

@@ -194,7 +194,7 @@ static __noinline int options_v6(struct __sk_buff *skb)
 		__u8 next, length;
 	} b;
 
-	if (bpf_skb_load_bytes(skb, ETH_HLEN, &b, sizeof(b.ip) + 2) || b.next != IPPROTO_UDP)
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, &b, sizeof(b.ip) + 2) || b.next != IPPROTO_UDP || mapped(&b.ip.daddr))
 		return 0;
 	p.l4 = L4_V6 + (b.length + 1) * 8;
 	__builtin_memcpy(&k.local, &b.ip.daddr, sizeof(k.local));

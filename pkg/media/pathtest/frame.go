@@ -15,12 +15,16 @@ type frame struct {
 	ttl, tos   byte
 	noSum      bool
 	options    bool // IPv4 with no-op options, IPv6 with an empty destination option
+	mapped     bool // IPv4 addresses, but as IPv6 ones (::ffff:0:0/96) in an IPv6 packet
 	payload    []byte
 }
 
 // wire returns the bytes, with checksums made from scratch.
 func (f frame) wire() []byte {
 	from, to := f.from.Addr(), f.to.Addr()
+	if f.mapped {
+		from, to = netip.AddrFrom16(from.As16()), netip.AddrFrom16(to.As16())
+	}
 	udp := f.udp(from, to)
 	b := append(f.dmac[:], f.smac[:]...)
 	if from.Is6() {

@@ -17,8 +17,8 @@ type packetCase struct {
 	// head replaces the beginning of the RTP packet.
 	head []byte
 	// ttl is 64 if it is 0.
-	ttl, tos       byte
-	options, noSum bool
+	ttl, tos               byte
+	options, noSum, mapped bool
 	// ones makes the checksum come out as 0, which is sent as 0xffff (RFC 768).
 	ones bool
 	// form is how the frame comes by the wire, as it is if nil.
@@ -37,6 +37,7 @@ type packetCase struct {
 
 func packetCases() []packetCase {
 	stun, dtls := []byte{0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42}, []byte{22, 254, 253, 0}
+	fromV4 := func(c *stream) bool { return c.families[near] == pinhole.IPv4 }
 	return []packetCase{
 		{name: "rtp", size: 172},
 		{name: "video", size: 1200},
@@ -75,6 +76,8 @@ func packetCases() []packetCase {
 			b[5] ^= 1
 			return [][]byte{b}
 		}},
+		{name: "the same addresses in IPv6", size: 172, mapped: true, silent: true, only: fromV4},
+		{name: "the same addresses in IPv6, options", size: 172, mapped: true, options: true, silent: true, only: fromV4},
 		{name: "another port of the host", size: 172, from: another, silent: true, counted: true, dropped: media.UnknownSource},
 		{name: "another host", size: 172, from: stranger, silent: true, counted: true, dropped: media.UnknownSource},
 		{name: "another host's stun", size: 40, head: stun, from: stranger, silent: true, counted: true, dropped: media.UnknownSource},
@@ -158,7 +161,7 @@ func (c *stream) try(w *wire, p packetCase) {
 func (c *stream) frame(w *wire, p packetCase) frame {
 	f := frame{
 		dmac: w.gateway, smac: w.mac, from: addrOf(c.socks[who{near, max(p.from, peerRTP)}]), to: c.local[near].Addr,
-		ttl: max(p.ttl, 1), tos: p.tos, options: p.options, noSum: p.noSum,
+		ttl: max(p.ttl, 1), tos: p.tos, options: p.options, noSum: p.noSum, mapped: p.mapped,
 	}
 	if p.ttl == 0 {
 		f.ttl = 64
