@@ -83,12 +83,12 @@ func (c demoH323Call) run(ctx context.Context, p scenario.Plan, called string) (
 	if err != nil {
 		return "", err
 	}
-	defer callee.Close()
+	defer func() { _ = callee.Close() }()
 	caller, err := h323phone.Listen(netip.AddrPortFrom(from, 0), "caller", c.caller)
 	if err != nil {
 		return "", err
 	}
-	defer caller.Close()
+	defer func() { _ = caller.Close() }()
 	var taken *h323phone.Call
 	var takenErr error
 	var taking sync.WaitGroup
@@ -97,11 +97,11 @@ func (c demoH323Call) run(ctx context.Context, p scenario.Plan, called string) (
 	if err != nil {
 		cancel()
 	}
-	callee.Close()
+	_ = callee.Close() // who was not called waits no longer
 	taking.Wait()
 	for _, call := range []*h323phone.Call{made, taken} {
 		if call != nil {
-			defer call.Close()
+			defer func() { _ = call.Close() }()
 		}
 	}
 	if err := errors.Join(err, takenErr); err != nil {

@@ -1,6 +1,7 @@
 package h323phone
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -226,7 +227,8 @@ func (c *Call) answer(fast []per.Value, peerH245 netip.AddrPort) error {
 
 // listenH245 waits for the other side's H.245 connection.
 func (c *Call) listenH245() (netip.AddrPort, error) {
-	ln, err := net.Listen("tcp", netip.AddrPortFrom(c.phone.addr, 0).String())
+	var lc net.ListenConfig
+	ln, err := lc.Listen(context.Background(), "tcp", netip.AddrPortFrom(c.phone.addr, 0).String())
 	if err != nil {
 		return netip.AddrPort{}, err
 	}

@@ -2,6 +2,7 @@ package h323phone
 
 import (
 	"bytes"
+	"context"
 	"io"
 	"net"
 	"net/netip"
@@ -28,7 +29,8 @@ func newData(at netip.Addr) *data { return &data{addr: at, ready: make(chan stru
 
 // listen waits for the other side's connection.
 func (d *data) listen() (netip.AddrPort, error) {
-	ln, err := net.Listen("tcp", netip.AddrPortFrom(d.addr, 0).String())
+	var lc net.ListenConfig
+	ln, err := lc.Listen(context.Background(), "tcp", netip.AddrPortFrom(d.addr, 0).String())
 	if err != nil {
 		return netip.AddrPort{}, err
 	}

@@ -97,8 +97,8 @@ func (m *media) send(to netip.AddrPort) {
 	for seq := uint16(0); ; seq++ {
 		binary.BigEndian.PutUint16(b[2:], seq)
 		binary.BigEndian.PutUint32(b[4:], uint32(seq)*payload)
-		for i := range b[12:] {
-			b[12+i] = byte(seq)
+		for i := 12; i < size; i++ {
+			b[i] = byte(seq)
 		}
 		_, _ = m.out.WriteToUDPAddrPort(b[:], to) // a refusal (ICMP) is the other's, and may pass
 		select {

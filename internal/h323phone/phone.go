@@ -49,7 +49,8 @@ type Phone struct {
 
 // Listen makes a phone that takes calls at that address and port.
 func Listen(at netip.AddrPort, name string, m Mode) (*Phone, error) {
-	ln, err := net.Listen("tcp", at.String())
+	var lc net.ListenConfig
+	ln, err := lc.Listen(context.Background(), "tcp", at.String())
 	if err != nil {
 		return nil, err
 	}

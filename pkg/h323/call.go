@@ -201,7 +201,7 @@ type releaseReason struct {
 	cause byte
 }
 
-var reasonInvalid = releaseReason{"undefinedReason", 81} // invalid call reference value
+var reasonInvalid = releaseReason{"undefinedReason", 81} //nolint:gochecknoglobals // a value: invalid call reference
 
 var releaseReasons = map[string]releaseReason{ //nolint:gochecknoglobals // a table
 	refusedUnknown:     {"unreachableDestination", 3},

@@ -237,7 +237,7 @@ func (x *exchange) communicationMode(m h245.Message) error {
 	list := h245.Addresses(nil, m.Tree, m.Body)
 	for i, a := range list {
 		entry := m.Tree.Parent(a.Ref)
-		id := uint8(m.Tree.Int(m.Tree.Child(entry, "sessionID"))) //nolint:gosec // 0..255
+		id := uint8(m.Tree.Int(m.Tree.Child(entry, "sessionID")))
 		pair := [2]h245.Address{}
 		switch {
 		case a.Field == h245.MediaChannel:

@@ -289,7 +289,7 @@ func (k *conn) write(c net.Conn) {
 			default:
 				// The other end reads what was written, then the end.
 				if t, ok := c.(interface{ CloseWrite() error }); ok {
-					t.CloseWrite()
+					_ = t.CloseWrite()
 				}
 				c.SetReadDeadline(time.Now().Add(lingerTime))
 				return
