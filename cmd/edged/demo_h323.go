@@ -16,7 +16,7 @@ import (
 
 const (
 	// demoPatience bounds what one H.323 call of the demo may take to be set up and heard.
-	demoPatience = 10 * time.Second
+	demoPatience = 20 * time.Second
 	// demoFrames is how many packets of audio each side must hear, 20 ms each.
 	demoFrames = 25
 )
