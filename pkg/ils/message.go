@@ -49,6 +49,8 @@ var (
 	errPending   = errors.New("pending")      // more operations outstanding than maxPending
 	errSize      = errors.New("message_size") // longer than the limit
 	errForeign   = errors.New("foreign")      // an outside client writes into an inside directory what cannot be judged
+	errSealed    = errors.New("sealed")       // an outside client would write into an inside directory unread
+	errSilent    = errors.New("silent")       // a client has said nothing in time
 	errNotLDAP   = errors.New("not_ldap")     // the stream does not begin with an LDAPMessage
 )
 

@@ -57,7 +57,7 @@ func (c *counters) rewritten(n int) {
 
 // reason returns the label under which an error is counted.
 func reason(err error) string {
-	for _, e := range []error{errDepth, errValues, errPending, errSize, errForeign, errNotLDAP} {
+	for _, e := range []error{errDepth, errValues, errPending, errSize, errForeign, errSealed, errSilent, errNotLDAP} {
 		if errors.Is(err, e) {
 			return e.Error()
 		}

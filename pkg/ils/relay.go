@@ -24,6 +24,7 @@ type relay struct {
 	server    net.Conn   // nil with a directory
 	directory *directory // nil with a server
 	session   *session
+	early     []byte // what the client has said before the server was sought
 	idle      time.Duration
 	limit     int
 	active    atomic.Int64 // when something last came, Unix nanoseconds
@@ -74,7 +75,7 @@ func closeWrite(conn net.Conn) {
 // pump frames what src sends, has edit read it, and writes the result to dst. Messages longer than the limit,
 // but not than unread, pass as they are. It returns nil when src ends or either stream breaks.
 func (c *relay) pump(dst, src net.Conn, edit func([]byte) ([]byte, error), unread int) error {
-	f := framer{limit: c.limit, unread: unread, opaque: c.session.opaque, seal: c.session.seal}
+	f := framer{limit: c.limit, unread: unread, opaque: c.session.opaque, seal: c.session.seal, refuse: c.session.sealing()}
 	for {
 		if c.read(src, &f) != nil {
 			return nil // the end of the stream; what is left of a message is of no use to anybody
@@ -94,6 +95,12 @@ func (c *relay) pump(dst, src net.Conn, edit func([]byte) ([]byte, error), unrea
 
 // read waits for more of src. A deadline that passes while the other direction is busy does not count.
 func (c *relay) read(src net.Conn, f *framer) error {
+	if src == c.client && len(c.early) > 0 {
+		n := copy(f.space(), c.early)
+		f.filled(n)
+		c.early = c.early[n:]
+		return nil
+	}
 	for {
 		if !c.ended.Load() {
 			src.SetReadDeadline(time.Unix(0, c.active.Load()).Add(c.idle))
@@ -143,6 +150,7 @@ type framer struct {
 	limit, unread int
 	opaque        func(first byte) bool
 	seal          func()
+	refuse        error // ends the stream instead of letting what is opaque pass; nil: it passes
 	buf           []byte
 	skip          int // octets of a long message still to pass unread
 	begun         bool
@@ -170,7 +178,11 @@ func (f *framer) drain(edit func([]byte) ([]byte, error)) (out []byte, err error
 		switch {
 		case f.skip > 0:
 			f.skip -= size
-		case !f.opaque(part[0]):
+		case f.opaque(part[0]):
+			if f.refuse != nil {
+				return out, f.refuse
+			}
+		default:
 			f.begun = true
 			if part, err = edit(part); err != nil {
 				return append(out, part...), err
@@ -199,7 +211,7 @@ func (f *framer) size() (int, error) {
 		f.seal()
 	}
 	if f.opaque(f.buf[0]) {
-		return len(f.buf), nil
+		return len(f.buf), f.refuse
 	}
 	if f.buf[0] != ber.Sequence {
 		if f.begun {

@@ -16,6 +16,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"time"
 
@@ -28,6 +29,8 @@ import (
 const (
 	// dialTimeout bounds connecting to the directory.
 	dialTimeout = 10 * time.Second
+	// firstTimeout bounds the wait for a client's first octet; before it no directory is reached.
+	firstTimeout = 30 * time.Second
 	// maxConnections bounds the connections of all clients.
 	maxConnections = 4096
 )
@@ -205,6 +208,11 @@ func (s *Server) serve(ctx context.Context, network string, client net.Conn) {
 		cfg: &s.cfg, nets: s.deps.Networks, reg: s.registry, count: s.count, host: addrOf(client.RemoteAddr()).Addr(),
 		client: side{network, s.deps.Networks[network].Trusted},
 	}
+	var err error
+	if c.early, err = first(ctx, client); len(c.early) == 0 {
+		s.refused(ctx, log, err)
+		return
+	}
 	target := s.target(network, client)
 	if target == Builtin {
 		c.directory, c.session.serverless, c.session.server = s.directory, true, side{inside: true}
@@ -222,10 +230,28 @@ func (s *Server) serve(ctx context.Context, network string, client net.Conn) {
 	}
 	stop := context.AfterFunc(ctx, c.close)
 	defer stop()
-	if err := c.run(); err != nil && ctx.Err() == nil {
+	s.refused(ctx, log, c.run())
+}
+
+// refused counts and logs why a connection was refused; nil if it just ended.
+func (s *Server) refused(ctx context.Context, log *zap.Logger, err error) {
+	if err != nil && ctx.Err() == nil {
 		s.count.drop(reason(err))
 		log.Info("directory connection refused", zap.String("reason", reason(err)), zap.Error(err))
 	}
+}
+
+// first waits for the first octet of a client and returns it; none if the client has ended without one.
+func first(ctx context.Context, client net.Conn) ([]byte, error) {
+	stop := context.AfterFunc(ctx, func() { client.Close() })
+	defer stop()
+	client.SetReadDeadline(time.Now().Add(firstTimeout))
+	b := make([]byte, 1)
+	n, err := client.Read(b)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil, errSilent
+	}
+	return b[:n], nil
 }
 
 // target returns the directory for a connection: where it was going, if it was not going to the edge

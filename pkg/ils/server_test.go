@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/zap"
@@ -274,6 +275,78 @@ func TestStartTLS(t *testing.T) {
 	}
 }
 
+// TestSealedFromOutside: an outside client of an inside directory is read to the last octet, for what it wrote unread
+// would come back as an inside host in a plain answer. However it begins to hide, its connection ends.
+func TestSealedFromOutside(t *testing.T) {
+	secret := append([]byte{0x16, 3, 1, 0xff}, entry(2, opAdd, aliceDN, attr{"sipaddress", "33554815"})...)
+	saslBind := envelope(1, ber.Append(nil, opBind, []byte{2, 1, 3, 4, 0}, ber.Append(nil, 0xa3, str(4, "SRP"))))
+	startTLS := envelope(1, ber.Append(nil, opExtended, str(0x80, oidStartTLS)))
+	for _, tc := range []struct {
+		name                string
+		ask, answer, hidden []byte
+	}{
+		{"StartTLS", nil, nil, startTLS},
+		{"StartTLS, and at once", nil, nil, append(slices.Clone(startTLS), secret...)},
+		{"SASL", saslBind, result(1, opBindResponse, 0), append([]byte{0, 0, 0, 40}, secret...)},
+		{"TLS from the start", nil, nil, secret},
+	} {
+		for _, piece := range []int{1 << 20, 1} {
+			s := newEdge().session(outsideHost, true)
+			s.request(tc.ask)
+			s.response(tc.answer)
+			f := framer{limit: 1 << 16, opaque: s.opaque, seal: s.seal, refuse: s.sealing()}
+			var out []byte
+			var err error
+			for part := range slices.Chunk(tc.hidden, piece) {
+				f.filled(copy(f.space(), part))
+				var got []byte
+				if got, err = f.drain(s.request); err != nil {
+					break
+				}
+				out = append(out, got...)
+			}
+			if !errors.Is(err, errSealed) || len(out) > 0 {
+				t.Errorf("%s in pieces of %d: passed %x, %v", tc.name, piece, out, err)
+			}
+		}
+	}
+	s := newEdge().session(outsideHost, false)
+	if _, err := s.request(startTLS); err != nil || s.sealing() != nil {
+		t.Errorf("to an outside directory: %v", err)
+	}
+}
+
+// TestSilent: no directory is reached for a client that says nothing, and it does not stay.
+func TestSilent(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.Server = "198.51.100.30:389"
+	synctest.Test(t, func(t *testing.T) {
+		dials := 0
+		s, err := New(cfg, Deps{Networks: loopback(), Dial: func(context.Context, string) (net.Conn, error) {
+			dials++
+			return nil, errors.New("unreachable")
+		}}, zap.NewNop())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, says := range []string{"", "0"} {
+			client, edge := net.Pipe()
+			began := time.Now()
+			if says != "" {
+				go client.Write([]byte(says))
+			}
+			s.serve(t.Context(), "inside", edge)
+			client.Close()
+			if took := time.Since(began); says == "" && took != firstTimeout || dials != len(says) {
+				t.Errorf("%q: closed after %v, directories reached: %d", says, took, dials)
+			}
+		}
+		if s.count.drops["silent"] != 1 || s.count.drops["dial"] != 1 {
+			t.Errorf("counted %v", s.count.drops)
+		}
+	})
+}
+
 // TestSASL: after a SASL bind messages are read until one is wrapped.
 func TestSASL(t *testing.T) {
 	s := newEdge().session(insideHost, false)
@@ -341,8 +414,8 @@ func TestHostile(t *testing.T) {
 			r.t = t
 			before := r.drops(tc.reason)
 			c := r.dial("127.1.0.2", r.inside)
+			go c.conn.Write(tc.data)
 			go io.Copy(io.Discard, accept().conn)
-			c.conn.Write(tc.data)
 			c.closed()
 			for end := time.Now().Add(slow); r.drops(tc.reason) == before; <-time.After(time.Millisecond) {
 				if time.Now().After(end) {
@@ -368,6 +441,7 @@ func TestLongAnswer(t *testing.T) {
 	r := serve(t, cfg, 0)
 	register(t, &edge{cfg, r.server.registry, r.server.count}, netip.MustParseAddr("10.77.1.2"), false, bobDN, in2)
 	c := r.dial("127.1.0.2", r.inside)
+	c.send(bindRequest(1)) // the directory is reached once a client has spoken
 	s := accept()
 	photo := entry(7, opEntry, bobDN, attr{"sipaddress", pub}, attr{"jpegPhoto", strings.Repeat("x", 1<<20)})
 	short := entry(8, opEntry, bobDN, attr{"sipaddress", pub})

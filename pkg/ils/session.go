@@ -79,6 +79,15 @@ func (s *session) seal() {
 	}
 }
 
+// sealing returns why nothing may pass unread; nil if it may. What an outside client writes into an inside directory
+// must be read: the registry learns from that directory's answers who may be called.
+func (s *session) sealing() error {
+	if !s.client.inside && s.server.inside {
+		return errSealed
+	}
+	return nil
+}
+
 // request reads a message of the client and returns it as the server is to see it: raw itself if nothing
 // changes.
 func (s *session) request(raw []byte) ([]byte, error) {
@@ -271,6 +280,9 @@ func (s *session) extended(m message) error {
 	}
 	switch string(name.Of(m.raw)) {
 	case oidStartTLS:
+		if err := s.sealing(); err != nil && !s.serverless {
+			return err // already here: what comes with the request could not be told from what comes after
+		}
 		return s.await(m.id, &pending{op: opExtended})
 	case oidRefresh:
 		value, _ := w.Expect(0x81)
