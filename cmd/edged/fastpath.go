@@ -157,6 +157,9 @@ func printInstance(w io.Writer, s fastpath.State) {
 	for _, d := range s.Devices {
 		fmt.Fprintf(w, "device\t%s (%d) %s\n", strings.TrimSpace(d.Name), d.Index, d.Attached)
 	}
+	for _, path := range s.Damaged {
+		fmt.Fprintf(w, "damaged\t%s is no link; detach removes it\n", path)
+	}
 	fmt.Fprintf(w, "flows\t%d\n", len(s.Flows))
 }
 

@@ -601,6 +601,29 @@ func TestInspect(t *testing.T) {
 	})
 }
 
+// TestDamagedPin: what is no link where one should be is named, all else is shown, and it goes with the rest.
+func TestDamagedPin(t *testing.T) {
+	r := newHosts(t)
+	pin := Pin{Folder: bpffs(t), Name: "a"}
+	v := r.daemon(script{Pin: pin}, 1)
+	v.kill()
+	list, err := Inspect(pin.Folder)
+	must(t, err)
+	bad := filepath.Join(list[0].Folder, list[0].Layout, "tcx_99")
+	must(t, os.Mkdir(bad, 0o700))
+	after, err := Inspect(pin.Folder)
+	must(t, err)
+	if s := after[0]; len(s.Damaged) != 1 || s.Damaged[0] != bad || len(s.Devices) != 2 || len(s.Flows) != len(list[0].Flows) {
+		t.Errorf("%+v", s)
+	}
+	removed, err := Detach(pin.Folder, false)
+	must(t, err)
+	if len(removed) != 1 {
+		t.Errorf("removed %v", removed)
+	}
+	wantClean(t, pin)
+}
+
 // TestDetachForced: with force even a live daemon loses its programs; it goes on in user space.
 func TestDetachForced(t *testing.T) {
 	both(t, func(t *testing.T, clsact bool) {

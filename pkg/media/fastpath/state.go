@@ -35,6 +35,8 @@ type State struct {
 	Programs     []ProgramState `json:"programs"`
 	Devices      []DeviceState  `json:"devices"`
 	Flows        []FlowState    `json:"flows"`
+	// Damaged are the paths of pins that should be links and cannot be opened as such.
+	Damaged []string `json:"damaged,omitempty"`
 }
 
 // ProgramState is a pinned program. Tag is the kernel's hash of its instructions.
@@ -145,6 +147,10 @@ func (s *State) read(p *pins, spec *ebpf.CollectionSpec) error {
 			continue
 		}
 		l, err := link.LoadPinnedLink(filepath.Join(p.dir, e), nil)
+		if damaged(err) {
+			s.Damaged = append(s.Damaged, filepath.Join(p.dir, e))
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -327,6 +333,12 @@ func detachInstance(dir string, force bool) error {
 	return os.RemoveAll(dir)
 }
 
+// damaged tells whether a pin cannot be opened for what it is: the kernel says the same of what is no link
+// and to those who may not open it, but root may. A pin that has just gone is not damaged.
+func damaged(err error) bool {
+	return err != nil && !errors.Is(err, fs.ErrNotExist) && (os.Geteuid() == 0 || !errors.Is(err, fs.ErrPermission))
+}
+
 // detachLinks detaches the pinned links, also those that somebody else has open, and counts them.
 func detachLinks(dir string) (n int, err error) {
 	for _, layout := range entries(dir) {
@@ -335,6 +347,9 @@ func detachLinks(dir string) (n int, err error) {
 				continue
 			}
 			l, err := link.LoadPinnedLink(filepath.Join(dir, layout, e), nil)
+			if damaged(err) {
+				continue // it goes with the folder
+			}
 			if err != nil {
 				return n, err
 			}
