@@ -462,7 +462,7 @@ func receiveSlowly(t *testing.T, c *net.TCPConn, seed uint64, size int) (sum [sh
 		n, err := c.Read(buf)
 		h.Write(buf[:n])
 		total += n
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		} else if err != nil {
 			t.Errorf("connection %d: %d of %d bytes: %v", seed, total, size, err)

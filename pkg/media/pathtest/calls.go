@@ -122,25 +122,25 @@ func scripts() []script {
 			pass(near, text, fast), pass(far, stun, fast), pass(near, rtcp, fast), pass(far, dtls, fast), refused(far, stranger),
 		}},
 		{name: "sends from another port, and hears there", steps: []step{
-			declare(), fromMoved, toMoved, settle(), by(fromMoved, fast), by(toMoved, fast), refused(far, peerRTP),
-			by(fromMoved, fast), by(toMoved, fast),
+			declare(), fromMoved, toMoved, settle(), byFast(fromMoved), byFast(toMoved), refused(far, peerRTP),
+			byFast(fromMoved), byFast(toMoved),
 		}},
 		{name: "hold and resume", steps: slices.Concat(confirmed(), []step{hold(true)}, both(fast), []step{hold(false)}, both(fast))},
 		{name: "a new address", steps: slices.Concat(confirmed(), both(fast), []step{
-			moved, refused(far, peerRTP), toMoved, fromMoved, settle(), by(fromMoved, fast), by(toMoved, fast), refused(far, peerRTP),
+			moved, refused(far, peerRTP), toMoved, fromMoved, settle(), byFast(fromMoved), byFast(toMoved), refused(far, peerRTP),
 		})},
 		{name: "strangers", steps: slices.Concat(
 			inject(), []step{declare()}, inject(), []step{pass(near, rtp, either)}, inject(), []step{pass(far, rtp, either), settle()},
 			inject(), both(fast), []step{refused(near, another), refused(far, another)}, both(fast),
 			[]step{hold(true)}, inject(), both(fast), []step{hold(false)}, inject(), both(fast),
-			[]step{moved}, inject(), []step{toMoved, fromMoved, settle()}, inject(), []step{by(fromMoved, fast), by(toMoved, fast)},
+			[]step{moved}, inject(), []step{toMoved, fromMoved, settle()}, inject(), []step{byFast(fromMoved), byFast(toMoved)},
 		)},
 	}
 	return slices.Concat(list, asymmetric(), bursts())
 }
 
-func by(s step, v verdict) step {
-	s.by = v
+func byFast(s step) step {
+	s.by = fast
 	return s
 }
 
@@ -160,7 +160,7 @@ func asymmetric() (list []script) {
 		}
 		s.steps = append(append(s.steps, talk...), settle())
 		for _, p := range slices.Concat(talk, talk) {
-			s.steps = append(s.steps, by(p, fast))
+			s.steps = append(s.steps, byFast(p))
 		}
 		s.steps = append(append(s.steps, late...), talk...)
 		list = append(list, s)
@@ -286,7 +286,7 @@ func (c *stream) sum() {
 		for _, n := range want.dropped {
 			dropped += n
 		}
-		if st := sum.From[s]; st.Packets != want.packets || st.Bytes != want.bytes || st.Lost != 0 || uint64(st.Dropped) != dropped {
+		if st := sum.From[s]; st.Packets != want.packets || st.Bytes != want.bytes || st.Lost != 0 || st.Dropped != dropped {
 			c.t.Errorf("side %d: in the end %+v, want %+v", s, st, want)
 		}
 	}

@@ -255,7 +255,7 @@ func (c *stream) check(what string) {
 	c.t.Helper()
 	var last media.Info
 	for end := time.Now().Add(patience); time.Now().Before(end); pause() {
-		open := true
+		var open bool
 		if last, open = c.info(); open && c.counted(near, &last) && c.counted(far, &last) {
 			return
 		}
