@@ -112,19 +112,12 @@ func DefaultConfig() Config {
 	}
 }
 
-// Fault is one thing wrong with the section; Key is relative to it, e.g. "listen[2]".
-type Fault struct{ Key, Text string }
-
-// Error returns "key: text".
-func (f Fault) Error() string { return f.Key + ": " + f.Text }
-
-// FaultKey returns the key, for whoever knows its line.
-func (f Fault) FaultKey() string { return f.Key }
-
-// Validate returns all faults of the section, each a [Fault], joined.
+// Validate returns all faults of the section, each a [pinhole.Fault], joined.
 func (c Config) Validate(nets pinhole.Networks) error {
 	var errs []error
-	fault := func(key, format string, a ...any) { errs = append(errs, Fault{key, fmt.Sprintf(format, a...)}) }
+	fault := func(key, format string, a ...any) {
+		errs = append(errs, pinhole.Fault{Key: key, Text: fmt.Sprintf(format, a...)})
+	}
 	listeners(fault, nets, "listen", c.Listen, "tcp")
 	listeners(fault, nets, "ras", c.RAS, "udp")
 	if len(c.RAS) > 0 && len(c.Listen) == 0 {

@@ -66,16 +66,7 @@ func (c Config) server(network string) string {
 	return c.Server
 }
 
-// Fault is one thing wrong with the section; Key is relative to it, e.g. "listen[2]".
-type Fault struct{ Key, Text string }
-
-// Error returns "key: text".
-func (f Fault) Error() string { return f.Key + ": " + f.Text }
-
-// FaultKey returns the key, for whoever knows its line.
-func (f Fault) FaultKey() string { return f.Key }
-
-// Validate returns all faults of the section, each a [Fault], joined. The networks are those of the
+// Validate returns all faults of the section, each a [pinhole.Fault], joined. The networks are those of the
 // whole configuration.
 func (c Config) Validate(nets pinhole.Networks) error {
 	v := validation{nets: nets}
@@ -122,7 +113,7 @@ type validation struct {
 }
 
 func (v *validation) fault(key, format string, a ...any) {
-	v.errs = append(v.errs, Fault{key, fmt.Sprintf(format, a...)})
+	v.errs = append(v.errs, pinhole.Fault{Key: key, Text: fmt.Sprintf(format, a...)})
 }
 
 func (v *validation) network(key, name string) {

@@ -81,21 +81,12 @@ func DefaultConfig() Config {
 	return Config{Addresses: AddressesHide, Setup: 30 * time.Second, Idle: time.Hour}
 }
 
-// Fault is one thing wrong with the section; Key is relative to it, e.g. "listen[2]".
-type Fault struct{ Key, Text string }
-
-// Error returns "key: text".
-func (f Fault) Error() string { return f.Key + ": " + f.Text }
-
-// FaultKey returns the key, for whoever knows its line.
-func (f Fault) FaultKey() string { return f.Key }
-
-// Validate returns all faults of the section, each a [Fault], joined. The networks are those of the
+// Validate returns all faults of the section, each a [pinhole.Fault], joined. The networks are those of the
 // whole configuration.
 func (c Config) Validate(nets pinhole.Networks) error {
 	var errs []error
 	fault := func(key, format string, a ...any) {
-		errs = append(errs, Fault{key, fmt.Sprintf(format, a...)})
+		errs = append(errs, pinhole.Fault{Key: key, Text: fmt.Sprintf(format, a...)})
 	}
 	known := func(key, name string) {
 		if _, ok := nets[name]; !ok {
