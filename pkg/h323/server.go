@@ -156,7 +156,7 @@ func (s *Server) Serve(ctx context.Context, network string, ln net.Listener) err
 }
 
 func (s *Server) accept(network string, c net.Conn) {
-	remote, local := addrPort(c.RemoteAddr()), addrPort(c.LocalAddr())
+	remote, local := pinhole.AddrPortOf(c.RemoteAddr()), pinhole.AddrPortOf(c.LocalAddr())
 	s.mu.Lock()
 	full := len(s.conns) >= maxConns || s.perSource > 0 && s.hosts[remote.Addr()] >= s.perSource
 	if full || s.ctx.Err() != nil {
@@ -170,14 +170,6 @@ func (s *Server) accept(network string, c net.Conn) {
 	s.core.Accept(time.Now(), k.id, network, local, remote)
 	s.work.Go(func() { s.drive(k, c) })
 	s.mu.Unlock()
-}
-
-func addrPort(a net.Addr) netip.AddrPort {
-	ap, err := netip.ParseAddrPort(a.String())
-	if err != nil {
-		return netip.AddrPort{} // not an internet socket
-	}
-	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }
 
 func (s *Server) addLocked(id ConnID, host netip.Addr) *conn {
@@ -247,7 +239,9 @@ func (s *Server) dial(ctx context.Context, k *conn, a Action) {
 		s.do(func(core *Core, out *Output) { core.Dialed(time.Now(), k.id, netip.AddrPort{}, err, out) })
 		return
 	}
-	s.do(func(core *Core, out *Output) { core.Dialed(time.Now(), k.id, addrPort(c.LocalAddr()), nil, out) })
+	s.do(func(core *Core, out *Output) {
+		core.Dialed(time.Now(), k.id, pinhole.AddrPortOf(c.LocalAddr()), nil, out)
+	})
 	s.drive(k, c)
 }
 

@@ -27,7 +27,7 @@ func (s *Server) ServePacket(ctx context.Context, network string, pc net.PacketC
 	s.packets[network] = append(s.packets[network], pc)
 	s.mu.Unlock()
 	defer s.forget(network, pc)
-	local := addrPort(pc.LocalAddr())
+	local := pinhole.AddrPortOf(pc.LocalAddr())
 	buf := make([]byte, maxDatagram)
 	for {
 		n, from, err := pc.ReadFrom(buf)
@@ -39,7 +39,7 @@ func (s *Server) ServePacket(ctx context.Context, network string, pc net.PacketC
 		case err != nil:
 			continue // an ICMP error about an earlier answer
 		}
-		s.datagram(network, local, addrPort(from), buf[:n])
+		s.datagram(network, local, pinhole.AddrPortOf(from), buf[:n])
 	}
 }
 
@@ -71,7 +71,7 @@ func (s *Server) datagram(network string, local, from netip.AddrPort, b []byte) 
 // packetLocked returns the socket for a datagram: the one that it names, or one of its network and family.
 func (s *Server) packetLocked(d rasrelay.Datagram) net.PacketConn {
 	for _, pc := range s.packets[d.Network] {
-		at := addrPort(pc.LocalAddr())
+		at := pinhole.AddrPortOf(pc.LocalAddr())
 		if at == d.Local || !d.Local.IsValid() && pinhole.FamilyOf(at.Addr()) == pinhole.FamilyOf(d.To.Addr()) {
 			return pc
 		}
@@ -91,7 +91,7 @@ func (s *Server) doorOf(networks [2]string) func(context.Context, [2]net.Conn, f
 		var local, remote [2]netip.AddrPort
 		var pair [2]*conn
 		for i, c := range conns {
-			local[i], remote[i] = addrPort(c.LocalAddr()), addrPort(c.RemoteAddr())
+			local[i], remote[i] = pinhole.AddrPortOf(c.LocalAddr()), pinhole.AddrPortOf(c.RemoteAddr())
 		}
 		s.mu.Lock()
 		if len(s.conns)+len(conns) > maxConns || s.ctx.Err() != nil {

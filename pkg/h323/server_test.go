@@ -46,7 +46,7 @@ func newHouse(t *testing.T) *house {
 	}
 	cfg := DefaultConfig()
 	cfg.Listen = []pinhole.Listen{{Proto: "tcp", Network: "inside", Port: 1720}, {Proto: "tcp", Network: "outside", Port: 1720}}
-	cfg.Aliases = map[string]Target{"bob": Target(addrPort(bob.Addr())), "nobody": Target(netip.MustParseAddrPort("127.0.9.201:1"))}
+	cfg.Aliases = map[string]Target{"bob": Target(pinhole.AddrPortOf(bob.Addr())), "nobody": Target(netip.MustParseAddrPort("127.0.9.201:1"))}
 	h := &house{t: t, bob: bob, opener: pinholetest.New(nets, 20000)}
 	h.server, err = New(cfg, Deps{Networks: nets, Opener: h.opener}, zap.NewNop())
 	if err != nil {
@@ -56,7 +56,7 @@ func newHouse(t *testing.T) *house {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.at = addrPort(ln.Addr())
+	h.at = pinhole.AddrPortOf(ln.Addr())
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 2)
 	go func() { ended <- h.server.Serve(ctx, "inside", ln) }()

@@ -116,7 +116,7 @@ func (s *Server) ServeListener(ctx context.Context, network string, ln net.Liste
 			}
 			continue
 		}
-		source := addrOf(conn.RemoteAddr()).Addr()
+		source := pinhole.AddrPortOf(conn.RemoteAddr()).Addr()
 		if !s.admit(source) {
 			s.count.drop("connections")
 			conn.Close()
@@ -139,14 +139,6 @@ func pause(ctx context.Context, d time.Duration) bool {
 	case <-t.C:
 		return true
 	}
-}
-
-func addrOf(a net.Addr) netip.AddrPort {
-	ap, err := netip.ParseAddrPort(a.String())
-	if err != nil {
-		return netip.AddrPort{} // not an internet socket
-	}
-	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }
 
 func (s *Server) admit(source netip.Addr) bool {
@@ -205,7 +197,7 @@ func (s *Server) serve(ctx context.Context, network string, client net.Conn) {
 	log := s.log.With(zap.Stringer("client", client.RemoteAddr()))
 	c := &relay{client: client, idle: s.cfg.Idle, limit: s.cfg.MaxMessage}
 	c.session = &session{
-		cfg: &s.cfg, nets: s.deps.Networks, reg: s.registry, count: s.count, host: addrOf(client.RemoteAddr()).Addr(),
+		cfg: &s.cfg, nets: s.deps.Networks, reg: s.registry, count: s.count, host: pinhole.AddrPortOf(client.RemoteAddr()).Addr(),
 		client: side{network, s.deps.Networks[network].Trusted},
 	}
 	var err error
@@ -226,7 +218,7 @@ func (s *Server) serve(ctx context.Context, network string, client net.Conn) {
 			return
 		}
 		defer server.Close()
-		c.server, c.session.server = server, s.sideOf(addrOf(server.RemoteAddr()).Addr())
+		c.server, c.session.server = server, s.sideOf(pinhole.AddrPortOf(server.RemoteAddr()).Addr())
 	}
 	stop := context.AfterFunc(ctx, c.close)
 	defer stop()
@@ -257,7 +249,7 @@ func first(ctx context.Context, client net.Conn) ([]byte, error) {
 // target returns the directory for a connection: where it was going, if it was not going to the edge
 // (TPROXY), or the configured one.
 func (s *Server) target(network string, client net.Conn) string {
-	to := addrOf(client.LocalAddr())
+	to := pinhole.AddrPortOf(client.LocalAddr())
 	if to.IsValid() && !s.deps.Networks.Own(to.Addr()) && !s.isPool(to.Addr()) && !to.Addr().IsLoopback() {
 		return to.String()
 	}

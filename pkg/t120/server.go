@@ -128,7 +128,7 @@ func (s *Server) ServeListener(ctx context.Context, network string, ln net.Liste
 			}
 			continue
 		}
-		source := addrOf(conn.RemoteAddr()).Addr()
+		source := pinhole.AddrPortOf(conn.RemoteAddr()).Addr()
 		if refused := s.admit(source); refused != "" {
 			s.count.drop(refused)
 			conn.Close()
@@ -151,14 +151,6 @@ func pause(ctx context.Context, d time.Duration) bool {
 	case <-t.C:
 		return true
 	}
-}
-
-func addrOf(a net.Addr) netip.AddrPort {
-	ap, err := netip.ParseAddrPort(a.String())
-	if err != nil {
-		return netip.AddrPort{} // not an internet socket
-	}
-	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }
 
 // admit counts a new connection in, or returns the reason for refusing it.
@@ -209,7 +201,7 @@ func (s *Server) release(source netip.Addr) {
 
 // serve relays one accepted connection.
 func (s *Server) serve(ctx context.Context, network string, conn net.Conn) {
-	call := Call{Network: network, Client: addrOf(conn.RemoteAddr()), Local: addrOf(conn.LocalAddr())}
+	call := Call{Network: network, Client: pinhole.AddrPortOf(conn.RemoteAddr()), Local: pinhole.AddrPortOf(conn.LocalAddr())}
 	c := s.session(call, s.deps.Joiner)
 	c.streams[0] = newStream(conn)
 	defer c.end(ctx)
@@ -229,7 +221,7 @@ func (s *Server) serve(ctx context.Context, network string, conn net.Conn) {
 // ServePair relays between two connections that are up already, until both have ended or ctx ends: a T.120 channel
 // that H.245 has opened. It has the form of [pinhole.Request.Serve]; either side may be the caller.
 func (s *Server) ServePair(ctx context.Context, conns [2]net.Conn, moved func(from pinhole.Side, octets int)) {
-	call := Call{Client: addrOf(conns[0].RemoteAddr()), Local: addrOf(conns[0].LocalAddr())}
+	call := Call{Client: pinhole.AddrPortOf(conns[0].RemoteAddr()), Local: pinhole.AddrPortOf(conns[0].LocalAddr())}
 	c := s.session(call, nil)
 	c.streams = [2]*stream{newStream(conns[0]), newStream(conns[1])}
 	c.moved = moved

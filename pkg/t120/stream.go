@@ -104,7 +104,7 @@ func (c *session) hide(from int) (gcc.Translate, bool) {
 		}
 		return a.IsPrivate()
 	}
-	speaker, hearer := addrOf(c.streams[from].conn.RemoteAddr()).Addr(), addrOf(c.streams[1-from].conn.RemoteAddr()).Addr()
+	speaker, hearer := pinhole.AddrPortOf(c.streams[from].conn.RemoteAddr()).Addr(), pinhole.AddrPortOf(c.streams[1-from].conn.RemoteAddr()).Addr()
 	if !inside(speaker) || inside(hearer) {
 		return nil, false
 	}
@@ -119,7 +119,7 @@ func (c *session) ownFor(side int, peer netip.Addr) netip.Addr {
 	if name == "" && side == 0 {
 		name = c.front.call.Network
 	}
-	local := addrOf(c.streams[side].conn.LocalAddr()).Addr()
+	local := pinhole.AddrPortOf(c.streams[side].conn.LocalAddr()).Addr()
 	if _, own, err := nets.Local(name, pinhole.FamilyOf(local)); err == nil {
 		return own
 	}

@@ -12,6 +12,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/sipalg/flow"
 )
 
@@ -73,7 +74,7 @@ func (s *server) acceptAll(ctx context.Context, ln net.Listener) error {
 
 // accepted admits a connection before anything is allocated for it, or closes it.
 func (s *server) accepted(ctx context.Context, nc net.Conn) {
-	src := addrPort(nc.RemoteAddr()).Addr()
+	src := pinhole.AddrPortOf(nc.RemoteAddr()).Addr()
 	if why := s.t.admit(s.network, src); why != none {
 		s.t.count.drop(why)
 		if tcp, ok := nc.(*net.TCPConn); ok {
@@ -107,7 +108,7 @@ func (s *server) serve(ctx context.Context, nc net.Conn, src netip.Addr) {
 func (s *server) open(ctx context.Context, base net.Conn) (*conn, reason, error) {
 	cfg := s.t.cfg.Load()
 	tuneTCP(base, cfg.Dscp)
-	remote := addrPort(base.RemoteAddr())
+	remote := pinhole.AddrPortOf(base.RemoteAddr())
 	c := s.t.newConn(flow.Flow{Network: s.network, Proto: s.proto, Local: s.localFor(base), Remote: remote}, base, base)
 	base.SetDeadline(time.Now().Add(cfg.Handshake))
 	if s.proto.Secure() {
@@ -132,7 +133,7 @@ func (s *server) open(ctx context.Context, base net.Conn) (*conn, reason, error)
 
 // localFor returns the listener's address, or the connection's own one where the listener is a wildcard.
 func (s *server) localFor(nc net.Conn) netip.AddrPort {
-	own := addrPort(nc.LocalAddr())
+	own := pinhole.AddrPortOf(nc.LocalAddr())
 	for _, a := range s.addrs {
 		if a == own {
 			return a

@@ -165,7 +165,7 @@ func (t *Transport) shake(ctx context.Context, base net.Conn, k peerKey, tg flow
 	tuneTCP(base, t.cfg.Load().Dscp)
 	deadline, _ := ctx.Deadline()
 	base.SetDeadline(deadline)
-	c := t.newConn(flow.Flow{Network: tg.Network, Proto: tg.Proto, Local: addrPort(base.LocalAddr()), Remote: tg.Addr}, base, base)
+	c := t.newConn(flow.Flow{Network: tg.Network, Proto: tg.Proto, Local: pinhole.AddrPortOf(base.LocalAddr()), Remote: tg.Addr}, base, base)
 	c.dialled, c.name = true, k.name
 	if tg.Proto.Secure() {
 		conf := &tls.Config{}

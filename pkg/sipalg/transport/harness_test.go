@@ -99,7 +99,7 @@ func serveTCP(t testing.TB, tr *Transport, network string, p flow.Proto, listen 
 	if err != nil {
 		t.Skipf("needs a socket on %s: %v", listen, err)
 	}
-	return addrPort(ln.Addr()), serving(t, func(ctx context.Context) error { return tr.Serve(ctx, network, p, ln) })
+	return pinhole.AddrPortOf(ln.Addr()), serving(t, func(ctx context.Context) error { return tr.Serve(ctx, network, p, ln) })
 }
 
 func serveUDP(t testing.TB, tr *Transport, network, listen string) (addr netip.AddrPort, stop func()) {
@@ -108,7 +108,7 @@ func serveUDP(t testing.TB, tr *Transport, network, listen string) (addr netip.A
 	if err != nil {
 		t.Skipf("needs a socket on %s: %v", listen, err)
 	}
-	return addrPort(pc.LocalAddr()), serving(t, func(ctx context.Context) error { return tr.ServePacket(ctx, network, pc) })
+	return pinhole.AddrPortOf(pc.LocalAddr()), serving(t, func(ctx context.Context) error { return tr.ServePacket(ctx, network, pc) })
 }
 
 // serving runs serve; stop ends it, waits for it, and checks that it returned nil.
@@ -272,7 +272,7 @@ func serveHTTP(t testing.TB, s *http.Server) netip.AddrPort {
 	}
 	go s.Serve(ln)
 	t.Cleanup(func() { s.Close() })
-	return addrPort(ln.Addr())
+	return pinhole.AddrPortOf(ln.Addr())
 }
 
 // pipeDialer makes an http.Transport connect to a memory listener.

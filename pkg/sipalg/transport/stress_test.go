@@ -7,6 +7,7 @@ import (
 	"sync"
 	"testing"
 
+	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/sipalg/flow"
 )
 
@@ -112,5 +113,5 @@ func echoServer(t testing.TB) (addr netip.AddrPort, stop func()) {
 			})
 		}
 	})
-	return addrPort(ln.Addr()), func() { ln.Close() }
+	return pinhole.AddrPortOf(ln.Addr()), func() { ln.Close() }
 }

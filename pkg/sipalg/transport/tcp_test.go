@@ -48,7 +48,7 @@ func TestTCPFrames(t *testing.T) {
 	rec.message(t, two)
 	rec.message(t, one)
 	expect(t, nc, "\r\n\r\n") // two pongs
-	want := flow.Flow{Conn: f.Conn, Network: "inside", Proto: flow.TCP, Local: own, Remote: addrPort(nc.LocalAddr())}
+	want := flow.Flow{Conn: f.Conn, Network: "inside", Proto: flow.TCP, Local: own, Remote: pinhole.AddrPortOf(nc.LocalAddr())}
 	if f != want || f.Conn == 0 {
 		t.Errorf("flow %+v, want %+v", f, want)
 	}
@@ -127,7 +127,7 @@ func TestTCPDial(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer ln.Close()
-	tg := flow.Target{Network: "outside", Proto: flow.TCP, Addr: addrPort(ln.Addr())}
+	tg := flow.Target{Network: "outside", Proto: flow.TCP, Addr: pinhole.AddrPortOf(ln.Addr())}
 	const n = 50
 	verdicts := make(chan sent, 2*n)
 	want := ""
@@ -170,7 +170,7 @@ func TestTCPDialErrors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	refused := addrPort(ln.Addr())
+	refused := pinhole.AddrPortOf(ln.Addr())
 	ln.Close()
 	tg := flow.Target{Network: "inside", Proto: flow.TCP, Addr: refused}
 	if s := sendTo(t, tr, tg, "x"); !errors.Is(s.err, ErrGone) {
@@ -396,7 +396,7 @@ func TestDialledEndsWithServing(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer ln.Close()
-	s := sendTo(t, tr, flow.Target{Network: "inside", Proto: flow.TCP, Addr: addrPort(ln.Addr())}, "x")
+	s := sendTo(t, tr, flow.Target{Network: "inside", Proto: flow.TCP, Addr: pinhole.AddrPortOf(ln.Addr())}, "x")
 	if s.err != nil {
 		t.Fatal(s.err)
 	}
@@ -426,7 +426,7 @@ func TestAcceptErrors(t *testing.T) {
 	ex := &exhausted{Listener: ln}
 	ex.failures.Store(4)
 	serving(t, func(ctx context.Context) error { return tr.Serve(ctx, "inside", flow.TCP, ex) })
-	write(t, dialTCP(t, addrPort(ln.Addr())), sipMessage(1, ""))
+	write(t, dialTCP(t, pinhole.AddrPortOf(ln.Addr())), sipMessage(1, ""))
 	rec.message(t, sipMessage(1, ""))
 	if n := drops(tr, acceptFailed); n != 4 {
 		t.Errorf("counted %d failures, want 4", n)

@@ -198,7 +198,7 @@ func (t *Transport) unlisten(owner any) {
 // addresses returns what a socket bound to addr is called in flows: addr itself, or the network's
 // address of each family where addr is a wildcard.
 func (t *Transport) addresses(network string, addr net.Addr) []netip.AddrPort {
-	ap := addrPort(addr)
+	ap := pinhole.AddrPortOf(addr)
 	if !ap.Addr().IsUnspecified() {
 		return []netip.AddrPort{ap}
 	}
@@ -216,16 +216,4 @@ func (t *Transport) addresses(network string, addr net.Addr) []netip.AddrPort {
 		return []netip.AddrPort{ap}
 	}
 	return list
-}
-
-// addrPort converts the addresses that package net gives; others are not valid.
-func addrPort(a net.Addr) netip.AddrPort {
-	var ap netip.AddrPort
-	switch a := a.(type) {
-	case *net.UDPAddr:
-		ap = a.AddrPort()
-	case *net.TCPAddr:
-		ap = a.AddrPort()
-	}
-	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }

@@ -69,7 +69,7 @@ func packetReader(pc net.PacketConn, udp *net.UDPConn) func([]byte) (int, netip.
 	}
 	return func(b []byte) (int, netip.AddrPort, error) {
 		n, a, err := pc.ReadFrom(b)
-		return n, addrPort(a), err
+		return n, pinhole.AddrPortOf(a), err
 	}
 }
 

@@ -51,7 +51,7 @@ func TestUDPBothFamilies(t *testing.T) {
 		peer := udpPeer(t, host)
 		sendUDP(t, peer, own, "OPTIONS one")
 		f := rec.message(t, "OPTIONS one")
-		if want := (flow.Flow{Network: "inside", Proto: flow.UDP, Local: own, Remote: addrPort(peer.LocalAddr())}); f != want {
+		if want := (flow.Flow{Network: "inside", Proto: flow.UDP, Local: own, Remote: pinhole.AddrPortOf(peer.LocalAddr())}); f != want {
 			t.Errorf("flow %+v, want %+v", f, want)
 		}
 		if err := tr.Send(f, []byte("SIP/2.0 200 OK")); err != nil {
@@ -228,7 +228,7 @@ func TestUDPAllocations(t *testing.T) {
 	own, _ := serveUDP(t, tr, "inside", "127.0.0.1:0")
 	waitLocal(t, tr, "inside", flow.UDP)
 	peer := udpPeer(t, "127.0.0.1:0")
-	f := flow.Flow{Network: "inside", Proto: flow.UDP, Local: own, Remote: addrPort(peer.LocalAddr())}
+	f := flow.Flow{Network: "inside", Proto: flow.UDP, Local: own, Remote: pinhole.AddrPortOf(peer.LocalAddr())}
 	msg := []byte(sipMessage(1, ""))
 	if n := testing.AllocsPerRun(100, func() {
 		if err := tr.Send(f, msg); err != nil {
@@ -253,7 +253,7 @@ func BenchmarkUDPSend(b *testing.B) {
 	tr, _ := newTransport(Config{}, nil)
 	own, _ := serveUDP(b, tr, "inside", "127.0.0.1:0")
 	waitLocal(b, tr, "inside", flow.UDP)
-	f := flow.Flow{Network: "inside", Proto: flow.UDP, Local: own, Remote: addrPort(udpPeer(b, "127.0.0.1:0").LocalAddr())}
+	f := flow.Flow{Network: "inside", Proto: flow.UDP, Local: own, Remote: pinhole.AddrPortOf(udpPeer(b, "127.0.0.1:0").LocalAddr())}
 	msg := []byte(sipMessage(1, ""))
 	b.ReportAllocs()
 	for b.Loop() {
