@@ -53,6 +53,7 @@ type Editor struct {
 	edits  []edit // in the order of their nodes
 	marks  []mark // of every node
 	moved  bool   // an edit other than opPatch
+	steers bool   // an edit that the reading of what follows could depend on: all but those of SetAddr
 	deep   bool   // an edit of a node that has others inside
 	w      writer
 	serial []byte // of a value that might fit in place
@@ -68,7 +69,7 @@ func (e *Editor) Begin(t *Tree) {
 	e.work = append(e.work[:0], t.Source()...)
 	clear(e.edits)
 	e.edits = e.edits[:0]
-	e.moved, e.deep = false, false
+	e.moved, e.deep, e.steers = false, false, false
 	if cap(e.marks) < len(t.nodes) {
 		e.marks = make([]mark, len(t.nodes), cap(t.nodes))
 	}
@@ -148,7 +149,7 @@ func (e *Editor) SetAddr(ip, port Ref, to netip.AddrPort) error {
 	n, p := &e.tree.nodes[ip], &e.tree.nodes[port]
 	addr := to.Addr().Unmap()
 	size := uint32(addr.BitLen()) / 8
-	if e.tree.Kind(ip) != Octets || n.n != size || size == 0 || n.off%8 != 0 ||
+	if typ := e.tree.typeOf(ip); typ.Kind != Octets || typ.Elem != OpenType || n.n != size || size == 0 || n.off%8 != 0 ||
 		!isPort(e.tree.typeOf(port)) {
 		return fmt.Errorf("%w: %s does not take %s", ErrEdit, e.tree.Path(ip), to)
 	}
@@ -316,6 +317,7 @@ func (e *Editor) add(ed edit) {
 	}
 	e.edits = slices.Insert(e.edits, i, ed)
 	m := markInside
+	e.steers = e.steers || ed.op != opPatch || ed.set
 	if ed.op != opPatch {
 		m |= markMoved
 		e.moved = true
@@ -330,8 +332,8 @@ func (e *Editor) add(ed edit) {
 }
 
 // Apply appends the edited message to dst, without what followed the message in
-// its buffer. The result has been decoded and compared with the source; on an
-// error dst is returned as it was.
+// its buffer. The result has been compared with the source, and decoded for that
+// unless nothing but addresses was overwritten; on an error dst is returned as it was.
 func (e *Editor) Apply(dst []byte) ([]byte, error) {
 	out := e.work
 	if e.moved {

@@ -3,6 +3,7 @@ package per
 import (
 	"bytes"
 	"errors"
+	"net/netip"
 	"testing"
 )
 
@@ -66,4 +67,36 @@ func edits(ed *Editor, t *Tree, r Ref, pick uint8) []error {
 		return []error{ed.Append(r, Fields(F("flag", Truth(true)), F("ip", Octet([]byte{1, 2, 3, pick}))))}
 	}
 	return []error{ed.Drop(r)}
+}
+
+// FuzzSetAddr: what overwrites addresses alone is not decoded again, as nothing that is read later depends on it:
+// here it is, and compared.
+func FuzzSetAddr(f *testing.F) {
+	s := testSchema()
+	f.Add(uint8(tHolder), holder(f, s), []byte{192, 0, 2, 1, 0x30, 0x39})
+	f.Add(uint8(tSeq), []byte{0xa0, 1, 2, 3, 4, 0x04, 0xa1, 1, 0x80, 2, 1, 5}, []byte{255, 255, 255, 255, 255, 255})
+	f.Fuzz(func(t *testing.T, typ uint8, data, to []byte) {
+		if len(to) < 6 {
+			return
+		}
+		at := netip.AddrPortFrom(netip.AddrFrom4([4]byte(to)), uint16(to[4])<<8|uint16(to[5]))
+		dec, ed := NewDecoder(s), NewEditor(s)
+		tree, err := dec.Decode(TypeID(typ)%TypeID(len(s.Types)), data)
+		if err != nil {
+			return
+		}
+		ed.Begin(tree)
+		for r := Ref(1); int(r) < tree.Len(); r++ {
+			if err := ed.SetAddr(r-1, r, at); err != nil && !errors.Is(err, ErrEdit) {
+				t.Fatal(err)
+			}
+		}
+		out, err := ed.Apply(nil)
+		if err == nil {
+			err = ed.verifyDecoded(out)
+		}
+		if err != nil {
+			t.Fatalf("%x: %v", data, err)
+		}
+	})
 }

@@ -2,8 +2,21 @@ package per
 
 import "fmt"
 
-// verify decodes the edited message and compares it with the source.
+// verify compares the edited message with the source. It decodes it, unless there
+// is nothing but SetAddr: no length, index or presence is read from what that
+// overwrites, and any value of it is in range, so that the result decodes to the
+// same nodes if all other octets are the same.
 func (e *Editor) verify(out []byte) error {
+	if !e.steers {
+		if !e.sameOutside(out) {
+			return fmt.Errorf("%w: octets beside an address", ErrCheck)
+		}
+		return nil
+	}
+	return e.verifyDecoded(out)
+}
+
+func (e *Editor) verifyDecoded(out []byte) error {
 	got, err := e.check.Decode(e.tree.nodes[0].typ, out)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrCheck, err)
@@ -50,15 +63,27 @@ func (e *Editor) sameShape(got *Tree) bool {
 // sameOutside compares the octets that no patch has to do with.
 func (e *Editor) sameOutside(out []byte) bool {
 	at := 0
-	src := e.tree.buf
+	src := e.tree.Source()
 	for i := range e.edits {
-		from, to := e.tree.Span(e.edits[i].ref)
+		from, to := e.patched(&e.edits[i])
 		if from > at && string(src[at:from]) != string(out[at:from]) {
 			return false
 		}
 		at = max(at, to)
 	}
-	return string(src[at:e.tree.used]) == string(out[at:])
+	return string(src[at:]) == string(out[at:])
+}
+
+// patched returns the octets that a patch may have changed.
+func (e *Editor) patched(ed *edit) (from, to int) {
+	from, to = e.tree.Span(ed.ref)
+	if ed.set {
+		return from, to
+	}
+	if n := &e.tree.nodes[ed.ref]; n.n > 0 { // of SetAddr: less the padding
+		return int(n.off / 8), to
+	}
+	return to - 2, to
 }
 
 // same compares the node was of the source with the node now of the result and

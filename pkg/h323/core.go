@@ -103,6 +103,7 @@ type Core struct {
 	draining bool
 
 	signalling *h225.Codec
+	edited     []byte // what signalling has written last
 	control    controlCodec
 	addrs      []h245.Address
 	counts     counts

@@ -52,10 +52,10 @@ func (c *Core) relay(now time.Time, k *call, from pinhole.Side, m *h225.Message,
 	}
 }
 
-// rewrite returns the message for the other party. The bytes are a copy.
+// rewrite returns the message for the other party, valid until the next.
 func (c *Core) rewrite(now time.Time, k *call, from pinhole.Side, m *h225.Message) ([]byte, error) {
 	if m.Tree == nil {
-		return c.signalling.Apply(nil)
+		return c.apply()
 	}
 	if m.Protection() == h225.Signed {
 		c.counts.signed++
@@ -77,7 +77,17 @@ func (c *Core) rewrite(now time.Time, k *call, from pinhole.Side, m *h225.Messag
 	if err := x.offerTraversal(m); err != nil {
 		return nil, err
 	}
-	return c.signalling.Apply(nil)
+	return c.apply()
+}
+
+// apply returns the message with its edits, in memory that the next takes.
+func (c *Core) apply() ([]byte, error) {
+	b, err := c.signalling.Apply(c.edited[:0])
+	if err != nil {
+		return nil, err
+	}
+	c.edited = b
+	return b, nil
 }
 
 // exchange is one message on its way through a call.

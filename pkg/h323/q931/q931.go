@@ -15,6 +15,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // Type is a message type (Q.931 table 4-2, H.225.0 table 4).
@@ -51,6 +52,8 @@ const (
 	discriminator = 0x08
 	asn1          = 0x05 // protocol discriminator of the User-User element
 	fixed         = 5    // octets before the elements
+	// userUserHeader are the octets before the PER: identifier, length, protocol discriminator.
+	userUserHeader = 4
 )
 
 var (
@@ -162,8 +165,8 @@ func (m *Message) AppendWith(dst, per []byte) ([]byte, error) {
 	if m.uuieAt == 0 {
 		return dst, fmt.Errorf("%w: none there", ErrUserUser)
 	}
-	out := append(dst, m.raw[:m.uuieAt]...) //nolint:gocritic // dst is given back on an error
-	out, err := appendUserUser(out, per)
+	out := slices.Grow(dst, m.uuieAt+userUserHeader+len(per)+len(m.raw)-m.uuieEnd)
+	out, err := appendUserUser(append(out, m.raw[:m.uuieAt]...), per)
 	if err != nil {
 		return dst, err
 	}
