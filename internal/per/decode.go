@@ -96,7 +96,9 @@ func (d *Decoder) push(t TypeID, comp uint32, parent Ref) Ref {
 	if i == len(d.slab) {
 		d.slab = append(d.slab, make([]node, min(max(64, i), MaxNodes-i))...)
 	}
-	d.slab[i] = node{typ: t, comp: uint16(comp), parent: parent, start: d.r.pos}
+	n := &d.slab[i]
+	n.typ, n.comp, n.parent, n.start = t, uint16(comp), parent, d.r.pos
+	n.off, n.n, n.val = 0, 0, 0 // the node of an earlier message; pop sets the rest
 	d.n++
 	return Ref(i)
 }

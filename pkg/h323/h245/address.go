@@ -59,7 +59,7 @@ func Addresses(dst []Address, t *per.Tree, r per.Ref) []Address {
 		return dst
 	}
 	item, carrier := per.None, Field("")
-	for n := r; n < t.Next(r); n++ {
+	for n, end := r, t.Next(r); n < end; n++ {
 		switch t.Type(n) {
 		case schema.H245OpenLogicalChannel, schema.H245MultimediaSystemControlMessage:
 			if p := t.Parent(n); t.Kind(p) == per.Octets {
