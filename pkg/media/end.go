@@ -26,6 +26,9 @@ type end struct {
 	// members are the leases that use it, in the order of their opening.
 	members []*lease
 	idled   bool
+	// shared are the ports of an end that has none of its own, tag is what its packets begin with.
+	shared *sharedPorts
+	tag    uint32
 }
 
 // openEndLocked binds the ports of one side.
@@ -33,6 +36,9 @@ func (r *Relay) openEndLocked(req pinhole.Request, s pinhole.Side, id uint64) (*
 	bind, public, err := r.nets.Local(req.Networks[s], req.Families[s])
 	if err != nil {
 		return nil, err
+	}
+	if port := req.Shared[s]; port != 0 {
+		return r.openSharedLocked(req, bind, public, port)
 	}
 	e := &end{pool: r.poolLocked(bind, req.Kind == pinhole.TCP), count: 1, bound: bind}
 	open := func(port uint16) error { return e.bindUDP(port, id, r.cfg.DSCP) }
@@ -69,6 +75,10 @@ func (e *end) bindUDP(port uint16, id uint64, dscp int) error {
 
 // releaseEndLocked closes the sockets and returns the ports, which then rest.
 func (r *Relay) releaseEndLocked(e *end) {
+	if e.shared != nil {
+		e.shared.leave(e.tag)
+		return
+	}
 	for _, s := range e.socks {
 		if s != nil {
 			r.path.Delete(s)
@@ -82,6 +92,10 @@ func (r *Relay) releaseEndLocked(e *end) {
 
 // setLocked tells the path the flows of all leases that use the end.
 func (e *end) setLocked(p Path, s pinhole.Side) error {
+	if e.shared != nil {
+		e.publish(&e.members[0].legs[s])
+		return nil
+	}
 	for c, sock := range e.socks {
 		if sock == nil {
 			continue

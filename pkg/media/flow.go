@@ -16,8 +16,13 @@ type Flow struct {
 	Out *Socket
 	// Counters counts what arrives from this source.
 	Counters *Counters
+	// Prefix goes before each packet that leaves, if Prefixed.
+	Prefix   [TagLen]byte
+	Prefixed bool
 
 	leg *leg
+	// tag is what packets begin with that arrive at a shared socket.
+	tag uint32
 	// peer is where this flow's own peer is sent to.
 	peer Sockaddr
 	// wanted says who may confirm the source, nil once it is confirmed or if nobody may.

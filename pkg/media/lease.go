@@ -228,6 +228,7 @@ func (l *lease) hostLocked(s pinhole.Side, c int) netip.Addr {
 func (g *leg) flowLocked() *Flow {
 	l, s, c := g.lease, g.side, g.socket
 	f := &Flow{Counters: &g.Counters, leg: g}
+	g.tagsLocked(f)
 	out, to := l.targetLocked(s.Other(), c)
 	f.Out, f.To = out, SockaddrOf(to)
 	_, peer := l.targetLocked(s, c)
@@ -308,6 +309,9 @@ func (l *lease) Fork() (pinhole.Lease, error) {
 	defer r.mu.Unlock()
 	if l.closed {
 		return nil, pinhole.ErrClosed
+	}
+	if l.req.Shared != [2]uint16{} {
+		return nil, fmt.Errorf("fork at a shared port: %w", pinhole.ErrNetwork)
 	}
 	f, err := r.openLocked(l.req, l)
 	if err != nil {

@@ -38,6 +38,8 @@ type Relay struct {
 	owners map[string]int
 	pools  map[poolKey]*pool
 	totals totals
+	// shared are the ports at which leases meet, see shared.go.
+	shared map[netip.AddrPort]*sharedPorts
 }
 
 type poolKey struct {
@@ -65,6 +67,7 @@ func New(pin PinholeConfig, cfg Config, nets pinhole.Networks, path Path, log *z
 		owners: make(map[string]int),
 		pools:  make(map[poolKey]*pool),
 		totals: newTotals(),
+		shared: make(map[netip.AddrPort]*sharedPorts),
 		joiner: splice.Copier{},
 	}, nil
 }
@@ -107,6 +110,7 @@ func (r *Relay) closeAll() {
 	for l := range r.leases {
 		l.closeLocked()
 	}
+	r.closeSharedLocked()
 	r.mu.Unlock()
 	r.work.Wait()
 }

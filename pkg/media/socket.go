@@ -20,6 +20,9 @@ type Socket struct {
 	Local netip.AddrPort
 	// Lease is a number that the sockets of one lease share: a path may use it to keep them together.
 	Lease uint64
+	// Shared finds the flows of a socket that several leases share; nil: what was Set is all there is. What is Set for a
+	// shared socket is one flow for what belongs to no lease.
+	Shared *Shared
 }
 
 // Sockaddr is a socket address as the kernel writes it (sockaddr_in, sockaddr_in6), so that the

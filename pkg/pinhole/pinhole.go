@@ -100,6 +100,11 @@ type Request struct {
 	Networks [2]string
 	// Families are the address families of the local addresses at each end.
 	Families [2]Family
+	// Shared, for kind RTP, names a port for a side at which the lease has no ports of its own: it shares this one, which is
+	// even, and the next one with all others that name it on the network. Each packet there begins with four
+	// octets (H.460.19 §7.3): one to the edge with Local.Tag, one to the peer with Remote.Tag. Zero: ports of its own.
+	// Such a lease cannot be forked.
+	Shared [2]uint16
 	// Serve, for kind TCP, speaks on each joined pair of connections in the relay's stead, on a goroutine
 	// of its own: it moves what comes from conns[Near] to conns[Far] and back, and reads it on the way (H.245,
 	// T.120). It tells moved how many bytes came from a side, which keeps the pair from being idle. ctx ends
@@ -129,6 +134,10 @@ type Remote struct {
 	// Asymmetric says that the peer may send from another port than Addr's, on which it alone receives
 	// (H.323; a SIP peer sends from where it receives). Behind a NAT only the port it sends from is known.
 	Asymmetric bool
+	// Tag, if Tagged, is what packets to this peer begin with at a shared port, in network order; without it
+	// they have nothing before them, as anywhere else.
+	Tag    uint32
+	Tagged bool
 	// Quiet says that no packets are expected from this peer (hold, inactive, recvonly).
 	Quiet bool
 }
@@ -139,6 +148,8 @@ type Local struct {
 	Addr netip.AddrPort
 	// RTCP is Addr's port + 1 for kind RTP, the zero value otherwise.
 	RTCP netip.AddrPort
+	// Tag is what packets to Addr and RTCP begin with at a shared port, in network order; 0 elsewhere.
+	Tag uint32
 }
 
 // Lease is an open pinhole. Its methods may be called concurrently and never block on the network.

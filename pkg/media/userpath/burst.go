@@ -14,6 +14,9 @@ const (
 
 // follow decides whether the kernel may join the packets of e, of which some have come in this round.
 func (l *loop) follow(e *entry, packets int) {
+	if e.socket.Shared != nil {
+		return // what is joined may belong to several leases
+	}
 	if e.merging && e.single {
 		l.merge(e, false)
 		return

@@ -203,7 +203,12 @@ func (l *loop) relay(e *entry) (empty bool) {
 		b := l.buffers[i*slot : i*slot+int(l.in[i].len)]
 		packets += segments(b, size)
 		f := flows.first
-		if !f.From.Equal(&l.names[i]) {
+		if shared := e.socket.Shared; shared != nil {
+			if f, b = shared.Pick(b, &l.names[i], l.now); f == nil {
+				continue
+			}
+			size = len(b)
+		} else if !f.From.Equal(&l.names[i]) {
 			if f = media.Pick(flows.all, &l.names[i], l.now); f == nil {
 				continue
 			}

@@ -24,6 +24,9 @@ type queue struct {
 	out     [batch]mmsghdr
 	vec     [batch]unix.Iovec
 	runs    [batch]run
+	// one and pair are the message of sendPrefixed.
+	one  [1]mmsghdr
+	pair [2]unix.Iovec
 }
 
 // run says what one message of a queue is.
@@ -49,6 +52,13 @@ func (q *queue) add(e *entry, f *media.Flow, b []byte, size int) {
 		q.flush(e)
 	}
 	count := segments(b, size)
+	if f.Prefixed {
+		q.flush(e)
+		for ; len(b) > 0; b = b[min(size, len(b)):] {
+			q.sendPrefixed(f, b[:min(size, len(b))])
+		}
+		return
+	}
 	if e.single && count > 1 {
 		q.flush(e)
 		for ; len(b) > 0; b = b[min(size, len(b)):] {
@@ -169,6 +179,26 @@ func (q *queue) send(f *media.Flow, b []byte) {
 		_, _, errno = unix.RawSyscall6(unix.SYS_SENDTO, uintptr(f.Out.FD), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)),
 			unix.MSG_DONTWAIT, uintptr(unsafe.Pointer(&f.To.Raw[0])), uintptr(f.To.Len))
 		if !pendingError(errno) && errno != unix.EINTR {
+			break
+		}
+	}
+	if errno != 0 {
+		f.Counters.Drop(reason(errno), 1)
+	}
+}
+
+// sendPrefixed sends one packet, which is not empty, with the flow's prefix before it.
+func (q *queue) sendPrefixed(f *media.Flow, b []byte) {
+	q.pair[0].Base, q.pair[1].Base = &f.Prefix[0], &b[0]
+	q.pair[0].SetLen(len(f.Prefix))
+	q.pair[1].SetLen(len(b))
+	hdr := &q.one[0].hdr
+	hdr.Name, hdr.Namelen = &f.To.Raw[0], f.To.Len
+	hdr.Iov = &q.pair[0]
+	hdr.SetIovlen(len(q.pair))
+	var errno unix.Errno
+	for range 2 { // the first time, the error may be that of an earlier packet
+		if _, errno = sendmmsg(f.Out.FD, q.one[:]); !pendingError(errno) && errno != unix.EINTR {
 			break
 		}
 	}

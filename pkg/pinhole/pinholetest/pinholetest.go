@@ -31,6 +31,7 @@ type Opener struct {
 	next   map[netip.Addr]uint16
 	leases []*Lease
 	count  int
+	tags   uint32 // of leases at shared ports
 	fail   error
 	limit  int
 	allow  map[string][]netip.Prefix
@@ -132,6 +133,10 @@ func (o *Opener) localLocked(r pinhole.Request, s pinhole.Side) (pinhole.Local, 
 	bind, public, err := o.nets.Local(r.Networks[s], r.Families[s])
 	if err != nil {
 		return pinhole.Local{}, err
+	}
+	if port := r.Shared[s]; port != 0 {
+		o.tags++
+		return pinhole.Local{Addr: netip.AddrPortFrom(public, port), RTCP: netip.AddrPortFrom(public, port+1), Tag: o.tags}, nil
 	}
 	port, ok := o.next[bind]
 	if !ok {
