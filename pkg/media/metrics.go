@@ -156,7 +156,7 @@ func (r *Relay) collectPoolsLocked(gauge func(*prometheus.Desc, float64, ...stri
 		if k.tcp {
 			proto = "tcp"
 		}
-		gauge(desc("ports_in_use", "Ports of open pinholes.", "address", "proto"), float64(p.n), k.addr.String(), proto)
-		gauge(desc("ports_limit", "Ports of the configured range.", "address", "proto"), float64(p.r.Size()), k.addr.String(), proto)
+		gauge(desc("ports_in_use", "Ports of open pinholes.", "address", "proto", "ports"), float64(p.n), k.addr.String(), proto, p.r.String())
+		gauge(desc("ports_limit", "Ports of the configured range.", "address", "proto", "ports"), float64(p.r.Size()), k.addr.String(), proto, p.r.String())
 	}
 }

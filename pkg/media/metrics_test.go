@@ -47,16 +47,16 @@ func TestMetrics(t *testing.T) {
 		t.Fatal("the limit does not hold")
 	}
 	want := map[string]float64{
-		"edged_media_leases{kind=rtp}":                                 1,
-		"edged_media_ports_in_use{address=127.0.3.1,proto=udp}":        2,
-		"edged_media_ports_limit{address=127.0.4.1,proto=udp}":         10000,
-		"edged_media_packets_total{direction=received,network=inside}": 2,
-		"edged_media_packets_total{direction=sent,network=outside}":    2,
-		"edged_media_bytes_total{direction=sent,network=outside}":      344,
-		"edged_media_packets_total{direction=sent,network=inside}":     0,
-		"edged_media_dropped_total{reason=unknown_source}":             1,
-		"edged_media_unreachable_total{}":                              1,
-		"edged_media_refused_total{reason=owner_limit}":                1,
+		"edged_media_leases{kind=rtp}":                                            1,
+		"edged_media_ports_in_use{address=127.0.3.1,ports=50000-59999,proto=udp}": 2,
+		"edged_media_ports_limit{address=127.0.4.1,ports=50000-59999,proto=udp}":  10000,
+		"edged_media_packets_total{direction=received,network=inside}":            2,
+		"edged_media_packets_total{direction=sent,network=outside}":               2,
+		"edged_media_bytes_total{direction=sent,network=outside}":                 344,
+		"edged_media_packets_total{direction=sent,network=inside}":                0,
+		"edged_media_dropped_total{reason=unknown_source}":                        1,
+		"edged_media_unreachable_total{}":                                         1,
+		"edged_media_refused_total{reason=owner_limit}":                           1,
 	}
 	check := func(when string) {
 		t.Helper()
@@ -70,7 +70,7 @@ func TestMetrics(t *testing.T) {
 	check("open")
 	l.Close()
 	want["edged_media_leases{kind=rtp}"] = 0
-	want["edged_media_ports_in_use{address=127.0.3.1,proto=udp}"] = 0
+	want["edged_media_ports_in_use{address=127.0.3.1,ports=50000-59999,proto=udp}"] = 0
 	check("closed")
 }
 

@@ -98,6 +98,12 @@ func (p *pool) release(port, count uint16, until time.Time) {
 	p.resting = append(p.resting, resting{port, count, until})
 }
 
+// giveBack frees a port at once.
+func (p *pool) giveBack(port uint16) {
+	p.n--
+	p.mark(port, 1, false)
+}
+
 // wake frees the ports that have rested enough.
 func (p *pool) wake(now time.Time) {
 	for p.woken < len(p.resting) && !now.Before(p.resting[p.woken].until) {

@@ -42,9 +42,12 @@ type Relay struct {
 	shared map[netip.AddrPort]*sharedPorts
 }
 
+// poolKey names a pool: the relay's own ports at an address, or those that requests ask for.
 type poolKey struct {
 	addr netip.Addr
 	tcp  bool
+	// asked is the range of a request, zero for the configured one.
+	asked PortRange
 }
 
 var _ pinhole.Opener = (*Relay)(nil)
@@ -166,13 +169,19 @@ func (r *Relay) openLocked(req pinhole.Request, parent *lease) (*lease, error) {
 	return l, nil
 }
 
-// poolLocked returns the ports at a bound address.
-func (r *Relay) poolLocked(addr netip.Addr, tcp bool) *pool {
-	k := poolKey{addr, tcp}
+// poolLocked returns the ports at a bound address, those of the range asked if it is not zero.
+func (r *Relay) poolLocked(addr netip.Addr, tcp bool, asked PortRange) *pool {
+	if asked == r.pin.TCP {
+		asked = PortRange{}
+	}
+	k := poolKey{addr, tcp, asked}
 	p := r.pools[k]
 	if p == nil {
 		ports := r.pin.UDP
-		if tcp {
+		switch {
+		case asked != PortRange{}:
+			ports = asked
+		case tcp:
 			ports = r.pin.TCP
 		}
 		p = newPool(addr, ports)
@@ -191,8 +200,8 @@ func (r *Relay) ownPortLocked(a netip.AddrPort) bool {
 			if bound != a.Addr() && nw.Public(bound) != a.Addr() {
 				continue
 			}
-			for _, tcp := range []bool{false, true} {
-				if p := r.pools[poolKey{bound, tcp}]; p != nil && p.holds(a.Port()) {
+			for k, p := range r.pools {
+				if k.addr == bound && p.holds(a.Port()) {
 					return true
 				}
 			}

@@ -46,11 +46,15 @@ type listener struct {
 
 // joins are the connections of a lease, guarded by the relay's mutex but for the counters.
 type joins struct {
-	lease   *lease
-	ctx     context.Context //nolint:containedctx // ends the dials of the lease, which outlive any call
-	cancel  context.CancelFunc
-	waiting [2][]waiter
-	joined  []*join
+	lease  *lease
+	ctx    context.Context //nolint:containedctx // ends the dials of the lease, which outlive any call
+	cancel context.CancelFunc
+	// admitting are connections that the owner of the lease reads, in the order of their coming.
+	admitting []*caller
+	// accepted says that an end has had its connection, where it may have but one.
+	accepted [2]bool
+	waiting  [2][]waiter
+	joined   []*join
 	// dialing counts connections whose other half is being dialled.
 	dialing int
 	bytes   [2]atomic.Uint64
@@ -59,13 +63,19 @@ type joins struct {
 }
 
 type waiter struct {
-	conn  *net.TCPConn
+	half
 	until time.Time
+}
+
+// half is a connection, and what is to be read and written in its stead: an owner may have read some of it.
+type half struct {
+	tcp  *net.TCPConn
+	conn net.Conn
 }
 
 // join is a pair of connections, indexed by side.
 type join struct {
-	conn [2]*net.TCPConn
+	conn [2]half
 	// cancel ends it.
 	cancel context.CancelFunc
 	// counters and last are what the joiner, or the lease's owner, says of it.
@@ -126,9 +136,8 @@ func (r *Relay) arrived(e *end, conn *net.TCPConn) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, l := range slices.Backward(e.members) {
-		s := l.sideLocked(e)
-		if rem := l.remote[s]; rem.Addr.IsValid() && (host == rem.Addr.Addr() || r.cfg.Latch && host == rem.Source) {
-			l.tcp.arrivedLocked(s, conn)
+		if s := l.sideLocked(e); l.mayConnectLocked(s, host) {
+			l.tcp.calledLocked(s, host, conn)
 			return
 		}
 	}
@@ -137,6 +146,21 @@ func (r *Relay) arrived(e *end, conn *net.TCPConn) {
 		l.tcp.refused[l.sideLocked(e)].Add(1)
 	}
 	reset(conn)
+}
+
+// mayConnectLocked tells whether a host may be the peer at s.
+func (l *lease) mayConnectLocked(s pinhole.Side, host netip.Addr) bool {
+	rem := l.remote[s]
+	switch {
+	case rem.Addr.IsValid():
+		return host == rem.Addr.Addr() || l.relay.cfg.Latch && host == rem.Source
+	case l.req.Admit == nil:
+		return false
+	case rem.Source.IsValid():
+		return host == rem.Source
+	}
+	name := l.relay.nets.Of(host)
+	return name == "" || name == l.req.Networks[s]
 }
 
 func (l *lease) sideLocked(e *end) pinhole.Side {
@@ -152,21 +176,31 @@ func reset(conn *net.TCPConn) {
 	conn.Close()
 }
 
-func (j *joins) arrivedLocked(s pinhole.Side, conn *net.TCPConn) {
-	if j.lease.closed || len(j.joined)+j.dialing+len(j.waiting[0])+len(j.waiting[1]) >= maxJoins {
+// roomLocked tells whether the lease may have one more connection.
+func (j *joins) roomLocked() bool {
+	return !j.lease.closed && len(j.joined)+j.dialing+len(j.waiting[0])+len(j.waiting[1]) < maxJoins
+}
+
+func (j *joins) arrivedLocked(s pinhole.Side, c half) {
+	if !j.roomLocked() || j.accepted[s] {
 		j.refused[s].Add(1)
-		reset(conn)
+		reset(c.tcp)
 		return
+	}
+	if j.lease.req.Once {
+		j.accepted[s] = true
+		j.dismissLocked(s)
+		j.lease.relay.freeEndLocked(j.lease.ends[s])
 	}
 	o := s.Other()
 	if target, ok := j.targetLocked(o); ok {
-		j.dialLocked(s, conn, target)
+		j.dialLocked(s, c, target)
 	} else if len(j.waiting[o]) > 0 {
 		w := j.waiting[o][0]
 		j.waiting[o] = j.waiting[o][1:]
-		j.joinLocked(s, conn, w.conn)
+		j.joinLocked(s, c, w.half)
 	} else {
-		j.waiting[s] = append(j.waiting[s], waiter{conn, time.Now().Add(waitTime)})
+		j.waiting[s] = append(j.waiting[s], waiter{c, time.Now().Add(waitTime)})
 	}
 }
 
@@ -184,19 +218,19 @@ func (j *joins) declared() {
 			continue
 		}
 		for _, w := range j.waiting[s] {
-			j.dialLocked(s, w.conn, target)
+			j.dialLocked(s, w.half, target)
 		}
 		j.waiting[s] = nil
 	}
 }
 
-func (j *joins) dialLocked(s pinhole.Side, conn *net.TCPConn, target netip.AddrPort) {
+func (j *joins) dialLocked(s pinhole.Side, c half, target netip.AddrPort) {
 	j.dialing++
 	bound := j.lease.ends[s.Other()].bound
-	j.lease.relay.work.Go(func() { j.dial(s, conn, bound, target) })
+	j.lease.relay.work.Go(func() { j.dial(s, c, bound, target) })
 }
 
-func (j *joins) dial(s pinhole.Side, conn *net.TCPConn, bound netip.Addr, target netip.AddrPort) {
+func (j *joins) dial(s pinhole.Side, c half, bound netip.Addr, target netip.AddrPort) {
 	d := net.Dialer{Timeout: dialTimeout, LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(bound, 0))}
 	to := net.JoinHostPort(target.Addr().String(), strconv.Itoa(int(target.Port())))
 	out, err := d.DialContext(j.ctx, "tcp", to)
@@ -209,18 +243,27 @@ func (j *joins) dial(s pinhole.Side, conn *net.TCPConn, bound netip.Addr, target
 		j.refused[s].Add(1)
 		r.log.Info("media connection not joined", zap.String("label", j.lease.req.Label),
 			zap.Stringer("target", target), zap.Error(err))
-		reset(conn)
+		reset(c.tcp)
+		j.unjoinedLocked(err)
 	case j.lease.closed:
-		reset(conn)
+		reset(c.tcp)
 		out.Close()
 	default:
-		j.joinLocked(s, conn, out.(*net.TCPConn))
+		tcp := out.(*net.TCPConn)
+		j.joinLocked(s, c, half{tcp, tcp})
 	}
 }
 
-func (j *joins) joinLocked(s pinhole.Side, conn, other *net.TCPConn) {
+// unjoinedLocked tells the owner that a connection got no other half, unless he has ended the lease himself.
+func (j *joins) unjoinedLocked(err error) {
+	if tell := j.lease.req.Unjoined; tell != nil && !j.lease.closed {
+		j.lease.relay.work.Go(func() { tell(err) })
+	}
+}
+
+func (j *joins) joinLocked(s pinhole.Side, c, other half) {
 	p := &join{}
-	p.conn[s], p.conn[s.Other()] = conn, other
+	p.conn[s], p.conn[s.Other()] = c, other
 	var ctx context.Context
 	ctx, p.cancel = context.WithCancel(j.ctx)
 	j.joined = append(j.joined, p)
@@ -233,12 +276,12 @@ func (j *joins) run(ctx context.Context, p *join) {
 	defer p.cancel()
 	r := j.lease.relay
 	if serve := j.lease.req.Serve; serve != nil {
-		serve(ctx, [2]net.Conn{p.conn[0], p.conn[1]}, func(from pinhole.Side, n int) { j.progress(p, from, int64(n)) })
-		p.conn[0].Close()
-		p.conn[1].Close()
+		serve(ctx, [2]net.Conn{p.conn[0].conn, p.conn[1].conn}, func(from pinhole.Side, n int) { j.progress(p, from, int64(n)) })
+		p.conn[0].tcp.Close()
+		p.conn[1].tcp.Close()
 	} else {
 		// Idle pairs are the sweep's business, as those of an owner are.
-		r.joiner.Join(ctx, p.conn[0], p.conn[1], splice.Options{Counters: &p.counters})
+		r.joiner.Join(ctx, p.conn[0].conn, p.conn[1].conn, splice.Options{Counters: &p.counters})
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -269,8 +312,9 @@ func (j *joins) sweepLocked(now time.Time) {
 			if now.Before(w.until) {
 				return false
 			}
-			reset(w.conn)
+			reset(w.tcp)
 			j.refused[s].Add(1)
+			j.unjoinedLocked(errAlone)
 			return true
 		})
 	}
@@ -281,9 +325,10 @@ func (j *joins) close() {
 	j.cancel()
 	for s := range j.waiting {
 		for _, w := range j.waiting[s] {
-			reset(w.conn)
+			reset(w.tcp)
 		}
 		j.waiting[s] = nil
+		j.dismissLocked(pinhole.Side(s))
 	}
 	for _, p := range j.joined {
 		j.endLocked(p, func(c *net.TCPConn) { c.Close() })
@@ -294,8 +339,8 @@ func (j *joins) close() {
 func (j *joins) endLocked(p *join, end func(*net.TCPConn)) {
 	p.cancel()
 	if j.lease.req.Serve != nil {
-		end(p.conn[0])
-		end(p.conn[1])
+		end(p.conn[0].tcp)
+		end(p.conn[1].tcp)
 	}
 }
 

@@ -105,6 +105,25 @@ type Request struct {
 	// octets (H.460.19 §7.3): one to the edge with Local.Tag, one to the peer with Remote.Tag. Zero: ports of its own.
 	// Such a lease cannot be forked.
 	Shared [2]uint16
+	// Ports, for kind TCP, are the first and the last port that may listen, where a protocol's peers take no
+	// others; zero means the relay's own. Where no port is left at an address of the network its next
+	// one of that family is used, unless all are advertised as one. Such a port does not rest when it is given back.
+	Ports [2]uint16
+	// Listen, for kind TCP, are the ends that accept connections; neither means both. The other end only
+	// dials what is declared there, takes no port, and has port 0 as its local address.
+	Listen [2]bool
+	// Once, for kind TCP, lets each end accept one connection: it ends the listener and gives the port
+	// back, while the pair of connections lives on with the lease. Refused ones do not count.
+	Once bool
+	// Admit, for kind TCP, reads from a connection accepted at a side what proves that its caller is the one
+	// expected, before the other end is dialled. It returns the connection that Serve is to get, from which what
+	// was read can be read again, or an error: then the connection is reset. It runs on a goroutine of its own, several
+	// at once; its conn has a deadline, which ends with it. With Admit, an end of which no peer is declared takes
+	// connections of every host of its network.
+	Admit func(ctx context.Context, from Side, conn net.Conn) (net.Conn, error)
+	// Unjoined, for kind TCP, is called on a goroutine of the relay when a connection that was accepted, and
+	// admitted, gets no other half: the other end could not be dialled, or did not come. Nil: only the relay counts it.
+	Unjoined func(err error)
 	// Serve, for kind TCP, speaks on each joined pair of connections in the relay's stead, on a goroutine
 	// of its own: it moves what comes from conns[Near] to conns[Far] and back, and reads it on the way (H.245,
 	// T.120). It tells moved how many bytes came from a side, which keeps the pair from being idle. ctx ends

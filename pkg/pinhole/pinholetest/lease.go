@@ -1,7 +1,9 @@
 package pinholetest
 
 import (
+	"context"
 	"fmt"
+	"net"
 	"slices"
 	"time"
 
@@ -32,6 +34,8 @@ type Lease struct {
 	declared []Declared
 	stats    [2]pinhole.StreamStats
 	idled    bool
+	// accepted are the ends whose one connection has come.
+	accepted [2]bool
 	closed   bool
 	summary  pinhole.Summary
 }
@@ -119,6 +123,45 @@ func (l *Lease) SetStats(s pinhole.Side, st pinhole.StreamStats) {
 	l.o.mu.Lock()
 	defer l.o.mu.Unlock()
 	l.stats[s] = st
+}
+
+// Connect does what the relay does when a connection comes at a side and its other half is had: it has
+// the connection admitted, gives the port back if the lease is for one, and serves the pair until that ends.
+// It closes both, and returns why the connection was refused, nil if it was not.
+func (l *Lease) Connect(ctx context.Context, from pinhole.Side, conns [2]net.Conn) error {
+	defer conns[0].Close()
+	defer conns[1].Close()
+	if admit := l.Request.Admit; admit != nil {
+		c, err := admit(ctx, from, conns[from])
+		if err != nil {
+			return fmt.Errorf("connect: %w", err)
+		}
+		conns[from] = c
+	}
+	if !l.accept(from) {
+		return fmt.Errorf("connect: %w", pinhole.ErrClosed)
+	}
+	if l.Request.Serve != nil {
+		l.Request.Serve(ctx, conns, l.moved)
+	}
+	return nil
+}
+
+// accept tells whether a connection may be taken at a side, which it is.
+func (l *Lease) accept(s pinhole.Side) bool {
+	l.o.mu.Lock()
+	defer l.o.mu.Unlock()
+	if l.closed || l.accepted[s] || l.local[s].Addr.Port() == 0 {
+		return false
+	}
+	l.accepted[s] = l.Request.Once
+	return true
+}
+
+func (l *Lease) moved(from pinhole.Side, n int) {
+	l.o.mu.Lock()
+	defer l.o.mu.Unlock()
+	l.stats[from].Bytes += uint64(n)
 }
 
 // Idle does what the relay does when no packet came for too long: it calls OnIdle, once until Busy, or

@@ -7,8 +7,9 @@
 //	o.Leases()[0].Remote(pinhole.Far)   what the answer said
 //	o.Count()                           0, or something leaked
 //
-// Ports are the same in every run: each local address counts up by two from the base,
-// so golden files can hold them. Addresses are refused by the policy of the relay.
+// Ports are the same in every run: each local address counts up by two from the base, and of a
+// range that a request names the lowest free one is taken, so golden files can hold them. Addresses
+// are refused by the policy of the relay. Lease.Connect plays the connections of a TCP lease.
 package pinholetest
 
 import (
@@ -128,7 +129,7 @@ func (o *Opener) refusedLocked(owner string) error {
 	return nil
 }
 
-// localLocked takes the next even port of the bound address.
+// localLocked takes the next even port of the bound address, or one of those asked for.
 func (o *Opener) localLocked(r pinhole.Request, s pinhole.Side) (pinhole.Local, error) {
 	bind, public, err := o.nets.Local(r.Networks[s], r.Families[s])
 	if err != nil {
@@ -137,6 +138,14 @@ func (o *Opener) localLocked(r pinhole.Request, s pinhole.Side) (pinhole.Local, 
 	if port := r.Shared[s]; port != 0 {
 		o.tags++
 		return pinhole.Local{Addr: netip.AddrPortFrom(public, port), RTCP: netip.AddrPortFrom(public, port+1), Tag: o.tags}, nil
+	}
+	if r.Kind == pinhole.TCP {
+		if r.Listen[s.Other()] && !r.Listen[s] {
+			return pinhole.Local{Addr: netip.AddrPortFrom(public, 0)}, nil
+		}
+		if r.Ports != [2]uint16{} {
+			return o.askedLocked(r, s, bind)
+		}
 	}
 	port, ok := o.next[bind]
 	if !ok {
@@ -153,10 +162,31 @@ func (o *Opener) localLocked(r pinhole.Request, s pinhole.Side) (pinhole.Local, 
 	return l, nil
 }
 
+// askedLocked takes the lowest free port of the range that the request names, at each address of the network
+// in turn where each is known by its own.
+func (o *Opener) askedLocked(r pinhole.Request, s pinhole.Side, first netip.Addr) (pinhole.Local, error) {
+	nw := o.nets[r.Networks[s]]
+	for _, a := range nw.Addresses {
+		public := nw.Public(a)
+		if pinhole.FamilyOf(a) != pinhole.FamilyOf(first) || public != a && a != first {
+			continue
+		}
+		for port := uint32(r.Ports[0]); port > 0 && port <= uint32(r.Ports[1]); port++ {
+			if l := netip.AddrPortFrom(public, uint16(port)); !o.ownPortLocked(l) {
+				return pinhole.Local{Addr: l}, nil
+			}
+		}
+	}
+	return pinhole.Local{}, pinhole.ErrExhausted
+}
+
 func (o *Opener) ownPortLocked(a netip.AddrPort) bool {
 	return slices.ContainsFunc(o.leases, func(l *Lease) bool {
-		return !l.closed && slices.ContainsFunc(l.local[:], func(p pinhole.Local) bool {
-			return p.Addr == a || p.RTCP == a
-		})
+		for s, p := range l.local {
+			if !l.closed && !l.accepted[s] && (p.Addr == a || p.RTCP == a) {
+				return true
+			}
+		}
+		return false
 	})
 }

@@ -3,6 +3,8 @@ package pinholetest
 import (
 	"context"
 	"errors"
+	"io"
+	"net"
 	"net/netip"
 	"testing"
 
@@ -155,4 +157,64 @@ func TestIdle(t *testing.T) {
 	if !bare.Closed() {
 		t.Fatal("without OnIdle the lease stays open")
 	}
+}
+
+// TestAskedPorts: a transfer's port is of the range that it names, until its one connection has come.
+func TestAskedPorts(t *testing.T) {
+	o := New(nets(), 50000)
+	q := request(pinhole.TCP)
+	q.Ports, q.Listen, q.Once = [2]uint16{6891, 6892}, [2]bool{pinhole.Near: true}, true
+	refuse := errors.New("wrong cookie")
+	q.Admit = func(_ context.Context, _ pinhole.Side, c net.Conn) (net.Conn, error) {
+		b := make([]byte, 1)
+		if _, err := io.ReadFull(c, b); err != nil || b[0] != 'y' {
+			return nil, refuse
+		}
+		return c, nil
+	}
+	q.Serve = func(_ context.Context, c [2]net.Conn, moved func(pinhole.Side, int)) {
+		moved(pinhole.Near, 7)
+		io.WriteString(c[pinhole.Far], "served")
+	}
+	a, b := open(t, o, q), open(t, o, q)
+	if p, f := a.Local(pinhole.Near).Addr, a.Local(pinhole.Far).Addr; p.String() != "192.0.2.1:6891" || f.String() != "203.0.113.5:0" {
+		t.Fatalf("ports %v and %v", p, f)
+	}
+	if p := b.Local(pinhole.Near).Addr; p.String() != "192.0.2.1:6892" {
+		t.Fatalf("port %v", p)
+	}
+	if _, err := o.Open(context.Background(), q); !errors.Is(err, pinhole.ErrExhausted) {
+		t.Fatalf("a third port of two: %v", err)
+	}
+	if _, err := connect(t, a, "n"); !errors.Is(err, refuse) {
+		t.Fatalf("refused with %v", err)
+	}
+	if got, err := connect(t, a, "y"); err != nil || got != "served" {
+		t.Fatalf("%q, %v", got, err)
+	}
+	if _, err := connect(t, a, "y"); !errors.Is(err, pinhole.ErrClosed) {
+		t.Fatalf("a second connection: %v", err)
+	}
+	if p := open(t, o, q).Local(pinhole.Near).Addr; p.String() != "192.0.2.1:6891" {
+		t.Fatalf("the port that was given back is %v", p)
+	}
+	if n := a.Close().From[pinhole.Near].Bytes; n != 7 {
+		t.Errorf("%d bytes counted", n)
+	}
+}
+
+// connect plays a connection at the near side that says hello, and returns what the far side got.
+func connect(t *testing.T, l *Lease, hello string) (string, error) {
+	t.Helper()
+	client, near := net.Pipe()
+	server, far := net.Pipe()
+	defer client.Close()
+	go io.WriteString(client, hello)
+	got := make(chan string, 1)
+	go func() {
+		b, _ := io.ReadAll(server)
+		got <- string(b)
+	}()
+	err := l.Connect(context.Background(), pinhole.Near, [2]net.Conn{near, far})
+	return <-got, err
 }
