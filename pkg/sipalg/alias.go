@@ -112,7 +112,7 @@ func (c *Core) bindAlias(a *alias, f flow.Flow, adjacent bool) {
 		c.leaveConn(a)
 	}
 	a.flow, a.bound = f, f
-	if !c.noteConn(f, a) {
+	if !c.enterConn(f, a) {
 		a.flow = flow.Flow{} // it ended while the answer was under way
 		return
 	}

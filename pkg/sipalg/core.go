@@ -46,10 +46,10 @@ type Core struct {
 	tokens   map[token]*alias
 	bindings map[string]*binding // by AOR and token
 	users    map[string][]*binding
-	conns    map[uint64]map[*alias]bool // by connection that is alive and was heard: the aliases whose flow it is
-	carried  map[uint64]*tx             // by connection: what was sent on by it, chained by tx.connNext
-	held     int                        // bytes of the received requests of all transactions
-	waiting  map[uint64]*tx             // by query id
+	conns    map[uint64]*connection // that are alive and were heard; nil where nothing more is known
+	carried  map[uint64]*tx         // by connection: what was sent on by it, chained by tx.connNext
+	held     int                    // bytes of the received requests of all transactions
+	waiting  map[uint64]*tx         // by query id
 	lookups  map[uint64]*upstream
 	servers  map[netip.Addr]bool
 	sources  map[netip.Addr]*source
@@ -60,6 +60,8 @@ type Core struct {
 	// pinhole is silent (called on a goroutine of the relay).
 	journal func(line []byte)
 	idle    func(silence)
+	// contents is set by the outer half too; nil: contents pass.
+	contents ContentEditor
 
 	// Scratch, valid within one call.
 	m, m2  sipmsg.Message
@@ -71,6 +73,7 @@ type Core struct {
 	body   []byte
 	sdpBuf []byte
 	places []sdp.Placement
+	denied refusal
 }
 
 // counters are shown as metrics.
@@ -100,7 +103,7 @@ func NewCore(cfg Config, limits Limits, nets pinhole.Networks, opener pinhole.Op
 		seed: maphash.MakeSeed(), secret: make([]byte, 32),
 		client: map[uint64]*tx{}, server: map[uint64]*tx{}, sessions: map[uint64]*session{}, calls: map[uint64]*session{},
 		aliases: map[string]*alias{}, tokens: map[token]*alias{}, bindings: map[string]*binding{}, users: map[string][]*binding{},
-		conns: map[uint64]map[*alias]bool{}, carried: map[uint64]*tx{}, waiting: map[uint64]*tx{}, lookups: map[uint64]*upstream{}, sources: map[netip.Addr]*source{}, drops: map[string]uint64{},
+		conns: map[uint64]*connection{}, carried: map[uint64]*tx{}, waiting: map[uint64]*tx{}, lookups: map[uint64]*upstream{}, sources: map[netip.Addr]*source{}, drops: map[string]uint64{},
 		count: counters{requests: map[string]uint64{}, responses: map[string]uint64{}, failed: map[string]uint64{}},
 	}
 	rand.Read(c.secret)
@@ -195,9 +198,7 @@ func (c *Core) Receive(now time.Time, f flow.Flow, raw []byte, out *Output) {
 		c.drop(reason)
 		return
 	}
-	if _, known := c.conns[f.Conn]; f.Conn != 0 && !known {
-		c.conns[f.Conn] = nil
-	}
+	c.noteConn(f)
 	if err := c.m.Parse(raw); err != nil {
 		c.malformed(f, err)
 		return
@@ -218,11 +219,7 @@ func (c *Core) Receive(now time.Time, f flow.Flow, raw []byte, out *Output) {
 // Closed takes note that a stream connection has ended: what waited for it fails or finds another way.
 func (c *Core) Closed(now time.Time, f flow.Flow, out *Output) {
 	c.begin(now, out)
-	used := c.conns[f.Conn]
-	delete(c.conns, f.Conn)
-	for a := range used {
-		a.flow = flow.Flow{}
-	}
+	c.closeConn(f)
 	var lost []*tx
 	for t := c.carried[f.Conn]; t != nil; t = t.connNext {
 		lost = append(lost, t)
@@ -249,35 +246,12 @@ func (c *Core) Sent(now time.Time, id uint64, f flow.Flow, err error, out *Outpu
 	c.sentBy(t, f)
 }
 
-// noteConn remembers that an alias has its flow by a connection; false if the connection has ended.
-func (c *Core) noteConn(f flow.Flow, a *alias) bool {
-	if f.Conn == 0 {
-		return true
-	}
-	used, alive := c.conns[f.Conn]
-	if !alive {
-		return false
-	}
-	if used == nil {
-		used = map[*alias]bool{}
-		c.conns[f.Conn] = used
-	}
-	used[a] = true
-	return true
-}
-
-// leaveConn forgets that an alias has its flow by a connection.
-func (c *Core) leaveConn(a *alias) {
-	if a.flow.Conn != 0 {
-		delete(c.conns[a.flow.Conn], a)
-	}
-}
-
 func (c *Core) drop(reason string) { c.drops[reason]++ }
 
 func (c *Core) sweepAll() {
 	c.sweepAliases()
 	c.sweepSources()
+	c.sweepCalls()
 	c.start(&c.sweep, sweepEvery)
 }
 

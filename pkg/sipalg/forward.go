@@ -160,6 +160,9 @@ func (c *Core) build(t *tx, l *local, dest flow.Flow) (status int, reason string
 	if err != nil {
 		return c.mediaStatus(err)
 	}
+	if body, status, reason = c.editRequestContent(t, l, dest, body); status != 0 {
+		return status, reason
+	}
 	if t.hop.ruri != nil {
 		e.ReplaceRequestURI(t.hop.ruri)
 	}
@@ -453,7 +456,7 @@ func (c *Core) finalLocal(t *tx, status int, reason string) {
 		return
 	}
 	var tag [16]byte
-	resp := sipmsg.AppendResponse(nil, &req, status, reason, appendHex(tag[:0], t.id))
+	resp := c.refusalOf(t).appendResponse(nil, &req, status, reason, appendHex(tag[:0], t.id))
 	if own {
 		resp = c.dropOwnVia(resp, hidden)
 	}

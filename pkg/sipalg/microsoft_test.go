@@ -205,15 +205,30 @@ func TestMicrosoftSignedFields(t *testing.T) {
 			t.Errorf("%s is missing in\n%s", l, got.raw)
 		}
 	}
-	for _, method := range []string{"NEGOTIATE", "SERVICE", "INFO"} {
+	for _, method := range []string{"SERVICE", "INFO"} {
 		d := alice.dial("sip:alice@example.com")
-		d.send(method, "", sign)
+		signed := func(l string) string { return strings.Replace(l, `="01000000`, `="`+method, 1) }
+		d.send(method, "", signed(sign))
 		req := server.expect(method)
-		server.reply(req, nil, 200, "", answer[2])
-		if got := alice.expect("200"); !hasLine(got, answer[2]) {
+		server.reply(req, nil, 200, "", signed(answer[2]))
+		if got := alice.expect("200"); !hasLine(got, signed(answer[2])) {
 			t.Errorf("%s", got.raw)
 		}
 	}
 	w.golden("microsoft-register")
+	w.clean()
+}
+
+// TestMicrosoftCompression: compression is refused at this hop, also with Max-Forwards 0 and before anybody
+// has registered; nothing of it reaches the server.
+func TestMicrosoftCompression(t *testing.T) {
+	w := newWorld(t, nil)
+	alice, bob := w.phone("alice", flow.TLS, "10.0.0.5:45062", "10.0.0.1:5061"), w.bob()
+	d := alice.dial("sip:127.0.0.1:5061")
+	d.raw(strings.Replace(d.text("NEGOTIATE", "", "Compression: LZ77-64K", "Supported: NewNegotiate,OCSNative"), "Max-Forwards: 70", "Max-Forwards: 0", 1))
+	if got := alice.expect("405"); got.get("Allow") == "" || got.get("Compression") != "" {
+		t.Errorf("%s", got.raw)
+	}
+	bob.nothing()
 	w.clean()
 }

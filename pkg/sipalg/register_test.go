@@ -470,8 +470,8 @@ func TestManyCallsOneConnection(t *testing.T) {
 		t.Errorf("%d aliases", n)
 	}
 	for id, used := range w.core.conns {
-		if len(used) != 0 {
-			t.Errorf("%d aliases are kept for connection %d", len(used), id)
+		if used != nil && len(used.aliases) != 0 {
+			t.Errorf("%d aliases are kept for connection %d", len(used.aliases), id)
 		}
 	}
 	w.clean()

@@ -72,6 +72,13 @@ func (c *Core) request(f flow.Flow) {
 	if c.scanner(f) {
 		return
 	}
+	if m.Method() == "NEGOTIATE" {
+		// It asks for compression of this hop ([MS-SIPCOMP]; it comes with Max-Forwards 0): what is compressed
+		// cannot be rewritten.
+		c.drop("refused_405")
+		c.reply(f, via, 405, "Compression Not Offered", "Allow: REGISTER, INVITE, ACK, CANCEL, BYE, OPTIONS, MESSAGE, SUBSCRIBE, NOTIFY, INFO, SERVICE")
+		return
+	}
 	if status, reason, extra := c.admissible(); status != 0 {
 		c.drop("refused_" + reasonLabel(status))
 		c.reply(f, via, status, reason, extra...)
@@ -152,6 +159,7 @@ func (c *Core) dispatch(f flow.Flow, via *sipmsg.Via, key uint64, inDialog bool)
 		c.reply(f, via, 503, "Busy", "Retry-After: 5")
 		return
 	}
+	c.noteSignature(f)
 	t := newTx(m.Method() == "INVITE" && !inDialog)
 	t.key, t.method, t.invite = key, m.Method(), m.Method() == "INVITE"
 	t.up, t.back, t.hop = f, backFlow(f, via), h

@@ -98,6 +98,7 @@ func (c *Core) forwardResponse(t *tx, f flow.Flow) {
 		c.mediaRefused(t, f, err)
 		return
 	}
+	body = c.editResponseContent(t, f, up, body)
 	for el := range m.Elements(sipmsg.HeaderVia) {
 		e.DeleteElement(el)
 		break

@@ -46,6 +46,8 @@ type Deps struct {
 	// Listeners is how many listeners will be served: messages wait until all are, so that none finds
 	// the way out missing. 0: none waits.
 	Listeners int
+	// Contents looks at what messages carry besides session descriptions; nil: it passes.
+	Contents ContentEditor
 	// Record is called at the end of each call, on any goroutine; it may be nil.
 	Record func(Record)
 }
@@ -84,7 +86,7 @@ func New(cfg Config, deps Deps, log *zap.Logger) (*Server, error) {
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.outputs.New = func() any { return new(Output) }
 	s.core = NewCore(cfg, deps.Limits, deps.Networks, deps.Opener, deps.RouteTo, log)
-	s.core.idle = s.mediaIdle
+	s.core.idle, s.core.contents = s.mediaIdle, deps.Contents
 	s.transport = transport.New(transportConfig(cfg, deps.Limits), deps.Networks, deps.TLS, s, log)
 	s.work.Go(func() {
 		if s.transport.WaitServing(s.ctx, deps.Listeners) == nil {

@@ -348,4 +348,17 @@ func (c *Core) endSession(s *session, reason string, status int) {
 	c.releaseAlias(s.contacts[0])
 	c.releaseAlias(s.contacts[1])
 	c.out.items = append(c.out.items, item{record: r})
+	if c.contents != nil && !c.sameCall(h, s.callID) {
+		c.contents.Ended(s.callID)
+	}
+}
+
+// sameCall tells whether a session with the Call-ID, whose hash is h, lives.
+func (c *Core) sameCall(h uint64, callID string) bool {
+	for s := c.calls[h]; s != nil; s = s.chain {
+		if s.callID == callID {
+			return true
+		}
+	}
+	return false
 }

@@ -1,0 +1,104 @@
+package sipalg
+
+import (
+	"time"
+
+	"edged.dev/edged/pkg/sipalg/flow"
+)
+
+// connection is what the core knows of a stream connection that lives. Most have none of it.
+type connection struct {
+	aliases map[*alias]bool      // whose flow it is
+	calls   map[string]time.Time // Call-IDs whose content came by it, and when
+	signed  bool                 // its client signs what it sends (signature.go)
+}
+
+const (
+	// maxConnCalls bounds the calls that one connection's end is told of: a server's carries those of many.
+	maxConnCalls = 1 << 12
+	// callLife is how long after its last content a call is still told: an invitation waits for two minutes.
+	callLife = 10 * time.Minute
+)
+
+// noteConn remembers that a connection lives, before anything comes by it.
+func (c *Core) noteConn(f flow.Flow) {
+	if _, known := c.conns[f.Conn]; f.Conn != 0 && !known {
+		c.conns[f.Conn] = nil
+	}
+}
+
+// connOf returns the state of a flow's connection, made if needed; nil if it has ended or f is UDP.
+func (c *Core) connOf(f flow.Flow) *connection {
+	s, alive := c.conns[f.Conn]
+	if s == nil && alive {
+		s = &connection{}
+		c.conns[f.Conn] = s
+	}
+	return s
+}
+
+// enterConn remembers that an alias has its flow by a connection; false if the connection has ended.
+func (c *Core) enterConn(f flow.Flow, a *alias) bool {
+	if f.Conn == 0 {
+		return true
+	}
+	s := c.connOf(f)
+	if s == nil {
+		return false
+	}
+	if s.aliases == nil {
+		s.aliases = map[*alias]bool{}
+	}
+	s.aliases[a] = true
+	return true
+}
+
+// leaveConn forgets that an alias has its flow by a connection.
+func (c *Core) leaveConn(a *alias) {
+	if s := c.conns[a.flow.Conn]; s != nil {
+		delete(s.aliases, a)
+	}
+}
+
+// noteCall remembers that a call's content came by a connection.
+func (c *Core) noteCall(f flow.Flow, callID string) {
+	s := c.connOf(f)
+	if s == nil {
+		return
+	}
+	if s.calls == nil {
+		s.calls = map[string]time.Time{}
+	}
+	if _, known := s.calls[callID]; known || len(s.calls) < maxConnCalls {
+		s.calls[callID] = c.now
+	}
+}
+
+// closeConn forgets a connection that has ended.
+func (c *Core) closeConn(f flow.Flow) {
+	s := c.conns[f.Conn]
+	delete(c.conns, f.Conn)
+	if s == nil {
+		return
+	}
+	for a := range s.aliases {
+		a.flow = flow.Flow{}
+	}
+	for callID := range s.calls {
+		c.contents.Ended(callID)
+	}
+}
+
+// sweepCalls forgets the calls of connections whose content is long over.
+func (c *Core) sweepCalls() {
+	for _, s := range c.conns {
+		if s == nil {
+			continue
+		}
+		for id, at := range s.calls {
+			if c.now.Sub(at) > callLife {
+				delete(s.calls, id)
+			}
+		}
+	}
+}
