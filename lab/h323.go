@@ -74,6 +74,9 @@ func runH323Phone(text string) int {
 		fmt.Println("failed:", err)
 		return 1
 	}
+	if c.Multiplexed() {
+		fmt.Println("multiplexed")
+	}
 	fmt.Println("open")
 	go func() {
 		<-c.Data()

@@ -5,6 +5,7 @@ package lab
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -42,11 +43,14 @@ func h323Call(t *testing.T, e *Edge, from, to *Host, gate netip.AddrPort, caller
 }
 
 // h323Between checks that both hear each other, and that no call is left when one has hung up; their doors stay.
-func h323Between(t *testing.T, e *Edge, alice, bob *Proc) {
+func h323Between(t *testing.T, e *Edge, pairs ...*Proc) {
 	t.Helper()
-	h323Heard(t, alice, bob, false)
-	fmt.Fprintln(bob.stdin, "hangup")
-	eventually(t, h323Time, "the call ends at alice", func() bool { return logged(alice, "ended") })
+	for pair := range slices.Chunk(pairs, 2) {
+		alice, bob := pair[0], pair[1]
+		h323Heard(t, alice, bob, false)
+		fmt.Fprintln(bob.stdin, "hangup")
+		eventually(t, h323Time, "the call ends at alice", func() bool { return logged(alice, "ended") })
+	}
 	eventually(t, 10*time.Second, "no call is left", func() bool { return e.Count("h323_calls") == 0 })
 }
 
@@ -238,6 +242,58 @@ func TestH323BehindNAT(t *testing.T) {
 			h323Talk(t, e, david, carol, false)
 			wantNoBinaryLeaks(t, wan.Stop(t), r.GW, in.IP)
 		})
+	}
+}
+
+// TestH323Multiplexed: phones behind two NATs of their own have their media at one pair of ports of the edge, called
+// from the inside and calling in; without a port for that they have pinholes like all others.
+func TestH323Multiplexed(t *testing.T) {
+	for _, port := range []uint16{3000, 0} {
+		t.Run(fmt.Sprintf("port-%d", port), func(t *testing.T) {
+			r := lab(t)
+			onlyEdged(t, "the reference has no H.323")
+			in, beside := r.Inside("in1"), r.Inside("in2")
+			home, router := r.BehindNAT("home")
+			cabin, other := r.BehindNAT("cabin")
+			e := r.Edge(t, EdgeConfig{More: fmt.Sprintf("h323: {listen: %s, ras: %s, register: [inside, outside], multiplex_port: %d}\n", h323Listen, h323RAS, port)})
+			wan := r.Capture("wan")
+			gk := func(h *Host) netip.AddrPort { return netip.AddrPortFrom(r.GW.IPOn(h.Side, 4), 1719) }
+			calls := func(h *Host) netip.AddrPort { return netip.AddrPortFrom(h.IP, 1720) }
+			behind := h323phone.Mode{Traversal: true, Multiplex: true, Tunnelling: true}
+			bob := home.H323Phone(t, h323Spec{Name: "bob", At: calls(home), Mode: behind, Gatekeeper: gk(home)})
+			alice := in.H323Phone(t, h323Spec{Name: "alice", At: calls(in), Mode: h323phone.Mode{Tunnelling: true}, Gatekeeper: gk(in), Called: "bob"})
+			h323Heard(t, alice, bob, false)
+			carol := beside.H323Phone(t, h323Spec{Name: "carol", At: calls(beside), Gatekeeper: gk(beside)})
+			behind.Tunnelling = false
+			david := cabin.H323Phone(t, h323Spec{Name: "david", At: calls(cabin), Mode: behind, Gatekeeper: gk(cabin), Called: "carol"})
+			h323Heard(t, david, carol, false)
+			for _, p := range []*Proc{bob, david} {
+				if logged(p, "multiplexed") != (port != 0) {
+					t.Errorf("%s multiplexes: %v", p.Name, port == 0)
+				}
+			}
+			h323Between(t, e, david, carol, alice, bob)
+			capture := wan.Stop(t)
+			wantNoBinaryLeaks(t, capture, r.GW, in.IP)
+			wantMedia(t, capture, r.GW, port, router.IP, other.IP)
+		})
+	}
+}
+
+// wantMedia checks that hosts exchange RTP with the gateway's port, and with no other; port 0: with one each.
+func wantMedia(t *testing.T, packets []Packet, gw *Host, port uint16, hosts ...netip.Addr) {
+	t.Helper()
+	ports := map[uint16]int{}
+	for _, p := range packets {
+		if !p.TCP && gw.owns(outside, p.Src.Addr()) && len(p.Payload) > 100 && slices.Contains(hosts, p.Dst.Addr()) && p.Src.Port() != 1719 {
+			ports[p.Src.Port()]++
+		}
+	}
+	switch {
+	case port != 0 && (len(ports) != 1 || ports[port] == 0):
+		t.Errorf("media comes from %v, not all from %d", ports, port)
+	case port == 0 && len(ports) != len(hosts):
+		t.Errorf("media comes from %v", ports)
 	}
 }
 

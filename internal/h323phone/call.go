@@ -46,6 +46,8 @@ type State struct {
 	// Sends and Receives tell which channels are open.
 	Sends, Receives, Announced, Released bool
 	Data                                 bool
+	// Multiplexed tells that both sides put media onto shared ports.
+	Multiplexed bool
 }
 
 func (p *Phone) newCall(conn net.Conn, caller bool) (*Call, error) {
@@ -127,6 +129,7 @@ func (c *Call) message(b []byte) error {
 	if on, present := m.Tunnelling(); present {
 		c.state.PeerTunnels = on
 	}
+	c.multiplexes(m)
 	if m.Type == q931.Setup {
 		c.ref = m.CallRef
 		c.id, _ = m.CallID()
@@ -191,6 +194,10 @@ func (c *Call) answer(fast []per.Value, peerH245 netip.AddrPort) error {
 	common := []per.Field{
 		per.F("protocolIdentifier", per.Identifier(protocolID)), per.F("destinationInfo", endpoint()), c.callID(),
 		per.F("multipleCalls", per.Truth(false)), per.F("maintainConnection", per.Truth(false)),
+	}
+	if c.phone.Mode.Multiplex {
+		common = append(common, per.F("featureSet", per.Fields(per.F("replacementFeatureSet", per.Truth(false)),
+			per.F("supportedFeatures", per.Elements(multiplexing())))))
 	}
 	if err := c.send(q931.CallProceeding, h225.CallProceeding, per.Fields(common...)); err != nil {
 		return err

@@ -91,12 +91,18 @@ func (c *Call) heard(m h245.Message) error {
 		return c.openAudio()
 	case h245.OpenLogicalChannel:
 		ch, _ := m.Channel()
+		if err := c.traversed(m, ch); err != nil {
+			return err
+		}
 		if err := c.keepAlive(m, ch); err != nil {
 			return err
 		}
 		return c.accept(ch)
 	case h245.OpenLogicalChannelAck:
 		ch, _ := m.Channel()
+		if err := c.traversed(m, ch); err != nil {
+			return err
+		}
 		return c.acked(ch)
 	}
 	return nil
@@ -136,7 +142,8 @@ func (c *Call) openAudio() error {
 	}
 	c.state.Opened = true
 	if !c.state.Fast {
-		if err := c.say("request", h245.OpenLogicalChannel, per.Fields(number(audioChannel), forward(netip.AddrPort{}, c.media.rtcpAddr()))); err != nil {
+		if err := c.say("request", h245.OpenLogicalChannel, per.Fields(
+			append(c.shares(false), number(audioChannel), forward(netip.AddrPort{}, c.media.rtcpAddr()))...)); err != nil {
 			return err
 		}
 	}
@@ -151,10 +158,10 @@ func (c *Call) accept(ch h245.Channel) error {
 	if ch.Forward.Media == h245.T120 {
 		return c.acceptData(ch)
 	}
-	err := c.say("response", h245.OpenLogicalChannelAck, per.Fields(number(int64(ch.Number)),
+	err := c.say("response", h245.OpenLogicalChannelAck, per.Fields(append(c.shares(true), number(int64(ch.Number)),
 		per.F("forwardMultiplexAckParameters", per.Alternative("h2250LogicalChannelAckParameters", per.Fields(
 			per.F("sessionID", per.Number(1)), per.F("mediaChannel", h245.MediaAddress(c.media.rtpAddr())),
-			per.F("mediaControlChannel", h245.MediaAddress(c.media.rtcpAddr())), per.F("flowControlToZero", per.Truth(false)))))))
+			per.F("mediaControlChannel", h245.MediaAddress(c.media.rtcpAddr())), per.F("flowControlToZero", per.Truth(false))))))...))
 	c.state.Receives = true
 	c.announce()
 	return err

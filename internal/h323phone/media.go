@@ -15,9 +15,11 @@ type media struct {
 	rtp, rtcp, out *net.UDPConn
 	// Wrong counts packets that are not the other phone's audio.
 	heard, wrong atomic.Int64
-	stop         chan struct{}
-	once, talks  sync.Once
-	work         sync.WaitGroup
+	// own and peer are what packets to this phone and to the other begin with at shared ports; nil: nothing.
+	own, peer   atomic.Pointer[uint32]
+	stop        chan struct{}
+	once, talks sync.Once
+	work        sync.WaitGroup
 }
 
 // newMedia binds an even port and the next one.
@@ -66,12 +68,21 @@ const (
 
 // listen counts the audio that arrives: each octet says which packet it belongs to.
 func (m *media) listen() {
-	b := make([]byte, 2048)
+	buf := make([]byte, 2048)
 	for {
-		n, _, err := m.rtp.ReadFromUDPAddrPort(b)
+		n, _, err := m.rtp.ReadFromUDPAddrPort(buf)
 		if err != nil {
 			return
 		}
+		b := buf[:n]
+		if own := m.own.Load(); own != nil {
+			if n < 4 || binary.BigEndian.Uint32(b) != *own {
+				m.wrong.Add(1)
+				continue
+			}
+			b = b[4:]
+		}
+		n = len(b)
 		if n == 12 && b[0] == 0x80 {
 			continue // a keep-alive of a phone behind a NAT
 		}
@@ -100,13 +111,21 @@ func (m *media) send(to netip.AddrPort) {
 		for i := 12; i < size; i++ {
 			b[i] = byte(seq)
 		}
-		_, _ = m.out.WriteToUDPAddrPort(b[:], to) // a refusal (ICMP) is the other's, and may pass
+		_, _ = m.out.WriteToUDPAddrPort(m.tagged(b[:]), to) // a refusal (ICMP) is the other's, and may pass
 		select {
 		case <-m.stop:
 			return
 		case <-tick.C:
 		}
 	}
+}
+
+// tagged returns a packet with what it must begin with.
+func (m *media) tagged(b []byte) []byte {
+	if id := m.peer.Load(); id != nil {
+		return append(binary.BigEndian.AppendUint32(nil, *id), b...)
+	}
+	return b
 }
 
 func (m *media) close() {

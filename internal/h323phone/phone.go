@@ -34,6 +34,9 @@ type Mode struct {
 	// Traversal registers as an endpoint behind a NAT (H.460.18): it connects when the gatekeeper tells it of a call, and
 	// sends media from where it receives (H.460.19).
 	Traversal bool
+	// Multiplex, with Traversal, puts its media onto ports that it shares with others, if the other side wants that too:
+	// each packet begins with a multiplexID (H.460.19 §7.3).
+	Multiplex bool
 	// T120 opens a T.120 channel; T120InAck lets the other side name the address of one.
 	T120, T120InAck bool
 }
@@ -155,6 +158,9 @@ func (c *Call) setup(called string, to netip.AddrPort) error {
 			return err
 		}
 		f = append(f, per.F("h245Address", h245.CallAddress(at)))
+	}
+	if c.phone.Mode.Multiplex {
+		f = append(f, per.F("supportedFeatures", per.Elements(multiplexing())))
 	}
 	if c.phone.Mode.FastStart {
 		f = append(f, per.F("fastStart", c.proposals()))

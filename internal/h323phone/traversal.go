@@ -121,7 +121,63 @@ func (c *Call) keepAlive(m h245.Message, ch h245.Channel) error {
 	}
 	if v.KeepAliveChannel.IsValid() {
 		empty := [12]byte{0x80, v.KeepAlivePayload}
-		_, err = c.media.rtp.WriteToUDPAddrPort(empty[:], v.KeepAliveChannel)
+		_, err = c.media.rtp.WriteToUDPAddrPort(c.media.tagged(empty[:]), v.KeepAliveChannel)
+	}
+	return err
+}
+
+const (
+	mediaTraversal      = 19
+	transmitMultiplexed = 1
+	// multiplexID is what packets to a phone begin with.
+	multiplexID = 0x48460019
+)
+
+// multiplexing is the feature by which a phone says that it can send several channels to one port.
+func multiplexing() per.Value {
+	return h225.GenericData(mediaTraversal, per.Fields(per.F("id", per.Alternative("standard", per.Number(transmitMultiplexed)))))
+}
+
+// multiplexes notes whether the other side can do that too.
+func (c *Call) multiplexes(m *h225.Message) {
+	if !c.phone.Mode.Multiplex || m.Tree == nil {
+		return
+	}
+	for _, f := range h225.Features(nil, m.Tree) {
+		c.state.Multiplexed = c.state.Multiplexed || f.ID == mediaTraversal && f.Has(m.Tree, transmitMultiplexed)
+	}
+}
+
+// shares says in an OpenLogicalChannel or its Ack where this phone shares ports, and with what its packets must begin.
+func (c *Call) shares(ack bool) []per.Field {
+	if !c.state.Multiplexed {
+		return nil
+	}
+	id := uint32(multiplexID)
+	c.media.own.Store(&id)
+	v := h245.Traversal{
+		MediaChannel: c.media.rtpAddr(), MediaControlChannel: c.media.rtcpAddr(), MultiplexID: id, Multiplexed: true,
+		KeepAlivePayload: 127, KeepAlive: ack,
+	}
+	b, err := v.Append(nil)
+	if err != nil {
+		return nil // then it shares nothing
+	}
+	return []per.Field{per.F("genericInformation", per.Elements(h245.GenericInformation(h245.TraversalOID, 1, b)))}
+}
+
+// Multiplexed tells whether packets begin with a multiplexID in both directions.
+func (c *Call) Multiplexed() bool { return c.media.own.Load() != nil && c.media.peer.Load() != nil }
+
+// traversed notes with what packets to the other side must begin.
+func (c *Call) traversed(m h245.Message, ch h245.Channel) error {
+	at := h245.TraversalAt(m.Tree, ch.Ref)
+	if at == per.None || !c.state.Multiplexed {
+		return nil
+	}
+	v, err := h245.DecodeTraversal(m.Tree.Octets(at))
+	if err == nil && v.Multiplexed {
+		c.media.peer.Store(&v.MultiplexID)
 	}
 	return err
 }

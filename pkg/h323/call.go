@@ -31,6 +31,8 @@ type call struct {
 	trusted [2]bool
 	// traverses are the sides behind a NAT of their own, which the edge helps (H.460.18).
 	traverses [2]bool
+	// multiplexes are those of them whose media may share one port.
+	multiplexes [2]bool
 	// inviting is where the side that has spoken last is to connect for H.245; mostly not valid.
 	inviting netip.AddrPort
 	// owner pays for the pinholes and counts against the limit per source.

@@ -34,6 +34,9 @@ type Config struct {
 	Default map[string]Target `yaml:"default" json:"default,omitempty" jsonschema:"description=per network of the caller: where calls go that no alias and no address in the Setup routes"`
 	// Signed says what becomes of messages whose H.235 signature covers everything.
 	Signed Signed `yaml:"signed" json:"signed,omitempty" jsonschema:"enum=pass,enum=refuse,default=pass,description=messages whose H.235 signature covers everything: pass them unchanged or refuse the call"`
+	// MultiplexPort is the port of RTP, even, that all sessions share of endpoints behind a NAT that can do that; RTCP has
+	// the next one. 0: each session has ports of its own.
+	MultiplexPort uint16 `yaml:"multiplex_port" json:"multiplex_port,omitempty" jsonschema:"default=0,maximum=65534,description=even UDP port that all media of H.460.19 endpoints behind a NAT share (RTCP: the next one) if they can; 0 = ports of pinholes.udp for each session"`
 	// MaxCalls bounds the calls at one time, 1-100000; PerSource those of one calling host.
 	MaxCalls  int `yaml:"max_calls" json:"max_calls,omitempty" jsonschema:"minimum=1,maximum=100000,default=5000,description=calls at one time"`
 	PerSource int `yaml:"per_source" json:"per_source,omitempty" jsonschema:"minimum=1,maximum=100000,default=500,description=calls of one calling host at one time"`
@@ -150,6 +153,9 @@ func (c Config) Validate(nets pinhole.Networks) error {
 	}
 	if c.Signed != SignedPass && c.Signed != SignedRefuse {
 		fault("signed", "%q is not pass or refuse", c.Signed)
+	}
+	if p := c.MultiplexPort; p != 0 && (p < 1024 || p%2 != 0) {
+		fault("multiplex_port", "%d is not 0 or an even port of 1024-65534", p)
 	}
 	if c.MaxCalls < 1 || c.MaxCalls > 100_000 {
 		fault("max_calls", "%d is not 1-100000", c.MaxCalls)

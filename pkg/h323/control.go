@@ -108,15 +108,7 @@ func (x *exchange) open(key channelKey, ch h245.Channel) error {
 	if ch.SeparateStack.Valid() || ch.Forward.Media == h245.T120 {
 		return x.data(key, ch)
 	}
-	if err := x.channel(key, ch); err != nil {
-		return err
-	}
-	if s := x.call.named(ch.SessionID); s != nil {
-		return x.keepAlive(s, ch)
-	} else if open := x.call.channels[key]; open != nil && open.session != nil {
-		return x.keepAlive(open.session, ch)
-	}
-	return nil
+	return x.channel(key, ch, false)
 }
 
 // acknowledge edits an OpenLogicalChannelAck: a number of the other side's.
@@ -124,11 +116,11 @@ func (x *exchange) acknowledge(key channelKey, ch h245.Channel) error {
 	if old := x.call.channels[key]; ch.SeparateStack.Valid() || old != nil && old.session == nil {
 		return x.data(key, ch)
 	}
-	return x.channel(key, ch)
+	return x.channel(key, ch, true)
 }
 
-// channel edits the media addresses of a channel.
-func (x *exchange) channel(key channelKey, ch h245.Channel) error {
+// channel edits the media addresses of a channel in an OpenLogicalChannel or its Ack.
+func (x *exchange) channel(key channelKey, ch h245.Channel, ack bool) error {
 	f, r := ch.Forward, ch.Reverse
 	if !f.MediaChannel.Valid() && !f.MediaControlChannel.Valid() && !r.MediaChannel.Valid() && !r.MediaControlChannel.Valid() && ch.SessionID == 0 && !ch.Generic {
 		return nil // no RTP: nothing to open
@@ -142,47 +134,22 @@ func (x *exchange) channel(key channelKey, ch h245.Channel) error {
 			return err
 		}
 	}
+	said, err := x.toServer(s, ch)
+	if err != nil {
+		return err
+	}
 	if err := x.media(s, f.MediaChannel, f.MediaControlChannel); err != nil {
 		return err
 	}
 	if err := x.media(s, r.MediaChannel, r.MediaControlChannel); err != nil {
 		return err
 	}
-	return x.traversal(s, ch)
-}
-
-// traversal edits the addresses of H.460.19 that two endpoints tell each other: keep-alives, and media that share
-// one port by a multiplexID, come to the session's pinhole too.
-func (x *exchange) traversal(s *session, ch h245.Channel) error {
-	at := h245.TraversalAt(x.tree, ch.Ref)
-	if at == per.None {
-		return nil
-	}
-	v, err := h245.DecodeTraversal(x.tree.Octets(at))
-	if err != nil {
-		return err
-	}
-	was := v
-	if v.MediaChannel, v.MediaControlChannel, err = x.place(s, v.MediaChannel, v.MediaControlChannel); err != nil {
-		return err
-	}
-	if v.KeepAliveChannel.IsValid() {
-		if len(s.leases) == 0 {
-			if v.KeepAliveChannel, _, err = x.place(s, v.KeepAliveChannel, netip.AddrPort{}); err != nil {
-				return err
-			}
-		} else {
-			v.KeepAliveChannel = s.leases[0].lease.Local(x.from.Other()).Addr
+	if said.Multiplexed && s.shared(x.from) {
+		if _, _, err := x.place(s, said.MediaChannel, said.MediaControlChannel); err != nil {
+			return err
 		}
 	}
-	if v == was {
-		return nil
-	}
-	b, err := v.Append(nil)
-	if err != nil {
-		return err
-	}
-	return x.editor.SetOctets(at, b)
+	return x.traversal(s, ch, ack)
 }
 
 // enter notes that a channel is open.

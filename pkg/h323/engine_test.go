@@ -117,7 +117,11 @@ func ident(n byte) h225.ID { return h225.ID(bytes.Repeat([]byte{n}, 16)) }
 // setup is a Setup of the call n from a host to a name.
 func setup(t testing.TB, n byte, from netip.AddrPort, called string, more ...per.Field) []byte {
 	t.Helper()
-	id := ident(n)
+	return setupOf(t, uint16(n), ident(n), from, called, more...)
+}
+
+func setupOf(t testing.TB, ref uint16, id h225.ID, from netip.AddrPort, called string, more ...per.Field) []byte {
+	t.Helper()
 	f := []per.Field{
 		per.F("protocolIdentifier", per.Identifier("0.0.8.2250.0.4")), per.F("sourceInfo", kindOfEndpoint()),
 		per.F("activeMC", per.Truth(false)), per.F("conferenceID", per.Octet(id[:])),
@@ -129,7 +133,11 @@ func setup(t testing.TB, n byte, from netip.AddrPort, called string, more ...per
 	if called != "" {
 		f = append(f, per.F("destinationAddress", per.Elements(h225.H323ID(called))))
 	}
-	return payload(t, q931.Setup, n, false, h225.Setup, append(f, more...)...)
+	b, err := h225.Build(nil, q931.Setup, ref, false, nil, h225.Info(h225.Setup, per.Fields(append(f, more...)...)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
 }
 
 func kindOfEndpoint() per.Value {

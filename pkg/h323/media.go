@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"time"
 
+	"go.uber.org/zap"
+
 	"edged.dev/edged/pkg/h323/h245"
 	"edged.dev/edged/pkg/pinhole"
 )
@@ -46,6 +48,9 @@ type channel struct {
 type session struct {
 	id     uint8 // 0 until the master has chosen
 	leases []*stream
+	// tags are what packets to a side begin with at a shared port, if they are tagged.
+	tags   [2]uint32
+	tagged [2]bool
 }
 
 // stream is a pinhole for RTP and RTCP, and what the parties have said of it.
@@ -77,6 +82,9 @@ func (x *exchange) request(kind pinhole.Kind, label string, named netip.Addr) pi
 // remote is what a side says of itself.
 func (x *exchange) remote(s pinhole.Side, rtp, rtcp netip.AddrPort) pinhole.Remote {
 	k := x.call
+	if k.traverses[s] {
+		rtp, rtcp = x.behind(s, rtp), x.behind(s, rtcp)
+	}
 	return pinhole.Remote{
 		Addr: rtp, RTCP: rtcp, Source: k.host[s], Asymmetric: !k.traverses[s], Trusted: k.trusted[s] && x.others(rtp) && x.others(rtcp),
 	}
@@ -185,13 +193,33 @@ func (x *exchange) stream(s *session, rtp, rtcp netip.AddrPort) (*stream, error)
 	if rtp.IsValid() {
 		named = rtp.Addr()
 	}
-	lease, err := x.core.opener.Open(context.Background(), x.request(pinhole.RTP, fmt.Sprintf("session %d", s.id), named))
+	lease, err := x.openRTP(x.request(pinhole.RTP, fmt.Sprintf("session %d", s.id), named))
 	if err != nil {
 		return nil, err
 	}
 	m := &stream{lease: lease}
 	s.leases = append(s.leases, m)
 	return m, nil
+}
+
+// openRTP opens a pinhole for RTP, at the shared port of sides that can have that. Of a proposal, whose alternatives are
+// told apart by their ports, each has its own.
+func (x *exchange) openRTP(r pinhole.Request) (pinhole.Lease, error) {
+	shared := r
+	for s, can := range x.call.multiplexes {
+		if can && !x.offer {
+			shared.Shared[s] = x.core.cfg.MultiplexPort
+		}
+	}
+	if shared.Shared == r.Shared {
+		return x.core.opener.Open(context.Background(), r)
+	}
+	lease, err := x.core.opener.Open(context.Background(), shared)
+	if err == nil || errors.Is(err, pinhole.ErrLimit) {
+		return lease, err
+	}
+	x.core.log.Warn("no pinhole at the port of multiplexed media", zap.String("call", x.call.id), zap.Error(err))
+	return x.core.opener.Open(context.Background(), r)
 }
 
 // media edits the addresses of one direction of a channel.
@@ -294,7 +322,9 @@ func (x *exchange) declare(s *session, m *stream, rtp, rtcp netip.AddrPort) erro
 			// It has only said where it takes RTCP: RTP will come from this host.
 			at = netip.AddrPortFrom(rtcp.Addr(), max(rtcp.Port(), 2)-1)
 		}
-		if err := m.lease.Declare(x.from, x.remote(x.from, at, m.rtcp[x.from])); err != nil {
+		r := x.remote(x.from, at, m.rtcp[x.from])
+		r.Tag, r.Tagged = s.tags[x.from], s.tagged[x.from]
+		if err := m.lease.Declare(x.from, r); err != nil {
 			return err
 		}
 	}

@@ -62,6 +62,7 @@ func (c *Core) rewrite(now time.Time, k *call, from pinhole.Side, m *h225.Messag
 		return m.AppendTo(nil), nil
 	}
 	x := exchange{core: c, call: k, from: from, now: now, tree: m.Tree, editor: c.signalling.Editor(), offer: m.Body == h225.Setup}
+	x.multiplexing()
 	c.addrs = m.Addresses(c.addrs[:0])
 	for _, a := range c.addrs {
 		if a.Carrier != "" {

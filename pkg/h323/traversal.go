@@ -20,17 +20,20 @@ import (
 //	Setup for it ──► SCI to where it asks from ──► it connects, Facility(callIdentifier) ──► Setup on that connection
 //	its h245Address ──► Facility(startH245, the edge's) to it ──► it connects, and says whose call it is
 //	OpenLogicalChannel to it ──► with a keepAliveChannel, so that its NAT learns the way of media
+//	and if it can and multiplex_port is set ──► with a multiplexID and the port that all sessions share
 //
-// Media is sent to where it comes from. Media of several channels on one port (multiplexID) is not offered.
+// Media is sent to where it comes from.
 
 const (
 	// ringEvery is how often an endpoint is told of a call that it does not connect for; ringTime how long.
 	ringEvery = 2 * time.Second
 	ringTime  = 20 * time.Second
 	maxRings  = 4096
-	// mediaTraversal is the feature of H.460.19, traversalServer its parameter that says which end this is.
-	mediaTraversal  = 19
-	traversalServer = 2
+	// mediaTraversal is the feature of H.460.19; of its parameters, traversalServer says which end this is, and
+	// transmitMultiplexed that it can send several channels to one port.
+	mediaTraversal      = 19
+	transmitMultiplexed = 1
+	traversalServer     = 2
 	// keepAliveInterval is how often an endpoint sends something on a channel on which it only receives.
 	keepAliveInterval = 15 * time.Second
 	// keepAlivePayload is the RTP payload type of that.
@@ -118,41 +121,178 @@ func (c *Core) traverses(host netip.Addr) bool {
 	return c.gatekeeper != nil && c.gatekeeper.Traverses(host)
 }
 
-// offerTraversal says in a Setup to such an endpoint that the edge is a traversal server of media.
-func (x *exchange) offerTraversal(m *h225.Message) error {
-	if m.Body != h225.Setup || !x.call.traverses[x.from.Other()] {
-		return nil
+// multiplexing notes that the sender's media may share a port with that of others: it is behind a NAT, and says that it
+// can send so.
+func (x *exchange) multiplexing() {
+	k := x.call
+	if x.core.cfg.MultiplexPort == 0 || !k.traverses[x.from] || k.multiplexes[x.from] {
+		return
 	}
-	feature := h225.GenericData(mediaTraversal, per.Fields(per.F("id", per.Alternative("standard", per.Number(traversalServer)))))
-	for _, f := range h225.Features(nil, m.Tree) {
-		if f.ID == mediaTraversal {
-			return nil
+	for _, f := range h225.Features(nil, x.tree) {
+		if f.ID == mediaTraversal && f.Has(x.tree, transmitMultiplexed) {
+			k.multiplexes[x.from] = true
 		}
 	}
-	if list := m.Tree.Child(m.BodyRef(), "supportedFeatures"); list != per.None {
-		return x.editor.Append(list, feature)
-	}
-	return x.editor.Add(m.BodyRef(), "supportedFeatures", per.Elements(feature))
 }
 
-// keepAlive says in an OpenLogicalChannel to such an endpoint where it sends something now and then, so that what is
-// sent to it finds the way (H.460.19 §7.2).
-func (x *exchange) keepAlive(s *session, ch h245.Channel) error {
-	if !x.call.traverses[x.from.Other()] || ch.Forward.Media == h245.None || len(s.leases) == 0 || h245.TraversalAt(x.tree, ch.Ref) != per.None {
+// offerTraversal says in a Setup to such an endpoint, or in the answers to its own, that the edge is a traversal server
+// of media.
+func (x *exchange) offerTraversal(m *h225.Message) error {
+	in := m.BodyRef()
+	switch m.Body {
+	case h225.Setup, h225.CallProceeding, h225.Alerting, h225.Connect:
+	default:
 		return nil
 	}
-	b, err := h245.Traversal{
-		KeepAliveChannel: s.leases[0].lease.Local(x.from.Other()).Addr, KeepAliveInterval: keepAliveInterval,
-		KeepAlivePayload: keepAlivePayload, KeepAlive: true,
-	}.Append(nil)
+	if !x.call.traverses[x.from.Other()] {
+		return nil
+	}
+	for _, f := range h225.Features(nil, m.Tree) {
+		if f.ID == mediaTraversal {
+			return nil // the other end's own
+		}
+	}
+	list := per.Elements(x.serverFeature())
+	if m.Body != h225.Setup {
+		set := m.Tree.Child(in, "featureSet")
+		if set == per.None {
+			return x.editor.Add(in, "featureSet", per.Fields(per.F("replacementFeatureSet", per.Truth(false)), per.F("supportedFeatures", list)))
+		}
+		in = set
+	}
+	if there := m.Tree.Child(in, "supportedFeatures"); there != per.None {
+		return x.editor.Append(there, x.serverFeature())
+	}
+	return x.editor.Add(in, "supportedFeatures", list)
+}
+
+// serverFeature is what the edge says of itself.
+func (x *exchange) serverFeature() per.Value {
+	parameter := func(id int64) per.Value {
+		return per.Fields(per.F("id", per.Alternative("standard", per.Number(id))))
+	}
+	if x.core.cfg.MultiplexPort == 0 {
+		return h225.GenericData(mediaTraversal, parameter(traversalServer))
+	}
+	return h225.GenericData(mediaTraversal, parameter(traversalServer), parameter(transmitMultiplexed))
+}
+
+// shared tells whether the media of a session, if there are pinholes for it yet, comes to the shared port at a side.
+func (s *session) shared(side pinhole.Side) bool {
+	for _, m := range s.leases {
+		if m.lease.Local(side).Tag == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// toServer returns what an endpoint that the edge helps says to it, and notes with what its packets shall begin.
+func (x *exchange) toServer(s *session, ch h245.Channel) (h245.Traversal, error) {
+	at := h245.TraversalAt(x.tree, ch.Ref)
+	if at == per.None || !x.call.traverses[x.from] {
+		return h245.Traversal{}, nil
+	}
+	v, err := h245.DecodeTraversal(x.tree.Octets(at))
+	if err != nil {
+		return v, err
+	}
+	v.Multiplexed = v.Multiplexed && x.call.multiplexes[x.from]
+	if v.Multiplexed {
+		s.tags[x.from], s.tagged[x.from] = v.MultiplexID, true
+	}
+	for _, a := range []*netip.AddrPort{&v.MediaChannel, &v.MediaControlChannel} {
+		if *a = usable(h245.Address{AddrPort: *a}); !a.IsValid() {
+			*a = netip.AddrPort{}
+		}
+	}
+	return v, nil
+}
+
+// traversal edits what an OpenLogicalChannel or its Ack says of H.460.19: what is said to the edge ends here, to
+// an endpoint that it helps it says its own, and what two endpoints tell each other gets the pinhole's addresses.
+func (x *exchange) traversal(s *session, ch h245.Channel, ack bool) error {
+	at := h245.TraversalAt(x.tree, ch.Ref)
+	v, says := x.fromServer(s, ch, ack)
+	switch {
+	case at == per.None && !says:
+		return nil
+	case at != per.None && !x.call.traverses[x.from]:
+		return x.betweenEndpoints(s, at)
+	case !says:
+		return x.editor.Drop(h245.GenericOf(x.tree, at))
+	}
+	b, err := v.Append(nil)
 	if err != nil {
 		return err
+	}
+	if at != per.None {
+		return x.editor.SetOctets(at, b)
 	}
 	info := h245.GenericInformation(h245.TraversalOID, 1, b)
 	if list := x.tree.Child(ch.Ref, "genericInformation"); list != per.None {
 		return x.editor.Append(list, info)
 	}
 	return x.editor.Add(ch.Ref, "genericInformation", per.Elements(info))
+}
+
+// fromServer is what the edge says of a channel to an endpoint behind a NAT: in an OpenLogicalChannel where to send something
+// now and then, so that what is sent to it finds the way (H.460.19 §7.2); and of a shared port, with what its packets
+// must begin.
+func (x *exchange) fromServer(s *session, ch h245.Channel, ack bool) (v h245.Traversal, says bool) {
+	o := x.from.Other()
+	if !x.call.traverses[o] || len(s.leases) == 0 {
+		return v, false
+	}
+	local := s.leases[0].lease.Local(o)
+	if s.shared(o) {
+		v, says = h245.Traversal{MediaChannel: local.Addr, MediaControlChannel: local.RTCP, MultiplexID: local.Tag, Multiplexed: true}, true
+	}
+	if !ack && ch.Forward.Media != h245.None {
+		v.KeepAliveChannel, v.KeepAliveInterval, v.KeepAlivePayload, v.KeepAlive = local.Addr, keepAliveInterval, keepAlivePayload, true
+		says = true
+	}
+	return v, says
+}
+
+// betweenEndpoints edits the addresses of H.460.19 that two endpoints tell each other: keep-alives, and media that share
+// one port by a multiplexID, come to the session's pinhole too.
+func (x *exchange) betweenEndpoints(s *session, at per.Ref) error {
+	v, err := h245.DecodeTraversal(x.tree.Octets(at))
+	if err != nil {
+		return err
+	}
+	was := v
+	if v.MediaChannel, v.MediaControlChannel, err = x.place(s, v.MediaChannel, v.MediaControlChannel); err != nil {
+		return err
+	}
+	if v.KeepAliveChannel.IsValid() {
+		if len(s.leases) == 0 {
+			if v.KeepAliveChannel, _, err = x.place(s, v.KeepAliveChannel, netip.AddrPort{}); err != nil {
+				return err
+			}
+		} else {
+			v.KeepAliveChannel = s.leases[0].lease.Local(x.from.Other()).Addr
+		}
+	}
+	if v == was {
+		return nil
+	}
+	b, err := v.Append(nil)
+	if err != nil {
+		return err
+	}
+	return x.editor.SetOctets(at, b)
+}
+
+// behind returns what is to be known of an address that an endpoint behind a NAT names: if it would be that of a host of
+// the edge's networks, which it only resembles, it is taken for one at the NAT.
+func (x *exchange) behind(s pinhole.Side, a netip.AddrPort) netip.AddrPort {
+	c, host := x.core, x.call.host[s]
+	if at := c.nets.Of(a.Addr()); a.IsValid() && (c.nets.Own(a.Addr()) || at != "" && at != x.call.nets[s]) {
+		return netip.AddrPortFrom(host, a.Port())
+	}
+	return a
 }
 
 // unreachable tells whether a side's listener is behind its NAT, so that the side must connect itself.

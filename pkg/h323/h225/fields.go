@@ -147,6 +147,16 @@ func (f Feature) Parameter(t *per.Tree, id int64) (kind string, content per.Ref)
 	return "", per.None
 }
 
+// Has tells whether a feature has a standard parameter, with a content or without.
+func (f Feature) Has(t *per.Tree, id int64) bool {
+	for p := range t.Elems(t.Child(f.Ref, "parameters")) {
+		if name, v := t.Chosen(t.Child(p, "id")); name == "standard" && t.Int(v) == id {
+			return true
+		}
+	}
+	return false
+}
+
 // GenericData is a feature of our own with its parameters: (id, raw octets).
 func GenericData(id int64, params ...per.Value) per.Value {
 	f := []per.Field{per.F("id", per.Alternative("standard", per.Number(id)))}

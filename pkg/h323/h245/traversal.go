@@ -28,6 +28,24 @@ type Traversal struct {
 // Ack or another message; None if there are none.
 func TraversalAt(t *per.Tree, r per.Ref) per.Ref { return Generic(t, r, TraversalOID, 1) }
 
+// GenericOf returns what is to be dropped with the octets that TraversalAt found: the element of genericInformation, or
+// the whole list if there is no other.
+func GenericOf(t *per.Tree, octets per.Ref) per.Ref {
+	element := octets
+	for element != per.None && t.Type(element) != schema.H245GenericMessage {
+		element = t.Parent(element)
+	}
+	list := t.Parent(element)
+	n := 0
+	for range t.Elems(list) {
+		n++
+	}
+	if n > 1 {
+		return element
+	}
+	return list
+}
+
 // DecodeTraversal decodes the octets that TraversalAt found.
 func DecodeTraversal(octets []byte) (Traversal, error) {
 	t, err := NewDecoder().Decode(schema.H460TraversalParameters, octets)
