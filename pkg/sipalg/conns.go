@@ -1,9 +1,11 @@
 package sipalg
 
 import (
+	"bytes"
 	"time"
 
 	"edged.dev/edged/pkg/sipalg/flow"
+	"edged.dev/edged/pkg/sipalg/sipmsg"
 )
 
 // connection is what the core knows of a stream connection that lives. Most have none of it.
@@ -11,6 +13,8 @@ type connection struct {
 	aliases map[*alias]bool      // whose flow it is
 	calls   map[string]time.Time // Call-IDs whose content came by it, and when
 	signed  bool                 // its client signs what it sends (signature.go)
+	ping    timer                // keeps it open, where the server counts on that
+	every   time.Duration
 }
 
 const (
@@ -81,6 +85,7 @@ func (c *Core) closeConn(f flow.Flow) {
 	if s == nil {
 		return
 	}
+	c.stop(&s.ping)
 	for a := range s.aliases {
 		a.flow = flow.Flow{}
 	}
@@ -101,4 +106,43 @@ func (c *Core) sweepCalls() {
 			}
 		}
 	}
+}
+
+const (
+	minPing = 10 * time.Second
+	maxPing = time.Hour
+)
+
+// keepServer keeps the connection to a registrar open by CRLFs, as the answer at hand says that the client
+// will ([MS-CONMGMT]):
+//
+//	ms-keep-alive: UAS; tcp=no; hop-hop=yes; end-end=no; timeout=300
+//
+// The client's own CRLFs end at the edge, and one connection carries many clients.
+func (c *Core) keepServer(f flow.Flow) {
+	if f.Proto != flow.TCP && f.Proto != flow.TLS {
+		return
+	}
+	v, ok := c.m.FindName("ms-keep-alive")
+	i := bytes.IndexByte(v, ';')
+	if !ok || i < 0 {
+		return
+	}
+	hop, _ := sipmsg.Param(v[i:], "hop-hop")
+	timeout, _ := sipmsg.Param(v[i:], "timeout")
+	n, ok := parseUint(timeout)
+	s := c.connOf(f)
+	if !bytes.EqualFold(hop, []byte("yes")) || !ok || n == 0 || s == nil {
+		return
+	}
+	every := min(max(time.Duration(n)*time.Second*2/3, minPing), maxPing)
+	if s.every != 0 && s.every <= every {
+		return
+	}
+	s.every = every
+	s.ping.fire = func(c *Core) {
+		c.out.sendCopy(f, []byte("\r\n\r\n"))
+		c.start(&s.ping, s.every)
+	}
+	c.start(&s.ping, every)
 }

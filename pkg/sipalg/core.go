@@ -50,6 +50,8 @@ type Core struct {
 	carried  map[uint64]*tx         // by connection: what was sent on by it, chained by tx.connNext
 	held     int                    // bytes of the received requests of all transactions
 	waiting  map[uint64]*tx         // by query id
+	homes    map[homeKey]*home
+	credits  map[uint64][]byte // credentials of CANCELs, by transaction
 	lookups  map[uint64]*upstream
 	servers  map[netip.Addr]bool
 	sources  map[netip.Addr]*source
@@ -103,7 +105,7 @@ func NewCore(cfg Config, limits Limits, nets pinhole.Networks, opener pinhole.Op
 		seed: maphash.MakeSeed(), secret: make([]byte, 32),
 		client: map[uint64]*tx{}, server: map[uint64]*tx{}, sessions: map[uint64]*session{}, calls: map[uint64]*session{},
 		aliases: map[string]*alias{}, tokens: map[token]*alias{}, bindings: map[string]*binding{}, users: map[string][]*binding{},
-		conns: map[uint64]*connection{}, carried: map[uint64]*tx{}, waiting: map[uint64]*tx{}, lookups: map[uint64]*upstream{}, sources: map[netip.Addr]*source{}, drops: map[string]uint64{},
+		conns: map[uint64]*connection{}, homes: map[homeKey]*home{}, credits: map[uint64][]byte{}, carried: map[uint64]*tx{}, waiting: map[uint64]*tx{}, lookups: map[uint64]*upstream{}, sources: map[netip.Addr]*source{}, drops: map[string]uint64{},
 		count: counters{requests: map[string]uint64{}, responses: map[string]uint64{}, failed: map[string]uint64{}},
 	}
 	rand.Read(c.secret)
@@ -252,6 +254,7 @@ func (c *Core) sweepAll() {
 	c.sweepAliases()
 	c.sweepSources()
 	c.sweepCalls()
+	c.sweepHomes()
 	c.start(&c.sweep, sweepEvery)
 }
 

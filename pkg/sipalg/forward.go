@@ -410,6 +410,7 @@ func (c *Core) resolved(id uint64, targets []flow.Target) {
 		targets = slices.DeleteFunc(slices.Clone(targets), func(tg flow.Target) bool { return !c.mayReach(tg) })
 	}
 	if len(targets) == 0 {
+		c.homeFailed(t)
 		c.finalLocal(t, 503, "Name Not Resolved")
 		return
 	}
@@ -439,6 +440,9 @@ func (c *Core) finalLocal(t *tx, status int, reason string) {
 		}
 		return
 	}
+	if t.raw != nil {
+		delete(c.waiting, t.id)
+	}
 	c.count.failed[reasonLabel(status)]++
 	src := t.buf[:t.outLen]
 	hidden := t.buf[t.outLen:]
@@ -455,15 +459,17 @@ func (c *Core) finalLocal(t *tx, status int, reason string) {
 		c.end(t)
 		return
 	}
+	if c.unheard(&req, status, t.up) {
+		c.txFailed(t, status)
+		c.finished(t, status)
+		return
+	}
 	var tag [16]byte
 	resp := c.refusalOf(t).appendResponse(nil, &req, status, reason, appendHex(tag[:0], t.id))
 	if own {
 		resp = c.dropOwnVia(resp, hidden)
 	}
 	t.resp = resp
-	if t.raw != nil {
-		delete(c.waiting, t.id)
-	}
 	c.out.send(t.back, resp, 0)
 	c.txFailed(t, status)
 	c.finished(t, status)

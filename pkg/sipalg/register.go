@@ -226,7 +226,7 @@ func (c *Core) registered(u sipmsg.URI, own bool) *binding {
 // earlyRefresh answers a REGISTER that only repeats a binding which the registrar has granted for
 // longer: same flow, Call-ID and Contact, higher CSeq, less than half of the lifetime gone.
 func (c *Core) earlyRefresh(f flow.Flow, via *sipmsg.Via) bool {
-	if !c.cfg.EarlyRefresh {
+	if !c.cfg.EarlyRefresh || signedByClient(&c.m) { // who signs wants the registrar's signature back
 		return false
 	}
 	var v []byte

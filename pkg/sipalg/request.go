@@ -200,7 +200,7 @@ func (c *Core) admissible() (status int, reason string, extra []string) {
 	if len(unsupported) > 0 {
 		return 420, "Bad Extension", []string{"Unsupported: " + string(bytes.TrimSuffix(unsupported, []byte{','}))}
 	}
-	if !m.Target().IsSIP() && !bytes.EqualFold(m.Target().Scheme, []byte("tel")) {
+	if u := *m.Target(); !u.IsSIP() && !bytes.EqualFold(u.Scheme, []byte("tel")) && !isIM(u) {
 		return 416, "Unsupported URI Scheme", nil
 	}
 	if c.looped() {
@@ -214,6 +214,9 @@ func (c *Core) admissible() (status int, reason string, extra []string) {
 func (c *Core) reply(f flow.Flow, via *sipmsg.Via, status int, reason string, extra ...string) {
 	if c.m.Method() == "BENOTIFY" {
 		return // its sender wants no answer ([MS-SIPRE])
+	}
+	if c.unheard(&c.m, status, f) {
+		return
 	}
 	var tag [16]byte
 	appendHex(tag[:0], c.serverKey(&c.m, via, f))
@@ -305,8 +308,14 @@ func (c *Core) cancelRequest(f flow.Flow, via *sipmsg.Via, t *tx) {
 		c.reply(f, via, 481, "Call/Transaction Does Not Exist")
 		return
 	}
-	c.buf = c.appendReply(c.buf[:0], f, via, 200, "OK", []byte("edge"))
-	c.out.sendCopy(backFlow(f, via), c.buf)
+	if signedByClient(&c.m) {
+		if t.state < txCompleted { // the server's own answer goes back
+			c.credits[t.id] = appendCredentials(nil, &c.m)
+		}
+	} else {
+		c.buf = c.appendReply(c.buf[:0], f, via, 200, "OK", []byte("edge"))
+		c.out.sendCopy(backFlow(f, via), c.buf)
+	}
 	if t.state >= txCompleted {
 		return
 	}

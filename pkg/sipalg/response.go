@@ -33,6 +33,8 @@ func (c *Core) response(f flow.Flow) {
 	if method != t.method {
 		if method != "CANCEL" {
 			c.drop("response_wrong_method")
+		} else if c.credits[t.id] != nil {
+			c.cancelAnswered(t)
 		}
 		return
 	}
@@ -131,6 +133,9 @@ func (c *Core) forwardResponse(t *tx, f flow.Flow) {
 		}
 		c.out.sendCopy(t.back, c.buf)
 	}
+	if status/100 == 2 && t.method == "REGISTER" {
+		c.keepServer(f)
+	}
 	if status/100 == 2 && (t.invite || t.method == "REGISTER") {
 		c.vouch(t.up)
 		c.vouch(f)
@@ -165,6 +170,9 @@ func (c *Core) responseContacts(t *tx, f flow.Flow, up *local) error {
 				return pinhole.ErrLimit
 			}
 			a.free = a.free || c.servers[f.Remote.Addr().Unmap()]
+			if n == 1 {
+				c.keepHome(t, f, a)
+			}
 			c.body = appendAlias(c.body[:0], u, a, up)
 			c.ed.ReplaceSpan(na.URI, c.body)
 		}

@@ -18,6 +18,7 @@ type hop struct {
 	status int16 // refused with this status
 	named  bool  // need comes from a message, not from the configuration
 	open   bool  // the transport was left open: large requests may change to TCP
+	home   bool  // to the server that a redirection named (home.go)
 	pops   int16 // own Route values to remove
 	reason string
 
@@ -65,12 +66,18 @@ func (c *Core) route(f flow.Flow) hop {
 
 func (c *Core) routeURI(f flow.Flow) hop {
 	u := *c.m.Target()
+	if isIM(u) { // RFC 3859, 3860: the host is where a sip URI has it
+		u = asSIP(u)
+	}
 	if a := c.aliasOf(u); a != nil {
 		return c.toAlias(a)
 	}
 	trusted := c.nets[f.Network].Trusted
 	own := c.ownHost(u.Host)
 	if d := c.domainOf(u.Host); d != nil && (d.network != f.Network || trusted) {
+		if h, ok := c.toHome(f, d); ok {
+			return h
+		}
 		if !trusted {
 			u.Port = 0 // strangers reach the domain's SIP service, no other port of its hosts
 		}
@@ -276,6 +283,9 @@ func (c *Core) toAlias(a *alias) hop {
 	if err != nil {
 		return refuse(480, "Temporarily Unavailable")
 	}
+	if h, ok := c.toClientPort(a, u); ok {
+		return h
+	}
 	if a.nat && a.binding != nil || c.nets[a.network].Trusted && !a.free && !c.itself(a, u) {
 		return refuse(480, "Flow Failed")
 	}
@@ -287,6 +297,50 @@ func (c *Core) toAlias(a *alias) hop {
 	to := c.toURI(a.network, u)
 	to.ruri = a.uri
 	return to
+}
+
+// toClientPort is the way to a client whose connection has ended, where its Contact says that connection's own
+// port, as Microsoft's clients do. Who used TCP listens there too, and the edge dials it if the client is
+// registered; who used TLS is reached by its own connection only.
+func (c *Core) toClientPort(a *alias, u sipmsg.URI) (h hop, ok bool) {
+	if a.bound.Conn == 0 || u.Port != a.bound.Remote.Port() || servicePort(u.Port) {
+		return hop{}, false
+	}
+	if a.bound.Proto != flow.TCP { // a server's port, from which it dials too, is another matter
+		return refuse(480, "Flow Failed"), u.Port != 5060 && u.Port != 5061
+	}
+	host := u.Host
+	if v, given := u.Param("maddr"); given {
+		host = bytes.Trim(v, "[]")
+	}
+	if ip, numeric := parseAddr(host); !numeric || ip != a.host || !c.registeredFrom(a.network, ip) {
+		return hop{}, false
+	}
+	h = hop{network: a.network, ruri: a.uri, targets: numericTargets(a.network, flow.TCP, addrPort(a.host, u.Port))}
+	return h, c.mayReach(h.targets[0])
+}
+
+// registeredFrom tells whether a client at a host is registered.
+func (c *Core) registeredFrom(network string, host netip.Addr) bool {
+	for _, b := range c.bindings {
+		if b.alias.network == network && b.alias.host == host {
+			return true
+		}
+	}
+	return false
+}
+
+// isIM tells whether a URI names somebody by im: or pres:.
+func isIM(u sipmsg.URI) bool {
+	return bytes.EqualFold(u.Scheme, []byte("im")) || bytes.EqualFold(u.Scheme, []byte("pres"))
+}
+
+// asSIP returns the sip URI that means the same as an im or pres one.
+func asSIP(u sipmsg.URI) sipmsg.URI {
+	spec, _, _ := bytes.Cut(u.Opaque, []byte{'?'})
+	at := bytes.LastIndexByte(spec, '@')
+	u.Scheme, u.User, u.Host = []byte("sip"), spec[:max(at, 0)], spec[at+1:]
+	return u
 }
 
 // itself tells whether a Contact that a host of a trusted network wrote leads to that host, or, in a

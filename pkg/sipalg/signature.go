@@ -3,6 +3,8 @@ package sipalg
 import (
 	"bytes"
 
+	"go.uber.org/zap"
+
 	"edged.dev/edged/pkg/sipalg/flow"
 	"edged.dev/edged/pkg/sipalg/sipmsg"
 )
@@ -54,4 +56,55 @@ func (c *Core) noteSignature(f flow.Flow) {
 func (c *Core) signedLeg(f flow.Flow) bool {
 	s := c.conns[f.Conn]
 	return s != nil && s.signed || signed(&c.m)
+}
+
+// unheard tells whether an answer of the edge itself to req would be lost: a client that has signed on ignores
+// final answers without the server's signature, but 401 and those to REGISTER. They are withheld and counted;
+// what could be done instead is done where they come from: refused contents are edited, CANCELs are answered
+// by the server.
+func (c *Core) unheard(req *sipmsg.Message, status int, f flow.Flow) bool {
+	if status < 200 || status == 401 || req.Method() == "REGISTER" || !signedByClient(req) {
+		return false
+	}
+	c.drop("answer_unsigned")
+	c.log.Info("answer withheld: it could not be signed", zap.ByteString("call_id", req.CallID()),
+		zap.String("method", methodLabel(req.Method())), zap.Int("status", status), zap.Stringer("client", f.Remote))
+	return true
+}
+
+// appendCredentials appends the header lines of a message by which its client signs, unless they are so long
+// that they are no signature.
+func appendCredentials(dst []byte, m *sipmsg.Message) []byte {
+	for i := range m.Len() {
+		if h := m.Header(i); (h.ID == sipmsg.Authorization || h.ID == sipmsg.ProxyAuthorization) && len(dst)+len(h.Line) <= maxText {
+			dst = append(dst, h.Line...)
+		}
+	}
+	return dst
+}
+
+// cancelAnswered passes the answer at hand to t's CANCEL back, for its signature.
+func (c *Core) cancelAnswered(t *tx) {
+	if c.m.Status() < 200 || c.m2.Parse(t.buf[:t.outLen]) != nil {
+		return
+	}
+	c.ed.Reset(&c.m)
+	for el := range c.m.Elements(sipmsg.HeaderVia) {
+		c.ed.DeleteElement(el)
+	}
+	own := true
+	for el := range c.m2.Elements(sipmsg.HeaderVia) {
+		if !own {
+			c.ed.Prepend(append([]byte("Via: "), el.Value...))
+		}
+		own = false
+	}
+	if hidden := t.buf[t.outLen:]; len(hidden) > 0 {
+		c.ed.Prepend(hidden[:len(hidden)-2])
+	}
+	if t.back.Proto.Stream() {
+		c.ed.EnsureContentLength()
+	}
+	c.buf = c.ed.AppendTo(c.buf[:0])
+	c.out.sendCopy(t.back, c.buf)
 }

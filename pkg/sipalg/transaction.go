@@ -183,6 +183,7 @@ func (c *Core) end(t *tx) {
 	c.stop(&t.clientTimer)
 	t.resp, t.raw, t.hop = nil, nil, hop{} // the session may keep t itself
 	delete(c.client, t.id)
+	delete(c.credits, t.id)
 	if t.key != 0 {
 		if c.server[t.key] == t {
 			if t.chain == nil {
@@ -207,6 +208,8 @@ func (c *Core) end(t *tx) {
 func (c *Core) retransmitted(t *tx) {
 	switch {
 	case t.state == txAccepted:
+	case t.back.Proto.Stream() && signed(&c.m):
+		c.drop("signed_again") // its answer was sent by this connection, and would be a replay
 	case t.resp != nil:
 		c.out.send(t.back, t.resp, 0)
 	case t.invite:
@@ -259,7 +262,7 @@ func (c *Core) clientFired(t *tx) {
 
 // serverFired is Timers G, H, I and J.
 func (c *Core) serverFired(t *tx) {
-	if t.invite && t.state == txCompleted && t.status >= 300 && c.now.Before(t.serverEnd()) && !t.back.Proto.Stream() {
+	if t.invite && t.state == txCompleted && t.status >= 300 && c.now.Before(t.serverEnd()) && !t.back.Proto.Stream() && t.resp != nil {
 		c.out.send(t.back, t.resp, 0)
 		t.serverIval = min(2*t.serverIval, t2)
 		c.start(&t.serverTimer, t.serverIval)
@@ -308,7 +311,8 @@ func (c *Core) sendCancel(t *tx) {
 	if c.m2.Parse(t.buf[:t.outLen]) != nil {
 		return
 	}
-	c.out.sendCopy(t.down, appendHopByHop(c.buf[:0], &c.m2, "CANCEL"))
+	to, _ := c.m2.Find(sipmsg.To)
+	c.out.sendCopy(t.down, appendHopByHop(c.buf[:0], &c.m2, "CANCEL", to, c.credits[t.id]))
 	if t.down.Proto.Stream() {
 		c.start(&t.clientTimer, t.clientEnd.Sub(c.now))
 		return
@@ -318,13 +322,8 @@ func (c *Core) sendCancel(t *tx) {
 }
 
 // appendHopByHop writes the CANCEL, or the ACK to a non-2xx, of a request that was sent on (§9.1,
-// §17.1.1.3). ACK takes its To from the response, written by the caller into to.
-func appendHopByHop(dst []byte, req *sipmsg.Message, method string) []byte {
-	to, _ := req.Find(sipmsg.To)
-	return appendHopByHopTo(dst, req, method, to)
-}
-
-func appendHopByHopTo(dst []byte, req *sipmsg.Message, method string, to []byte) []byte {
+// §17.1.1.3). ACK takes its To from the response. Credentials are header lines, of a signed CANCEL.
+func appendHopByHop(dst []byte, req *sipmsg.Message, method string, to, credentials []byte) []byte {
 	dst = append(append(append(append(dst, method...), ' '), req.RequestURI()...), " SIP/2.0\r\n"...)
 	add := func(name string, v []byte) {
 		dst = append(append(append(append(dst, name...), ": "...), v...), "\r\n"...)
@@ -344,6 +343,7 @@ func appendHopByHopTo(dst []byte, req *sipmsg.Message, method string, to []byte)
 	dst = append(dst, "CSeq: "...)
 	dst = appendUint(dst, uint64(n))
 	dst = append(append(append(dst, ' '), method...), "\r\n"...)
+	dst = append(dst, credentials...)
 	return append(dst, "Max-Forwards: 70\r\nContent-Length: 0\r\n\r\n"...)
 }
 
@@ -353,7 +353,7 @@ func (c *Core) sendAck(t *tx, resp *sipmsg.Message) {
 		return
 	}
 	to, _ := resp.Find(sipmsg.To)
-	c.out.sendCopy(t.down, appendHopByHopTo(c.buf[:0], &c.m2, "ACK", to))
+	c.out.sendCopy(t.down, appendHopByHop(c.buf[:0], &c.m2, "ACK", to, nil))
 }
 
 // finished moves t to the state after its final response and starts the timers that absorb
@@ -403,6 +403,7 @@ func (c *Core) nextTarget(t *tx, status int) {
 	if t.state >= txCompleted {
 		return
 	}
+	c.homeFailed(t)
 	if !t.invite && status == 408 && t.key != 0 {
 		// RFC 4320 §4.2: a late 408 to a non-INVITE helps nobody.
 		c.count.failed["timeout"]++

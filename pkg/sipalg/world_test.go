@@ -39,6 +39,7 @@ type world struct {
 	queries []query
 	records []*Record
 	log     []entry // what passed the edge
+	pings   []entry // CRLFs of the edge
 	queue   []packet
 	showsIn bool              // messages to the outside may name inside addresses
 	wild    bool              // what comes in is no message of a phone: its bytes are not compared
@@ -216,6 +217,10 @@ func (w *world) sent(f flow.Flow, raw string, in []byte) {
 	if f.Conn != 0 {
 		to = w.ends[f.Conn]
 	}
+	if raw == "\r\n\r\n" {
+		w.pings = append(w.pings, entry{w.now.Sub(w.start), f.Proto, true, w.nameOf(to), raw})
+		return
+	}
 	w.checkOutput(f, raw, in)
 	w.log = append(w.log, entry{w.now.Sub(w.start), f.Proto, true, w.nameOf(to), raw})
 	w.queue = append(w.queue, packet{proto: f.Proto, to: to, raw: raw})
@@ -388,7 +393,8 @@ func (w *world) clean() {
 	}
 	left := map[string]int{
 		"client": len(c.client), "server": len(c.server), "sessions": len(c.sessions), "calls": len(c.calls),
-		"aliases": len(c.aliases) - len(c.bindings), "tokens": len(c.tokens) - len(c.bindings), "conns": len(c.conns),
+		"aliases": len(c.aliases) - len(c.bindings) - len(c.homes), "tokens": len(c.tokens) - len(c.bindings) - len(c.homes),
+		"credentials": len(c.credits), "conns": len(c.conns),
 		"waiting": len(c.waiting), "sources": len(c.sources), "timers": len(c.timers) - 1 - len(c.bindings) - probes, "pinholes": w.opener.Count(),
 	}
 	for what, n := range left {
