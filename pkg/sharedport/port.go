@@ -1,0 +1,250 @@
+package sharedport
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// Limits of connections of which it is not known yet what they are.
+const (
+	defaultWait = 3 * time.Second
+	maxPending  = 1024
+	perSource   = 16
+	// acceptRest is how long a port waits when descriptors have run out.
+	acceptRest = 100 * time.Millisecond
+	// logEvery is how often a refused source is logged at most.
+	logEvery = time.Minute
+	// maxLogged bounds the sources that are remembered for that.
+	maxLogged = 4096
+)
+
+// Match is which connections a listener gets.
+type Match struct {
+	Class Class
+	// Names are server names, each a host name in lower case or "*." and one, which stands for one label more.
+	// Empty: those of the class that no other listener names.
+	Names []string
+}
+
+// Port is a TCP port that services share.
+type Port struct {
+	ln    net.Listener
+	wait  time.Duration
+	count *Counters
+	log   *zap.Logger
+
+	// names and defaults are complete before Serve.
+	names    map[string]*listener
+	defaults map[Class]*listener
+	parts    []*listener
+
+	mu      sync.Mutex
+	pending int
+	sources map[netip.Addr]int
+	logged  map[netip.Addr]time.Time
+}
+
+// New returns a port on a listener of TCP connections, which it owns. The counters may be those of other ports too.
+func New(ln net.Listener, count *Counters, log *zap.Logger) *Port {
+	return &Port{
+		ln: ln, wait: defaultWait, count: count, log: log, names: map[string]*listener{}, defaults: map[Class]*listener{},
+		sources: map[netip.Addr]int{}, logged: map[netip.Addr]time.Time{},
+	}
+}
+
+// Listener returns the listener of what matches. Call it before Serve. A name, or the rest of a class,
+// that another listener has already is an error.
+func (p *Port) Listener(m Match) (net.Listener, error) {
+	l := &listener{addr: p.ln.Addr(), conns: make(chan net.Conn), done: make(chan struct{})}
+	if len(m.Names) == 0 {
+		if p.defaults[m.Class] != nil {
+			return nil, fmt.Errorf("share %v: %s has two defaults", l.addr, m.Class)
+		}
+		p.defaults[m.Class] = l
+	}
+	for _, n := range m.Names {
+		if p.names[n] != nil {
+			return nil, fmt.Errorf("share %v: %s is named twice", l.addr, n)
+		}
+		p.names[n] = l
+	}
+	p.parts = append(p.parts, l)
+	return l, nil
+}
+
+// Serve hands connections out until ctx ends; then it closes the port and its listeners. Connections
+// that were handed out are their owners'.
+func (p *Port) Serve(ctx context.Context) error {
+	var open sync.WaitGroup
+	defer open.Wait()
+	defer func() {
+		for _, l := range p.parts {
+			l.Close()
+		}
+	}()
+	defer context.AfterFunc(ctx, func() { p.ln.Close() })()
+	for {
+		conn, err := p.ln.Accept()
+		switch {
+		case err == nil:
+			p.accepted(ctx, conn, &open)
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return fmt.Errorf("share %v: %w", p.ln.Addr(), err)
+		default:
+			p.log.Warn("connection not accepted", zap.Stringer("listener", p.ln.Addr()), zap.Error(err))
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(acceptRest):
+			}
+		}
+	}
+}
+
+// accepted has a connection looked at, if there is room.
+func (p *Port) accepted(ctx context.Context, conn net.Conn, open *sync.WaitGroup) {
+	tcp, ok := conn.(*net.TCPConn)
+	if !ok {
+		conn.Close()
+		return
+	}
+	source := sourceOf(tcp)
+	p.mu.Lock()
+	room := p.pending < maxPending && p.sources[source] < perSource
+	if room {
+		p.pending++
+		p.sources[source]++
+	}
+	p.mu.Unlock()
+	if !room {
+		p.refuse(tcp, source, First{}, "limit")
+		return
+	}
+	open.Go(func() { p.serve(ctx, tcp, source) })
+}
+
+// serve hands one connection to whom it is for.
+func (p *Port) serve(ctx context.Context, c *net.TCPConn, source netip.Addr) {
+	stop := context.AfterFunc(ctx, func() { c.SetReadDeadline(time.Unix(1, 0)) })
+	first, err := Peek(c, p.wait)
+	stop()
+	p.mu.Lock()
+	p.pending--
+	if p.sources[source]--; p.sources[source] == 0 {
+		delete(p.sources, source)
+	}
+	p.mu.Unlock()
+	switch {
+	case ctx.Err() != nil:
+		reset(c)
+	case errors.Is(err, io.EOF):
+		p.refuse(c, source, first, "ended")
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		p.refuse(c, source, first, "silent")
+	case err != nil:
+		p.refuse(c, source, first, "error")
+	default:
+		p.hand(ctx, c, source, first)
+	}
+}
+
+func (p *Port) hand(ctx context.Context, c *net.TCPConn, source netip.Addr, first First) {
+	l := p.find(first)
+	if l == nil {
+		p.refuse(c, source, first, "not_served")
+		return
+	}
+	select {
+	case l.conns <- c:
+		p.count.passed(first.Class)
+	case <-l.done:
+		p.refuse(c, source, first, "closed")
+	case <-ctx.Done():
+		reset(c)
+	}
+}
+
+// find returns the listener of a connection, nil if none wants it.
+func (p *Port) find(f First) *listener {
+	if f.Class == TLS && f.Name != "" {
+		if l := p.names[f.Name]; l != nil {
+			return l
+		}
+		if _, parent, ok := strings.Cut(f.Name, "."); ok && p.names["*."+parent] != nil {
+			return p.names["*."+parent]
+		}
+	}
+	return p.defaults[f.Class]
+}
+
+// refuse resets a connection, counts it and, for each source once in a while, logs it.
+func (p *Port) refuse(c *net.TCPConn, source netip.Addr, f First, why string) {
+	reset(c)
+	p.count.refused(f.Class, why)
+	now := time.Now()
+	p.mu.Lock()
+	quiet := now.Sub(p.logged[source]) < logEvery
+	if !quiet {
+		if len(p.logged) >= maxLogged {
+			clear(p.logged)
+		}
+		p.logged[source] = now
+	}
+	p.mu.Unlock()
+	if !quiet {
+		p.log.Info("connection refused", zap.Stringer("listener", p.ln.Addr()), zap.Stringer("source", source),
+			zap.String("class", string(f.Class)), zap.String("server_name", f.Name), zap.String("reason", why))
+	}
+}
+
+func sourceOf(c net.Conn) netip.Addr {
+	ap, _ := netip.ParseAddrPort(c.RemoteAddr().String())
+	return ap.Addr().Unmap()
+}
+
+// reset closes a connection so that its peer sees an error and not an orderly end.
+func reset(c *net.TCPConn) {
+	c.SetLinger(0)
+	c.Close()
+}
+
+// listener is a service's part of a port.
+type listener struct {
+	addr  net.Addr
+	conns chan net.Conn // unbuffered: a connection is somebody's at any time
+	once  sync.Once
+	done  chan struct{}
+}
+
+// Accept waits for a connection.
+func (l *listener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.done:
+		return nil, fmt.Errorf("accept %v: %w", l.addr, net.ErrClosed)
+	}
+}
+
+// Close ends Accept. The port stays open for the others.
+func (l *listener) Close() error {
+	l.once.Do(func() { close(l.done) })
+	return nil
+}
+
+// Addr returns the port's address.
+func (l *listener) Addr() net.Addr { return l.addr }
+
+var _ net.Listener = (*listener)(nil)
