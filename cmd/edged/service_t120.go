@@ -27,7 +27,7 @@ func buildT120(ctx context.Context, d *serviceDeps) (*service, error) {
 		return nil, err
 	}
 	d.reg.MustRegister(server.Collector())
-	d.t120 = server.ServePair
+	d.t120, d.conferences = server.ServePair, server.Announcer()
 	return &service{
 		serve: func(ctx context.Context) error { return serveStreams(ctx, socks, server.ServeListener) },
 		alive: func() { server.Open() },

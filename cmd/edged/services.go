@@ -49,6 +49,8 @@ type serviceDeps struct {
 	directory *ils.Registry
 	// t120 is set by T.120: it speaks on the connections that H.323 opens for it.
 	t120 func(context.Context, [2]net.Conn, func(pinhole.Side, int))
+	// conferences is set by T.120: pinholes for the data conferences that SIP announces.
+	conferences pinhole.Opener
 	// kernel is set by the relay, nil if it has none.
 	kernel forward.Kernel
 }
@@ -63,9 +65,9 @@ func buildServices(ctx context.Context, d *serviceDeps) ([]*service, error) {
 	}{
 		{"splice", true, buildSplice},
 		{"media", true, buildMedia},
-		{"sip", len(d.cfg.SIP.Listen) > 0, buildSIP},
 		{"ils", len(d.cfg.ILS.Listen) > 0, buildILS},
 		{"t120", len(d.cfg.T120.Listen) > 0, buildT120},
+		{"sip", len(d.cfg.SIP.Listen) > 0, buildSIP},
 		{"h323", len(d.cfg.H323.Listen) > 0, buildH323},
 		{"forwards", len(d.cfg.Forwards) > 0, buildForwards},
 	}

@@ -26,6 +26,9 @@ type Core struct {
 	domains map[string]*domain
 	nets    pinhole.Networks
 	opener  pinhole.Opener
+	// conferences grants pinholes for T.120; nil if there is no relay for it.
+	conferences pinhole.Opener
+
 	locals  []*local
 	routeTo func(netip.Addr) string
 	log     *zap.Logger

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -28,6 +29,7 @@ type stream struct {
 	rejected bool    // the answer refused it
 	hold     [2]bool // the side's last description puts it on hold
 	silent   bool    // the relay hears nobody on it
+	t120     bool    // it is a data conference's
 	serial   uint32  // names it to the relay
 }
 
@@ -40,7 +42,7 @@ type offer struct {
 	far     netip.Addr
 	answer  bool
 	early   bool // no 2xx yet: silence is no fault
-	first   bool // first SDP part of the body
+	stale   bool // it may have been said before: it declares nothing
 }
 
 // rewriteRequestBody relays the media of a request's body. It returns nil if the body stays as it is.
@@ -48,7 +50,7 @@ func (c *Core) rewriteRequestBody(t *tx, l *local, dest flow.Flow) ([]byte, erro
 	if has, err := c.describes(); !has {
 		return nil, err
 	}
-	o := offer{session: t.session, side: pinhole.Side(t.fromSide), flow: t.up, far: dest.Remote.Addr(), first: true}
+	o := offer{session: t.session, side: pinhole.Side(t.fromSide), flow: t.up, far: dest.Remote.Addr()}
 	s := t.session
 	if s == nil || !negotiates(t.method) {
 		return c.scrub(l)
@@ -92,10 +94,10 @@ func (c *Core) rewriteResponseBody(t *tx, f flow.Flow, up *local) ([]byte, error
 	}
 	o := offer{
 		session: s, streams: &d.streams, side: pinhole.Side(t.fromSide).Other(), flow: f, far: t.up.Remote.Addr(),
-		answer: t.offered, early: !d.confirmed && !(t.invite && m.Status() >= 200), first: true,
+		answer: t.offered, early: !d.confirmed && !(t.invite && m.Status() >= 200),
 	}
 	if t.invite && t.dialog == nil && t.state == txAccepted && d.confirmed {
-		o.first = false // the 2xx again: what it says may be older than a re-INVITE
+		o.stale = true // the 2xx again: what it says may be older than a re-INVITE
 		return c.relayBody(o)
 	}
 	d.offered = 0
@@ -130,36 +132,62 @@ func (c *Core) describes() (bool, error) {
 	return true, nil
 }
 
-// relayBody rewrites every session description of the body.
+// relayBody rewrites every session description of the body. Where there are several, one counts, and the
+// others are given the pinholes of that one.
 func (c *Core) relayBody(o offer) ([]byte, error) {
 	m := &c.m
 	if sdp.IsSDP(m.ContentType()) {
-		b, err := c.relaySDP(c.sdpBuf[:0], m.Body(), &o)
-		if err == nil {
-			c.sdpBuf = b
+		if err := c.arrange(&o, m.Body()); err != nil {
+			return nil, err
 		}
-		return b, err
+		c.sdpBuf = c.sdp.AppendRewritten(c.sdpBuf[:0], c.rewriting(&o, c.places))
+		return c.sdpBuf, nil
 	}
+	counts, number, err := sdp.Preferred(m.ContentType(), m.Body())
+	if err != nil || counts == nil {
+		return nil, err
+	}
+	if err := c.arrange(&o, counts); err != nil {
+		return nil, err
+	}
+	n := 0
 	b, changed, err := sdp.RewriteBody(nil, m.ContentType(), m.Body(), func(part, dst []byte) ([]byte, error) {
-		return c.relaySDP(dst, part, &o)
+		if err := c.sdp.Parse(part); err != nil {
+			return nil, err
+		}
+		places := c.places
+		if n != number {
+			places = c.samePlaces(&o)
+		}
+		n++
+		return c.sdp.AppendRewritten(dst, c.rewriting(&o, places)), nil
 	})
+	if err != nil && !o.answer {
+		c.undo(&o)
+	}
 	if !changed {
 		return nil, err
 	}
 	return b, err
 }
 
-// relaySDP opens or updates a pinhole for each m= line and writes the description with their addresses.
-func (c *Core) relaySDP(dst, raw []byte, o *offer) ([]byte, error) {
+func (c *Core) rewriting(o *offer, places []sdp.Placement) sdp.Rewrite {
+	return sdp.Rewrite{Media: places, ICE: c.cfg.ICE.sdp(), Origin: true, Addr: c.scrubAddr(o)}
+}
+
+// arrange opens or updates a pinhole for each m= line of the description that counts. It leaves the
+// description in c.sdp, and where its lines are to be received in c.places.
+func (c *Core) arrange(o *offer, raw []byte) error {
 	if err := c.sdp.Parse(raw); err != nil {
-		return nil, err
+		return err
 	}
 	n := c.sdp.NumMedia()
 	if n > maxStreams {
-		return nil, pinhole.ErrLimit
+		return pinhole.ErrLimit
 	}
+	live, rejected := 0, 0
 	for i := range *o.streams {
-		if st := &(*o.streams)[i]; o.first && !o.answer {
+		if st := &(*o.streams)[i]; !o.stale && !o.answer {
 			st.keep(o.side) // also of those that the offer does not touch
 		}
 	}
@@ -170,13 +198,42 @@ func (c *Core) relaySDP(dst, raw []byte, o *offer) ([]byte, error) {
 			if !o.answer {
 				c.undo(o)
 			}
-			return nil, err
+			return err
 		}
 		c.places = append(c.places, p)
+		if p.Reject {
+			rejected++
+		} else if c.sdp.Media(i).Port != 0 {
+			live++
+		}
 	}
-	o.first = false
-	return c.sdp.AppendRewritten(dst, sdp.Rewrite{Media: c.places, ICE: c.cfg.ICE.sdp(), Origin: true, Addr: c.scrubAddr(o)}), nil
+	if live == 0 && rejected > 0 && !o.answer {
+		c.undo(o)
+		return errConference
+	}
+	return nil
 }
+
+// samePlaces gives the m= lines of another description, which is in c.sdp, the pinholes of the one that counts.
+// A line for which that has none is rejected: nobody would hear it.
+func (c *Core) samePlaces(o *offer) []sdp.Placement {
+	places := make([]sdp.Placement, c.sdp.NumMedia())
+	for i := range places {
+		md := c.sdp.Media(i)
+		kind, media := leaseKind(md.Kind, md.Stream)
+		switch {
+		case !media || md.Port == 0:
+		case i < len(c.places) && c.places[i].Addr.IsValid() && fits((*o.streams)[i].kind, kind):
+			places[i] = c.places[i]
+		default:
+			places[i].Reject = true
+		}
+	}
+	return places
+}
+
+// fits tells whether a pinhole can carry media of another kind: UDP and TCP cannot stand in for each other.
+func fits(have, want pinhole.Kind) bool { return (have == pinhole.TCP) == (want == pinhole.TCP) }
 
 // place finds the local address for m= line i.
 func (c *Core) place(o *offer, i int) (sdp.Placement, error) {
@@ -202,29 +259,58 @@ func (c *Core) place(o *offer, i int) (sdp.Placement, error) {
 		}
 	}
 	st.rejected = false
+	if err := c.lease(o, st, kind, md); err != nil {
+		return c.refuseLine(o, st, md, err)
+	}
+	lo := st.lease.Local(o.side.Other())
+	return sdp.Placement{Addr: lo.Addr, RTCP: lo.RTCP}, nil
+}
+
+// lease opens the pinhole of an m= line, if it has none that will do, and declares its sender.
+func (c *Core) lease(o *offer, st *stream, kind pinhole.Kind, md *sdp.Media) error {
 	r := c.remoteOf(o, st, md)
 	hold := r.Quiet
 	r.Quiet = hold || o.early
-	if st.lease != nil && (st.kind == pinhole.TCP) != (kind == pinhole.TCP) || st.lease != nil && !sameFamily(st.lease.Local(o.side).Addr.Addr(), r.Addr.Addr()) {
+	if st.lease != nil && (!fits(st.kind, kind) || st.t120 != (md.Kind == sdp.T120) || !sameFamily(st.lease.Local(o.side).Addr.Addr(), r.Addr.Addr())) {
 		st.close()
 	}
 	if st.lease == nil {
 		if err := c.open(o, st, kind, md); err != nil {
-			return sdp.Placement{}, err
+			return err
 		}
 	}
-	if o.first {
-		if err := st.lease.Declare(o.side, r); err != nil {
-			c.drop("target_refused")
-			return sdp.Placement{}, err
-		}
-		st.remote[o.side], st.hold[o.side] = r, hold
-		if o.answer {
-			st.fresh = false
-		}
+	if o.stale {
+		return nil
 	}
-	lo := st.lease.Local(o.side.Other())
-	return sdp.Placement{Addr: lo.Addr, RTCP: lo.RTCP}, nil
+	if err := st.lease.Declare(o.side, r); err != nil {
+		return err
+	}
+	st.remote[o.side], st.hold[o.side] = r, hold
+	if o.answer {
+		st.fresh = false
+	}
+	return nil
+}
+
+// errConference refuses a data conference that cannot be told from another one, or for which there is no relay.
+var errConference = errors.New("no data conference with this host now")
+
+// refuseLine decides what becomes of an m= line without a pinhole. A data conference is not the whole call: it is
+// rejected where the edge has no relay for it, or where it has been accepted; everything else fails as a whole.
+func (c *Core) refuseLine(o *offer, st *stream, md *sdp.Media, err error) (sdp.Placement, error) {
+	target := errors.Is(err, pinhole.ErrTarget)
+	if target {
+		c.drop("target_refused")
+	}
+	if md.Kind != sdp.T120 || target {
+		return sdp.Placement{}, err
+	}
+	c.drop("conference_refused")
+	if !o.answer && !errors.Is(err, pinhole.ErrNetwork) {
+		return sdp.Placement{}, fmt.Errorf("%w: %w", errConference, err)
+	}
+	st.close()
+	return sdp.Placement{Reject: true}, nil
 }
 
 func sameFamily(a, b netip.Addr) bool {
@@ -240,8 +326,14 @@ func (c *Core) open(o *offer, st *stream, kind pinhole.Kind, md *sdp.Media) erro
 		fam[o.side] = pinhole.FamilyOf(o.flow.Remote.Addr())
 	}
 	fam[o.side.Other()] = pinhole.FamilyOf(o.far)
+	opener := c.opener
+	if md.Kind == sdp.T120 {
+		if opener = c.conferences; opener == nil {
+			return pinhole.ErrNetwork
+		}
+	}
 	s.serial++
-	l, err := c.opener.Open(context.Background(), pinhole.Request{
+	l, err := opener.Open(context.Background(), pinhole.Request{
 		Owner: c.ownerOf(o), Label: s.callID, Kind: kind, Networks: s.networks, Families: fam,
 		OnIdle: s.idleFunc(c, s.serial),
 	})
@@ -249,7 +341,7 @@ func (c *Core) open(o *offer, st *stream, kind pinhole.Kind, md *sdp.Media) erro
 		c.log.Warn("no pinhole", zap.String("call_id", s.callID), zap.Stringer("peer", o.flow.Remote), zap.Error(err))
 		return err
 	}
-	*st = stream{lease: l, kind: kind, fresh: true, serial: s.serial}
+	*st = stream{lease: l, kind: kind, fresh: true, serial: s.serial, t120: md.Kind == sdp.T120}
 	return nil
 }
 
@@ -266,6 +358,7 @@ func (c *Core) ownerOf(o *offer) string {
 func (c *Core) remoteOf(o *offer, st *stream, md *sdp.Media) pinhole.Remote {
 	src := o.flow.Remote.Addr().Unmap()
 	r := pinhole.Remote{Source: src, Trusted: c.servers[src], Quiet: md.Hold || md.Direction != sdp.SendRecv} // hold: RFC 3264 §8.4
+	r.Quiet = r.Quiet && md.Kind != sdp.T120                                                                  // there it says who shares something
 	switch {
 	case md.Addr.IsValid() && !md.Addr.IsUnspecified():
 		r.Addr = netip.AddrPortFrom(md.Addr, md.Port)
@@ -296,7 +389,7 @@ func leaseKind(k sdp.MediaKind, stream bool) (pinhole.Kind, bool) {
 		return pinhole.RTP, true
 	case sdp.UDPTL, sdp.UDPOther:
 		return pinhole.UDP, true
-	case sdp.MSRP, sdp.TCPOther:
+	case sdp.MSRP, sdp.TCPOther, sdp.T120:
 		return pinhole.TCP, true
 	case sdp.BFCP:
 		if stream {
@@ -392,7 +485,7 @@ func (d *dialog) fork(base *dialog) error {
 		if err != nil {
 			return err
 		}
-		d.streams[i] = stream{lease: l, kind: b.kind, fresh: true, serial: b.serial}
+		d.streams[i] = stream{lease: l, kind: b.kind, fresh: true, serial: b.serial, t120: b.t120}
 		near := b.remote[pinhole.Near]
 		if err := l.Declare(pinhole.Near, near); err != nil {
 			return err
@@ -445,6 +538,8 @@ func (c *Core) mediaStatus(err error) (int, string) {
 		return 415, "Unsupported Content Encoding"
 	case errors.Is(err, pinhole.ErrTarget):
 		return 488, "Media Address Not Allowed"
+	case errors.Is(err, errConference):
+		return 488, "Data Conference Not Possible"
 	case errors.As(err, &bad):
 		return 400, "Bad Session Description"
 	}

@@ -33,7 +33,10 @@ import (
 type Deps struct {
 	Networks pinhole.Networks
 	Opener   pinhole.Opener
-	Limits   Limits
+	// Conferences grants the pinholes of T.120 data conferences, on the listeners of their relay; nil: without one
+	// their m= lines are rejected. An error that wraps [pinhole.ErrNetwork] says that there is none on a network.
+	Conferences pinhole.Opener
+	Limits      Limits
 	// TLS may be nil where no TLS or WSS is used.
 	TLS transport.TLSSource
 	// Resolve finds the addresses of a name on a network, best first (RFC 3263; proto and port are 0
@@ -86,7 +89,7 @@ func New(cfg Config, deps Deps, log *zap.Logger) (*Server, error) {
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.outputs.New = func() any { return new(Output) }
 	s.core = NewCore(cfg, deps.Limits, deps.Networks, deps.Opener, deps.RouteTo, log)
-	s.core.idle, s.core.contents = s.mediaIdle, deps.Contents
+	s.core.idle, s.core.contents, s.core.conferences = s.mediaIdle, deps.Contents, deps.Conferences
 	s.transport = transport.New(transportConfig(cfg, deps.Limits), deps.Networks, deps.TLS, s, log)
 	s.work.Go(func() {
 		if s.transport.WaitServing(s.ctx, deps.Listeners) == nil {

@@ -69,7 +69,7 @@ func (k collector) Collect(ch chan<- prometheus.Metric) {
 	ups, drops, change := maps.Clone(c.ups), maps.Clone(c.drops), c.change
 	c.mu.Unlock()
 	k.s.mu.Lock()
-	open := k.s.open
+	open, announced := k.s.open, k.s.announcements
 	k.s.mu.Unlock()
 
 	byLabel := func(name, help, label string, m map[string]uint64) {
@@ -84,4 +84,5 @@ func (k collector) Collect(ch chan<- prometheus.Metric) {
 		"removed": uint64(change.Removed), "replaced": uint64(change.Replaced), "kept": uint64(change.Kept),
 	})
 	ch <- prometheus.MustNewConstMetric(prometheus.NewDesc("edged_t120_connections", "T.120 connections now.", nil, nil), prometheus.GaugeValue, float64(open))
+	ch <- prometheus.MustNewConstMetric(prometheus.NewDesc("edged_t120_announced", "Conferences now that session descriptions have announced.", nil, nil), prometheus.GaugeValue, float64(announced))
 }

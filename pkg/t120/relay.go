@@ -251,6 +251,7 @@ func (c *session) end(ctx context.Context) {
 	if c.named {
 		s.forget(c.key, c)
 	}
+	s.leave(c)
 	s.count.changes(f.change)
 	fields := []zap.Field{
 		zap.Duration("duration", time.Since(c.began)), zap.String("conference", f.call.Conference), zap.String("caller", f.call.Caller),

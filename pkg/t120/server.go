@@ -72,6 +72,9 @@ type Server struct {
 	draining  bool
 	// conferences may be several under one key: each called host counts its ids for itself.
 	conferences map[conferenceKey][]conference
+	// announced are the conferences that session descriptions tell of, by who is expected to call.
+	announced     map[announceKey][]*announcement
+	announcements int
 }
 
 // conferenceKey names a conference's first connection to those that are added to it: who called, and the id
@@ -99,6 +102,7 @@ func New(cfg Config, deps Deps, log *zap.Logger) (*Server, error) {
 	return &Server{
 		cfg: cfg, deps: deps, log: log, count: newCounters(),
 		perSource: map[netip.Addr]int{}, limit: deps.Connections, conferences: map[conferenceKey][]conference{},
+		announced: map[announceKey][]*announcement{},
 	}, nil
 }
 
@@ -234,7 +238,7 @@ func (s *Server) ServePair(ctx context.Context, conns [2]net.Conn, moved func(fr
 // route finds the target of a call.
 func (s *Server) route(c Call) (netip.AddrPort, error) {
 	to, ok := netip.AddrPort{}, false
-	if own := s.deps.Networks.Own(c.Local.Addr()) || c.Local.Addr().IsLoopback(); !own {
+	if s.passing(c) {
 		to, ok = c.Local, true // TPROXY: where it was going anyway
 	}
 	if !ok {
@@ -253,6 +257,11 @@ func (s *Server) route(c Call) (netip.AddrPort, error) {
 		return to, fmt.Errorf("%w: %v", errLoop, to)
 	}
 	return to, nil
+}
+
+// passing tells whether the edge was not called itself, but took the connection on its way.
+func (s *Server) passing(c Call) bool {
+	return !s.deps.Networks.Own(c.Local.Addr()) && !c.Local.Addr().IsLoopback()
 }
 
 // decide applies the policy.

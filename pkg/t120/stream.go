@@ -78,6 +78,11 @@ type session struct {
 	err     error
 	began   time.Time
 
+	// announced is the conference of a session description that this connection is part of, nil if none; the
+	// caller is at its side.
+	announced *announcement
+	side      pinhole.Side
+
 	mu    sync.Mutex // guards what follows
 	front *front
 	conns []net.Conn // to be closed
@@ -168,7 +173,7 @@ func (c *session) connect(ctx context.Context) error {
 		return errSequence
 	}
 	s := c.server
-	c.target, err = s.route(f.call)
+	c.target, err = c.route()
 	if f.tpdu.Plain() && (err != nil || len(s.cfg.Conferences) > 0 || s.confers(f.call.Client.Addr())) {
 		return c.connectLate(ctx, request)
 	}
@@ -180,6 +185,17 @@ func (c *session) connect(ctx context.Context) error {
 	}
 	_, err = c.streams[1].conn.Write(request)
 	return err
+}
+
+// route finds the target: that of the conference that the caller has announced, or what the server knows.
+func (c *session) route() (netip.AddrPort, error) {
+	s, call := c.server, c.front.call
+	if !s.passing(call) {
+		if to, ok := s.join(c); ok {
+			return to, nil
+		}
+	}
+	return s.route(call)
 }
 
 // take reads from the caller what the other side is to get next.
@@ -217,7 +233,7 @@ func (c *session) connectLate(ctx context.Context, request []byte) error {
 		}
 		first = out
 	}
-	to, err := s.route(f.call)
+	to, err := c.route()
 	if f.connect.Kind == mcs.ConnectAdditional {
 		at, unclear := s.added(f.call.Client.Addr(), f.connect.ConnectID)
 		if at.IsValid() || unclear != nil {

@@ -68,6 +68,29 @@ func walk(e entity, depth int, parts *int, yield func(p Part) bool) (more bool, 
 	}
 }
 
+// Preferred returns the description of body that counts, and its number among the descriptions. Of several
+// ones that say the same (multipart/alternative, RFC 2046 §5.1.4; Microsoft's clients put the older dialect
+// of ICE first and mark it) it is the last, else the first. It returns nil, -1 if there is none, and an *Error like [EachPart].
+func Preferred(contentType, body []byte) (part []byte, number int, err error) {
+	n, last := 0, fold(mediaType(contentType), "multipart/alternative")
+	number = -1
+	err = EachPart(contentType, body, func(p Part) bool {
+		if !IsSDP(p.ContentType) {
+			return true
+		}
+		if part == nil || last {
+			part, number = p.Body, n
+		}
+		last = last || hasParameter(p.Disposition, "ms-proxy-2007fallback")
+		n++
+		return true
+	})
+	if err != nil {
+		return nil, -1, err
+	}
+	return part, number, nil
+}
+
 // RewriteBody appends body to dst with f applied to each SDP part, and tells whether any byte
 // changed. F appends the new description to dst; its errors are returned as they are. Preamble, boundaries,
 // headers of parts, other parts and epilogue keep their bytes, but for a Content-Length of a part that was

@@ -183,8 +183,9 @@ func isBlank(c byte) bool { return c == ' ' || c == '\t' }
 
 // mediaLine reads "m=audio 49170/2 RTP/AVP 0 8" (RFC 8866 §5.14).
 func (s *Session) mediaLine(start, end, next int) error {
-	var t [3][2]int
-	if s.tokens(start+2, end, t[:]) < 3 {
+	var t [4][2]int
+	fields := s.tokens(start+2, end, t[:])
+	if fields < 3 {
 		return &Error{"bad_media", start}
 	}
 	if len(s.media) == MaxMedia {
@@ -204,6 +205,9 @@ func (s *Session) mediaLine(start, end, next int) error {
 	m.Type, m.Proto = s.raw[t[0][0]:t[0][1]], s.raw[t[2][0]:t[2][1]]
 	m.Port, m.PortCount = p, int(n)
 	m.Kind, m.Stream = kindOf(m.Type, m.Proto)
+	if fields == 4 && fold(m.Proto, "tcp") && fold(m.Type, "application") && fold(s.raw[t[3][0]:t[3][1]], "msdata") {
+		m.Kind = T120
+	}
 	m.Candidates = 0
 	s.marks = append(s.marks, mark{kind: markMedia, media: s.current(), port: p,
 		start: start, from: t[1][0], to: t[1][1], next: next})

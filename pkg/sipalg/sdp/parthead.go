@@ -85,6 +85,16 @@ func mediaType(contentType []byte) []byte {
 	return bytes.TrimSpace(contentType)
 }
 
+// hasParameter tells whether a field's value has a parameter without a value, whose name is in lower case.
+func hasParameter(value []byte, name string) bool {
+	for part := range bytes.SplitSeq(value, []byte{';'}) {
+		if fold(bytes.TrimSpace(part), name) {
+			return true
+		}
+	}
+	return false
+}
+
 // boundaryOf returns the boundary parameter of a Content-Type, nil if there is none.
 func boundaryOf(contentType []byte) []byte {
 	for rest := contentType; ; {

@@ -14,6 +14,8 @@ type Placement struct {
 	// RTCP is the edge's RTCP address. The zero value means Addr's port + 1 or, if the m-line has
 	// a=rtcp-mux, Addr.
 	RTCP netip.AddrPort
+	// Reject writes port 0 (RFC 3264 §6): there is no way for this media. Addr is not looked at.
+	Reject bool
 }
 
 // ICE says what becomes of the ICE attributes, of both dialects (RFC 8839, and the drafts that
@@ -86,7 +88,7 @@ func (w *writer) placed(i int) (*Placement, bool) {
 		return nil, false
 	}
 	p, m := &w.r.Media[i], &w.s.media[i]
-	return p, p.Addr.IsValid() && p.Addr.Port() != 0 && m.Port != 0 && !m.Multicast
+	return p, !p.Reject && p.Addr.IsValid() && p.Addr.Port() != 0 && m.Port != 0 && !m.Multicast
 }
 
 // want returns the address that m-line i is to show.
@@ -197,12 +199,18 @@ func (w *writer) editConn(k *mark) {
 
 func (w *writer) editMedia(k *mark) {
 	w.ice = iceState{}
-	p, ok := w.placed(int(k.media))
-	if !ok || p.Addr.Port() == k.port && w.s.media[k.media].PortCount == 1 {
+	port := uint16(0)
+	switch p, ok := w.placed(int(k.media)); {
+	case ok:
+		port = p.Addr.Port()
+	case p == nil || !p.Reject || k.port == 0:
+		return
+	}
+	if port == k.port && w.s.media[k.media].PortCount == 1 {
 		return
 	}
 	w.upTo(k.from)
-	w.dst = strconv.AppendUint(w.dst, uint64(p.Addr.Port()), 10)
+	w.dst = strconv.AppendUint(w.dst, uint64(port), 10)
 	w.pos = k.to
 }
 

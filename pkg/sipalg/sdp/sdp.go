@@ -60,11 +60,14 @@ const (
 	TCPOther
 	// NotMedia is an m-line whose port is no media port (Microsoft's "x-ms-message 5060 sip null").
 	NotMedia
+	// T120 is a data conference of Microsoft's clients ("m=application 1503 tcp msdata"): its port is always
+	// that of T.120, so whoever calls is known by his address only.
+	T120
 )
 
 // String returns the kind in lower case.
 func (k MediaKind) String() string {
-	return [...]string{"unknown", "rtp", "udptl", "msrp", "bfcp", "udp", "tcp", "none"}[k]
+	return [...]string{"unknown", "rtp", "udptl", "msrp", "bfcp", "udp", "tcp", "none", "t120"}[k]
 }
 
 // Direction is the direction attribute (RFC 8866 §6.7), seen from the sender of the description.

@@ -111,7 +111,7 @@ func TestMedia(t *testing.T) {
 		{"trickle", "a=ice-ufrag:x\nm=audio 9 RTP/SAVPF 0\nc=IN IP4 0.0.0.0\n", func(m *Media) bool { return !m.Hold && m.Unset && m.ICE }},
 		{"multicast", "c=IN IP4 224.2.1.1/127/3\nm=audio 4000 RTP/AVP 0\n", func(m *Media) bool { return m.Multicast }},
 		{"fax", "m=image 4000 udptl t38\n", func(m *Media) bool { return m.Kind == UDPTL }},
-		{"msdata", "m=application 1503 tcp msdata\n", func(m *Media) bool { return m.Kind == TCPOther && m.Stream }},
+		{"msdata", "m=application 1503 tcp msdata\n", func(m *Media) bool { return m.Kind == T120 && m.Stream }},
 		{"tcp rtp", "m=audio 9 TCP/RTP/AVP 0\n", func(m *Media) bool { return m.Kind == TCPOther && m.Stream }},
 		{"sctp", "m=application 4000 UDP/DTLS/SCTP webrtc-datachannel\n", func(m *Media) bool { return m.Kind == UDPOther }},
 		{"bfcp", "m=application 4000 TCP/TLS/BFCP *\na=setup:actpass\n", func(m *Media) bool { return m.Kind == BFCP && m.Stream && string(m.Setup) == "actpass" }},
