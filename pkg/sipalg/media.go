@@ -30,6 +30,7 @@ type stream struct {
 	hold     [2]bool // the side's last description puts it on hold
 	silent   bool    // the relay hears nobody on it
 	t120     bool    // it is a data conference's
+	passed   bool    // of the first one: the offer was left alone, so its answer is too
 	serial   uint32  // names it to the relay
 }
 
@@ -43,6 +44,7 @@ type offer struct {
 	answer  bool
 	early   bool // no 2xx yet: silence is no fault
 	stale   bool // it may have been said before: it declares nothing
+	passes  bool // its bytes stay as they are
 }
 
 // rewriteRequestBody relays the media of a request's body. It returns nil if the body stays as it is.
@@ -137,7 +139,7 @@ func (c *Core) describes() (bool, error) {
 func (c *Core) relayBody(o offer) ([]byte, error) {
 	m := &c.m
 	if sdp.IsSDP(m.ContentType()) {
-		if err := c.arrange(&o, m.Body()); err != nil {
+		if err := c.arrange(&o, m.Body()); err != nil || o.passes {
 			return nil, err
 		}
 		c.sdpBuf = c.sdp.AppendRewritten(c.sdpBuf[:0], c.rewriting(&o, c.places))
@@ -147,7 +149,7 @@ func (c *Core) relayBody(o offer) ([]byte, error) {
 	if err != nil || counts == nil {
 		return nil, err
 	}
-	if err := c.arrange(&o, counts); err != nil {
+	if err := c.arrange(&o, counts); err != nil || o.passes {
 		return nil, err
 	}
 	n := 0
@@ -181,6 +183,9 @@ func (c *Core) arrange(o *offer, raw []byte) error {
 	if err := c.sdp.Parse(raw); err != nil {
 		return err
 	}
+	if o.passes = c.cfg.ICE.sdp() == sdp.Pass && c.leaveAlone(o); o.passes {
+		return nil
+	}
 	n := c.sdp.NumMedia()
 	if n > maxStreams {
 		return pinhole.ErrLimit
@@ -212,6 +217,26 @@ func (c *Core) arrange(o *offer, raw []byte) error {
 		return errConference
 	}
 	return nil
+}
+
+// leaveAlone tells, where ICE is to pass, whether the description in c.sdp speaks of ICE or answers one that did. Other
+// addresses in c= and m= than a candidate's would end ICE (RFC 8839 §4.2.5).
+func (c *Core) leaveAlone(o *offer) bool {
+	if o.answer || o.stale {
+		return len(*o.streams) > 0 && (*o.streams)[0].passed
+	}
+	passes := false
+	for i := range c.sdp.NumMedia() {
+		md := c.sdp.Media(i)
+		passes = passes || md.ICE && md.Port != 0
+	}
+	if len(*o.streams) == 0 && passes {
+		*o.streams = append(*o.streams, stream{})
+	}
+	if len(*o.streams) > 0 {
+		(*o.streams)[0].passed = passes
+	}
+	return passes
 }
 
 // samePlaces gives the m= lines of another description, which is in c.sdp, the pinholes of the one that counts.
@@ -478,6 +503,7 @@ func (d *dialog) fork(base *dialog) error {
 	d.streams = make([]stream, len(base.streams))
 	for i := range base.streams {
 		b := &base.streams[i]
+		d.streams[i].passed = b.passed
 		if b.lease == nil {
 			continue
 		}

@@ -97,8 +97,8 @@ func TestAnnouncedTaken(t *testing.T) {
 	if err := declare(second, pinhole.Near, "127.1.0.3:1503"); err != nil {
 		t.Error(err)
 	}
-	if err := declare(second, pinhole.Near, "127.2.0.7:1503"); !errors.Is(err, pinhole.ErrTarget) {
-		t.Error("an inside host may name an outside one")
+	if err := second.Declare(pinhole.Near, pinhole.Remote{Addr: at("127.1.0.9:1503"), Source: netip.MustParseAddr("127.1.0.3")}); !errors.Is(err, pinhole.ErrTarget) {
+		t.Error("an inside host may name another")
 	}
 	// a second answer to the same call is no other conference
 	fork, err := first.Fork()

@@ -11,7 +11,7 @@ import (
 
 // TestGolden runs testdata/*.txtar: a comment with flags, then what goes in and what must come out.
 //
-//	media ADDRESS [RTCP]   the next m-line's placement; "-" for none
+//	media ADDRESS [RTCP]   the next m-line's placement; "-" for none, "reject" for port 0
 //	ice strip|relay|pass   origin   addr ADDRESS
 //
 // Each runs with LF and with CRLF, with the last line end and without.
@@ -82,7 +82,7 @@ func flags(t *testing.T, comment string) (r Rewrite) {
 			r.Addr = netip.MustParseAddr(f[1])
 		case "media":
 			var p Placement
-			if f[1] != "-" {
+			if p.Reject = f[1] == "reject"; f[1] != "-" && !p.Reject {
 				p.Addr = netip.MustParseAddrPort(f[1])
 			}
 			if len(f) > 2 {

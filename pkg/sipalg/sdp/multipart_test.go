@@ -141,3 +141,31 @@ func TestRewriteBodyNested(t *testing.T) {
 		t.Errorf("got:\n%s\nwant:\n%s", out, want)
 	}
 }
+
+// TestPreferred: of several descriptions that say the same the last one counts, else the first.
+func TestPreferred(t *testing.T) {
+	part := func(disposition, sdp string) string {
+		return "--b\r\nContent-Type: application/sdp\r\n" + disposition + "\r\n" + sdp + "\r\n"
+	}
+	const fallback = "Content-Disposition: session; handling=optional; Ms-Proxy-2007Fallback\r\n"
+	text := "--b\r\nContent-Type: text/plain\r\n\r\nhello\r\n"
+	for _, tt := range []struct {
+		name, contentType, body, want string
+		number                        int
+	}{
+		{"single", "application/sdp", "v=0", "v=0", 0},
+		{"none", "text/plain", "v=0", "", -1},
+		{"alternative", "multipart/alternative;boundary=b", part("", "v=1") + text + part("", "v=2") + "--b--", "v=2", 1},
+		{"mixed", "multipart/mixed;boundary=b", text + part("", "v=1") + part("", "v=2") + "--b--", "v=1", 0},
+		{"marked", "multipart/mixed;boundary=b", part(fallback, "v=1") + part("", "v=2") + text + "--b--", "v=2", 1},
+		{"only a fallback", "multipart/mixed;boundary=b", part(fallback, "v=1") + text + "--b--", "v=1", 0},
+	} {
+		got, number, err := Preferred([]byte(tt.contentType), []byte(tt.body))
+		if err != nil || string(got) != tt.want || number != tt.number {
+			t.Errorf("%s: %q, %d, %v", tt.name, got, number, err)
+		}
+	}
+	if _, number, err := Preferred([]byte("multipart/mixed"), nil); err == nil || number != -1 {
+		t.Error("no error without a boundary")
+	}
+}
