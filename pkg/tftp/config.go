@@ -1,0 +1,167 @@
+package tftp
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"edged.dev/edged/pkg/pinhole"
+)
+
+// Config is the section "tftp" of the configuration.
+type Config struct {
+	// Ports are where the edge listens for data connections; the section is off without them.
+	Ports PortRange `yaml:"ports" json:"ports" jsonschema:"type=string,description=TCP ports for file transfers of Messenger and Communicator; their clients take 6891-6901 and no others; without ports the service is off"`
+	// Deny and Allow are extensions without a dot, in lower case.
+	Deny  []string `yaml:"deny" json:"deny,omitempty" jsonschema:"description=extensions of files that are refused; one anywhere in a name counts"`
+	Allow []string `yaml:"allow" json:"allow,omitempty" jsonschema:"description=if set only files whose last extension is listed may pass"`
+	// MaxSize is the longest file; 0 = any.
+	MaxSize Size `yaml:"max_size" json:"max_size,omitempty" jsonschema:"type=string,default=0,description=longest file that may pass such as 1GiB; 0 = any"`
+	// Directions tells which way files may go between trusted networks and others.
+	Directions Directions `yaml:"directions" json:"directions,omitempty" jsonschema:"enum=both,enum=in,enum=out,default=both,description=which way files may go: in to a trusted network or out of it"`
+	// Policy are rules for users; the first that fits decides, and what fits none is allowed.
+	Policy []Rule `yaml:"policy" json:"policy,omitempty" jsonschema:"description=rules for users; the first that fits decides and what fits none is allowed"`
+	// GUIDs are applications besides file transfer whose invitations pass, unread and unedited.
+	GUIDs []string `yaml:"guids" json:"guids,omitempty" jsonschema:"description=applications besides file transfer whose invitations pass as they are; all others are refused"`
+	// Pending bounds the time from an address in an invitation to the connection.
+	Pending time.Duration `yaml:"pending" json:"pending,omitempty" jsonschema:"type=string,default=2m,description=a port to which nobody connects for so long is given back"`
+	// Idle ends a transfer on which nothing passes.
+	Idle time.Duration `yaml:"idle" json:"idle,omitempty" jsonschema:"type=string,default=1m,description=a transfer on which nothing passes for so long is ended"`
+	// MaxInvitations bounds the invitations that are remembered.
+	MaxInvitations int `yaml:"max_invitations" json:"max_invitations,omitempty" jsonschema:"minimum=1,default=4096,description=invitations that are remembered at the same time"`
+}
+
+// Rule allows or denies files by who sends them to whom.
+type Rule struct {
+	// From and To are patterns for user@domain without regard to case; * stands for any text, ? for one character.
+	// Empty: any.
+	From string `yaml:"from" json:"from,omitempty" jsonschema:"description=pattern for the sender's user@domain with * and ?; empty = any"`
+	To   string `yaml:"to" json:"to,omitempty" jsonschema:"description=pattern for the receiver's user@domain with * and ?; empty = any"`
+	// Allow tells what becomes of those that fit.
+	Allow bool `yaml:"allow" json:"allow,omitempty" jsonschema:"default=false,description=allow what fits instead of refusing it"`
+}
+
+// Directions is the value of "directions".
+type Directions string
+
+// The ways in which files may go.
+const (
+	Both Directions = "both"
+	In   Directions = "in"
+	Out  Directions = "out"
+)
+
+// PortRange is a range of ports, both ends included, written "6891-6901".
+type PortRange struct{ First, Last uint16 }
+
+// UnmarshalText reads "A-B", or "A" for a single port.
+func (r *PortRange) UnmarshalText(b []byte) error {
+	first, last, ok := strings.Cut(string(b), "-")
+	if !ok {
+		last = first
+	}
+	x, errX := strconv.ParseUint(strings.TrimSpace(first), 10, 16)
+	y, errY := strconv.ParseUint(strings.TrimSpace(last), 10, 16)
+	if errX != nil || errY != nil {
+		return fmt.Errorf("%q is not a port range such as 6891-6901", b)
+	}
+	*r = PortRange{uint16(x), uint16(y)}
+	return nil
+}
+
+// MarshalText writes "A-B", nothing for the zero value.
+func (r PortRange) MarshalText() ([]byte, error) {
+	if r == (PortRange{}) {
+		return nil, nil
+	}
+	return fmt.Appendf(nil, "%d-%d", r.First, r.Last), nil
+}
+
+// has tells whether the port is one of them.
+func (r PortRange) has(port uint16) bool { return port >= r.First && port <= r.Last }
+
+// clientPorts are what the clients listen on.
+func clientPorts() PortRange { return PortRange{6891, 6901} }
+
+// Size is a number of octets, written "700", "10MB" or "1GiB".
+type Size int64
+
+// UnmarshalText reads a number with or without a unit: kB, MB, GB (powers of 1000), KiB, MiB, GiB (of 1024).
+func (s *Size) UnmarshalText(b []byte) error {
+	text := strings.TrimSpace(string(b))
+	number := strings.TrimRight(text, "kKMGiB ")
+	unit, ok := map[string]int64{"": 1, "B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}[strings.TrimSpace(text[len(number):])]
+	n, err := strconv.ParseInt(number, 10, 64)
+	if !ok || err != nil || n < 0 || n > (1<<62)/unit {
+		return fmt.Errorf("%q is not a size such as 500MB or 1GiB", b)
+	}
+	*s = Size(n * unit)
+	return nil
+}
+
+// MarshalText writes the number with the largest binary unit that divides it.
+func (s Size) MarshalText() ([]byte, error) {
+	for _, u := range []struct {
+		n    Size
+		name string
+	}{{1 << 30, "GiB"}, {1 << 20, "MiB"}, {1 << 10, "KiB"}} {
+		if s != 0 && s%u.n == 0 {
+			return fmt.Appendf(nil, "%d%s", s/u.n, u.name), nil
+		}
+	}
+	return strconv.AppendInt(nil, int64(s), 10), nil
+}
+
+// DefaultConfig returns the defaults; the section is off as long as Ports is zero.
+func DefaultConfig() Config {
+	return Config{Directions: Both, Pending: 2 * time.Minute, Idle: time.Minute, MaxInvitations: 4096}
+}
+
+// Validate returns all faults of the section, each a [pinhole.Fault], joined.
+func (c Config) Validate() error {
+	var errs []error
+	fault := func(key, format string, a ...any) {
+		errs = append(errs, pinhole.Fault{Key: key, Text: fmt.Sprintf(format, a...)})
+	}
+	if r := c.Ports; r != (PortRange{}) && (r.First < 1024 || r.Last < r.First) {
+		fault("ports", "%d-%d is no range of ports from 1024 up", r.First, r.Last)
+	}
+	extensionList := func(key string, list []string) {
+		for i, ext := range list {
+			parts, plain := extensions("x." + ext)
+			if !plain || len(parts) != 1 || parts[0] != ext {
+				fault(fmt.Sprintf("%s[%d]", key, i), "%q is no extension in lower case and without its dot, such as exe", ext)
+			}
+		}
+	}
+	extensionList("deny", c.Deny)
+	extensionList("allow", c.Allow)
+	if c.Directions != Both && c.Directions != In && c.Directions != Out {
+		fault("directions", "%q is not both, in or out", c.Directions)
+	}
+	for i, r := range c.Policy {
+		if r.From == "" && r.To == "" {
+			fault(fmt.Sprintf("policy[%d]", i), "names nobody; write from: \"*\" if all are meant")
+		}
+	}
+	form := regexp.MustCompile(`^\{[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}\}$`)
+	for i, g := range c.GUIDs {
+		if !form.MatchString(g) {
+			fault(fmt.Sprintf("guids[%d]", i), "%q is not {XXXXXXXX-XXXX-XXXX-XXXX-XXXXXXXXXXXX}", g)
+		}
+	}
+	between := func(key string, d, from, to time.Duration) {
+		if d < from || d > to {
+			fault(key, "%v is not between %v and %v", d, from, to)
+		}
+	}
+	between("pending", c.Pending, time.Second, time.Hour)
+	between("idle", c.Idle, time.Second, 24*time.Hour)
+	if c.MaxInvitations < 1 || c.MaxInvitations > 1<<20 {
+		fault("max_invitations", "%d is not between 1 and %d", c.MaxInvitations, 1<<20)
+	}
+	return errors.Join(errs...)
+}
