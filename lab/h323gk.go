@@ -38,6 +38,7 @@ func runH323Gatekeeper(text string) int {
 	g := &labGatekeeper{gk: gatekeeper.New(gatekeeper.Config{
 		ID: "real", Lifetime: time.Minute, MaxEndpoints: 100, PerHost: 100,
 		MayRegister: func(string) bool { return true }, Reachable: func(string, string) bool { return false },
+		MayLocate:  func(string, netip.Addr) bool { return true },
 		Signalling: func(string, netip.Addr) netip.AddrPort { return netip.AddrPortFrom(at, 1720) },
 		RAS:        func(string, netip.Addr) netip.AddrPort { return netip.AddrPortFrom(at, 1719) },
 	})}

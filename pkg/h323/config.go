@@ -23,6 +23,8 @@ type Config struct {
 	GatekeeperID string `yaml:"gatekeeper_id" json:"gatekeeper_id,omitempty" jsonschema:"default=edged,description=gatekeeperIdentifier of the built-in gatekeeper"`
 	// Register are the networks whose endpoints may register; empty: the trusted ones.
 	Register []string `yaml:"register" json:"register,omitempty" jsonschema:"description=networks whose endpoints may register; empty = the trusted ones"`
+	// LRQ are those who are told where endpoints are; empty: the trusted networks.
+	LRQ []Neighbour `yaml:"lrq" json:"lrq,omitempty" jsonschema:"description=who is told where endpoints are (LRQ): names of networks and ADDRESS or PREFIX of neighbour gatekeepers; empty = the trusted networks"`
 	// Lifetime is the longest that a registration lasts without being refreshed.
 	Lifetime time.Duration `yaml:"lifetime" json:"lifetime,omitempty" jsonschema:"type=string,default=5m,description=longest time that a registration lasts without being refreshed"`
 	// MaxEndpoints bounds the registrations, 1-100000.
@@ -88,6 +90,25 @@ func (g Gatekeeper) MarshalText() ([]byte, error) {
 
 const builtin = "builtin"
 
+// Neighbour is who may ask where endpoints are: the name of a network, an address or a prefix.
+type Neighbour string
+
+// prefix returns the hosts of an address or prefix; not valid for a network.
+func (n Neighbour) prefix() netip.Prefix {
+	if a, err := netip.ParseAddr(string(n)); err == nil {
+		return netip.PrefixFrom(a, a.BitLen())
+	}
+	p, err := netip.ParsePrefix(string(n))
+	if err != nil {
+		return netip.Prefix{}
+	}
+	return p.Masked()
+}
+
+func (n Neighbour) is(network string, host netip.Addr) bool {
+	return string(n) == network || n.prefix().Contains(host)
+}
+
 // Target is the address of an endpoint or gatekeeper; the port is 1720 if the text has none.
 type Target netip.AddrPort
 
@@ -130,6 +151,11 @@ func (c Config) Validate(nets pinhole.Networks) error {
 	for i, name := range c.Register {
 		if _, ok := nets[name]; !ok {
 			fault(fmt.Sprintf("register[%d]", i), "there is no network %q", name)
+		}
+	}
+	for i, n := range c.LRQ {
+		if _, ok := nets[string(n)]; !ok && !n.prefix().IsValid() {
+			fault(fmt.Sprintf("lrq[%d]", i), "%q is no network, ADDRESS or PREFIX", n)
 		}
 	}
 	if n := len(c.GatekeeperID); n < 1 || n > 128 {

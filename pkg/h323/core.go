@@ -184,7 +184,7 @@ func NewCore(cfg Config, deps Deps, log *zap.Logger) *Core {
 func (c *Core) gatekeeping() gatekeeper.Config {
 	return gatekeeper.Config{
 		ID: c.cfg.GatekeeperID, Lifetime: c.cfg.Lifetime, MaxEndpoints: c.cfg.MaxEndpoints, PerHost: c.cfg.PerSource,
-		MayRegister: c.mayRegister,
+		MayRegister: c.mayRegister, MayLocate: c.mayLocate,
 		Reachable: func(network, alias string) bool {
 			_, known := c.static(alias)
 			_, passes := c.cfg.Default[network]
@@ -197,6 +197,14 @@ func (c *Core) gatekeeping() gatekeeper.Config {
 // mayRegister tells whether endpoints of a network may register.
 func (c *Core) mayRegister(network string) bool {
 	return slices.Contains(c.cfg.Register, network) || len(c.cfg.Register) == 0 && c.nets[network].Trusted
+}
+
+// mayLocate tells whether a host is told where endpoints are.
+func (c *Core) mayLocate(network string, host netip.Addr) bool {
+	if len(c.cfg.LRQ) == 0 {
+		return c.nets[network].Trusted
+	}
+	return slices.ContainsFunc(c.cfg.LRQ, func(n Neighbour) bool { return n.is(network, host) })
 }
 
 // ownRAS returns the RAS listener of a network for a peer's family, as it is advertised.
@@ -381,6 +389,11 @@ func (c *Core) Tick(now time.Time, out *Output) {
 		}
 	}
 	c.ringAgain(now, out)
+	if c.gatekeeper != nil {
+		for _, p := range c.gatekeeper.Probes() {
+			out.Actions = append(out.Actions, Action{Kind: Ring, Network: p.Network, Target: p.To, Data: p.Data})
+		}
+	}
 	for _, l := range c.legs {
 		if l.up && !l.closing && len(l.calls) == 0 && l.partner == nil && now.Sub(l.idle) >= idleTime {
 			c.closeLeg(l, out)

@@ -21,7 +21,7 @@ func (c *Core) relaying() rasrelay.Config {
 	return rasrelay.Config{
 		Gatekeeper: g, Network: network, MaxEndpoints: c.cfg.MaxEndpoints, PerHost: c.cfg.PerSource,
 		RefuseSigned: func() bool { return c.cfg.Signed == SignedRefuse },
-		MayRegister:  c.mayRegister, Signalling: c.own, RAS: c.ownRAS, Own: c.nets.Own,
+		MayRegister:  c.mayRegister, MayLocate: c.mayLocate, Signalling: c.own, RAS: c.ownRAS, Own: c.nets.Own,
 		Open: func(from string, host netip.Addr, signalling netip.AddrPort) (rasrelay.Door, error) {
 			return c.openDoor([2]string{from, network}, host, signalling)
 		},

@@ -28,6 +28,7 @@ const (
 	Rejected    = "rejected"
 	NotOurs     = "other_gatekeeper"
 	OutOfLimits = "limit"
+	NotAllowed  = "not_allowed"
 )
 
 // protocolID is H.225.0 version 4.
@@ -43,6 +44,8 @@ type Config struct {
 	MaxEndpoints, PerHost int
 	// MayRegister tells whether endpoints of a network may register.
 	MayRegister func(network string) bool
+	// MayLocate tells whether a host is told where endpoints are (LRQ); others get no answer.
+	MayLocate func(network string, host netip.Addr) bool
 	// Reachable tells whether a called alias leads anywhere although nobody has registered it: a static
 	// entry, or a network to which calls go by default.
 	Reachable func(network, alias string) bool
@@ -57,6 +60,8 @@ type Gatekeeper struct {
 	table *table
 	// Outcomes counts the requests by outcome.
 	Outcomes map[string]uint64
+	probes   []Probe
+	seq      uint16 // of the last probe
 }
 
 // New returns a gatekeeper with which nobody is registered.
@@ -85,6 +90,9 @@ func (g *Gatekeeper) Handle(now time.Time, network string, from netip.AddrPort, 
 		return nil
 	}
 	r := request{m, now, network, from}
+	if e := g.table.byID[m.EndpointID()]; e != nil && e.host == from.Addr() {
+		e.asks = 0 // it is there
+	}
 	kind, fields := g.answer(r)
 	if kind == "" {
 		return nil
@@ -187,7 +195,7 @@ func (g *Gatekeeper) register(r request) (ras.Kind, []per.Field) {
 			e.aliases = append(e.aliases, fold(a.Text))
 		}
 	}
-	switch taken, full := g.table.add(e, g.cfg.MaxEndpoints, g.cfg.PerHost); {
+	switch taken, full := g.enter(r, e); {
 	case taken != "":
 		return ras.RRJ, []per.Field{protocol(), g.identifier(), per.F("rejectReason", per.Alternative("duplicateAlias", per.Elements(h225.H323ID(taken))))}
 	case full:
@@ -195,6 +203,55 @@ func (g *Gatekeeper) register(r request) (ras.Kind, []per.Field) {
 		return reject(ras.RRJ, "resourceUnavailable", protocol(), g.identifier())
 	}
 	return g.registered(r, e, life)
+}
+
+// enter registers an endpoint, unless another one has one of its aliases. If that is of the same host, which may be the same
+// endpoint after it was started again, it is asked whether it is still there.
+func (g *Gatekeeper) enter(r request, e *endpoint) (taken string, full bool) {
+	for range maxAliases + 1 {
+		taken, rival, full := g.table.add(e, r.EndpointID(), g.cfg.MaxEndpoints, g.cfg.PerHost)
+		switch {
+		case taken == "":
+			return "", full
+		case !rival.gone(r.now):
+			if rival.host == e.host {
+				g.probe(r.now, rival)
+			}
+			return taken, false
+		}
+		g.table.remove(rival)
+	}
+	return "", true
+}
+
+// Probe is a request to an endpoint, for the caller to send.
+type Probe struct {
+	Network string
+	To      netip.AddrPort
+	Data    []byte
+}
+
+// Probes returns what is to be sent since it was last called.
+func (g *Gatekeeper) Probes() []Probe {
+	p := g.probes
+	g.probes = nil
+	return p
+}
+
+// probe asks an endpoint whether it is still there (H.225.0 §7.15: IRQ). Whatever it says answers that.
+func (g *Gatekeeper) probe(now time.Time, e *endpoint) {
+	if len(g.probes) >= maxProbes {
+		return
+	}
+	g.seq++
+	b, err := ras.Append(nil, ras.IRQ, per.F("requestSeqNum", per.Number(int64(max(g.seq, 1)))), per.F("callReferenceValue", per.Number(0)))
+	if err != nil {
+		return // it will be asked at the next try
+	}
+	if e.asks++; e.asks == 1 {
+		e.asked = now
+	}
+	g.probes = append(g.probes, Probe{e.network, e.ras, b})
 }
 
 // CallAddress returns where the sender of an RRQ takes calls. It must be its own host; one that is behind a NAT names
@@ -312,6 +369,10 @@ func (g *Gatekeeper) disengage(r request) (ras.Kind, []per.Field) {
 
 // locate answers an LRQ.
 func (g *Gatekeeper) locate(r request) (ras.Kind, []per.Field) {
+	if !g.cfg.MayLocate(r.network, r.from.Addr()) {
+		g.Outcomes[NotAllowed]++ // else whoever asks learns who is registered
+		return "", nil
+	}
 	for _, a := range r.Aliases(nil) {
 		if a.Field != "destinationInfo" || a.Text == "" {
 			continue

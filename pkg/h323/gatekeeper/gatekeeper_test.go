@@ -16,7 +16,9 @@ var (
 	begin = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	edge  = netip.MustParseAddr("192.0.2.1")
 	alice = netip.MustParseAddrPort("192.0.2.7:1719")
-	bob   = netip.MustParseAddrPort("192.0.2.8:1719")
+	// neighbour is a gatekeeper that may ask where endpoints are.
+	neighbour = netip.MustParseAddrPort("198.51.100.9:1719")
+	bob       = netip.MustParseAddrPort("192.0.2.8:1719")
 )
 
 func newGatekeeper() *Gatekeeper {
@@ -26,6 +28,7 @@ func newGatekeeper() *Gatekeeper {
 	return New(Config{
 		ID: "edged", Lifetime: 5 * time.Minute, MaxEndpoints: 3, PerHost: 2,
 		MayRegister: func(network string) bool { return network == "inside" },
+		MayLocate:   func(_ string, host netip.Addr) bool { return host == neighbour.Addr() },
 		Reachable:   func(_, alias string) bool { return alias == "operator" },
 		Signalling:  own(1720), RAS: own(1719),
 	})
@@ -211,9 +214,11 @@ func TestCalls(t *testing.T) {
 		t.Errorf("DRQ: %s", k)
 	}
 	for dest, want := range map[string]ras.Kind{"bob": ras.LCF, "nobody": ras.LRJ} {
-		if k, _ := ask(t, g, begin, "outside", netip.MustParseAddrPort("198.51.100.9:1719"), ras.LRQ, aliases("destinationInfo", dest),
-			per.F("replyAddress", h245.CallAddress(alice)), per.F("canMapAlias", per.Truth(true))); k != want {
-			t.Errorf("LRQ of %s: %s", dest, k)
+		for from, want := range map[netip.AddrPort]ras.Kind{neighbour: want, netip.MustParseAddrPort("198.51.100.10:1719"): ""} {
+			if k, _ := ask(t, g, begin, "outside", from, ras.LRQ, aliases("destinationInfo", dest),
+				per.F("replyAddress", h245.CallAddress(alice)), per.F("canMapAlias", per.Truth(true))); k != want {
+				t.Errorf("LRQ of %s by %v: %s", dest, from, k)
+			}
 		}
 	}
 	urq := []per.Field{per.F("callSignalAddress", per.Elements(h245.CallAddress(signalling(alice)))), endpoint}
@@ -225,6 +230,88 @@ func TestCalls(t *testing.T) {
 	}
 	if _, ok := g.Lookup(begin, "alice"); ok {
 		t.Error("alice is still there")
+	}
+}
+
+// TestTakeover: an alias belongs to one endpoint, also among those of one host, as long as that is there. An endpoint
+// that was started again gets its own back.
+func TestTakeover(t *testing.T) {
+	other := netip.AddrPortFrom(alice.Addr(), 4444) // the RAS port of another program on alice's host
+	for _, tt := range []struct {
+		name string
+		from netip.AddrPort
+		at   netip.AddrPort
+		// knows: it names the identifier of the endpoint that has the alias.
+		knows bool
+		want  ras.Kind
+	}{
+		{"started again, as it was", alice, signalling(alice), false, ras.RCF},
+		{"started again, asks from another port", other, signalling(alice), false, ras.RCF},
+		{"started again, takes calls at another port", alice, netip.AddrPortFrom(alice.Addr(), 5555), false, ras.RCF},
+		{"on other ports, but knows the identifier", other, netip.AddrPortFrom(alice.Addr(), 5555), true, ras.RCF},
+		{"another one of the host", other, netip.AddrPortFrom(alice.Addr(), 5555), false, ras.RRJ},
+		{"another host", bob, signalling(bob), false, ras.RRJ},
+		{"another host that knows the identifier", bob, signalling(bob), true, ras.RRJ},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			g := newGatekeeper()
+			_, m := ask(t, g, begin, "inside", alice, ras.RRQ, rrq(signalling(alice), aliases("terminalAlias", "alice"))...)
+			again := rrq(tt.at, aliases("terminalAlias", "alice"))
+			if tt.knows {
+				again = append(again, per.F("endpointIdentifier", per.Text(m.EndpointID())))
+			}
+			if k, m := ask(t, g, begin, "inside", tt.from, ras.RRQ, again...); k != tt.want {
+				t.Errorf("%s %s", k, m.RejectReason())
+			}
+			want := signalling(alice)
+			if tt.want == ras.RCF {
+				want = tt.at
+			}
+			if to, _ := g.Lookup(begin, "alice"); to != want || len(g.table.byID) != 1 {
+				t.Errorf("alice is at %v, %d endpoints", to, len(g.table.byID))
+			}
+		})
+	}
+}
+
+// TestGone: an endpoint of which another one of its host wants the alias is asked whether it is there. If it is not, the
+// other one has it.
+func TestGone(t *testing.T) {
+	for _, there := range []bool{true, false} {
+		g := newGatekeeper()
+		other := netip.AddrPortFrom(alice.Addr(), 4444)
+		_, m := ask(t, g, begin, "inside", alice, ras.RRQ, rrq(signalling(alice), aliases("terminalAlias", "alice"))...)
+		id, now, asked := m.EndpointID(), begin, 0
+		wants := func() ras.Kind {
+			k, _ := ask(t, g, now, "inside", other, ras.RRQ, rrq(netip.AddrPortFrom(alice.Addr(), 5555), aliases("terminalAlias", "alice"))...)
+			return k
+		}
+		for range goneAsks {
+			if k := wants(); k != ras.RRJ {
+				t.Fatalf("%s at %v", k, now)
+			}
+			for _, p := range g.Probes() {
+				asked++
+				q, err := ras.NewCodec().Decode(p.Data)
+				if err != nil || q.Kind != ras.IRQ || p.To != alice || p.Network != "inside" {
+					t.Errorf("%v to %v: %v", q, p.To, err)
+				}
+			}
+			now = now.Add(goneTime)
+		}
+		if asked != goneAsks {
+			t.Errorf("asked %d times", asked)
+		}
+		want := ras.RCF
+		if there {
+			ask(t, g, now, "inside", alice, ras.IRR, per.F("endpointType", terminal()), per.F("endpointIdentifier", per.Text(id)),
+				per.F("rasAddress", h245.CallAddress(alice)), per.F("callSignalAddress", per.Elements(h245.CallAddress(signalling(alice)))),
+				per.F("needResponse", per.Truth(false)))
+			want = ras.RRJ
+		}
+		if k := wants(); k != want {
+			t.Errorf("there %v: %s", there, k)
+		}
 	}
 }
 

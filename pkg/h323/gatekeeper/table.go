@@ -14,7 +14,13 @@ const (
 	// minLifetime is the least lifetime that an endpoint may ask for: it refreshes before that.
 	minLifetime = 10 * time.Second
 	maxAliases  = 32
-	sweepEvery  = time.Second
+	// An endpoint of which another one of its host wants an alias is taken for gone when it has not answered goneAsks
+	// requests in goneTime.
+	goneAsks = 2
+	goneTime = 3 * time.Second
+	// maxProbes bounds the requests that wait to be sent.
+	maxProbes  = 64
+	sweepEvery = time.Second
 )
 
 // endpoint is a registered endpoint.
@@ -26,6 +32,9 @@ type endpoint struct {
 	signalling netip.AddrPort
 	ras        netip.AddrPort
 	until      time.Time
+	// asks are how often it was asked whether it is still there, since asked, without an answer.
+	asks  int
+	asked time.Time
 	// traversal tells that it is behind a NAT and connects when told of a call (H.460.18).
 	traversal bool
 }
@@ -47,20 +56,21 @@ func newTable() *table {
 // fold makes names alike that differ in case only.
 func fold(alias string) string { return strings.ToLower(strings.TrimPrefix(alias, "h323:")) }
 
-// add registers an endpoint. One that registers its address again replaces itself. It returns an alias that
-// another host has, and whether the table is full; then nothing has changed.
-func (t *table) add(e *endpoint, limit, perHost int) (taken string, full bool) {
+// add registers an endpoint, which may say which identifier it had. One that is registered already replaces itself. It
+// returns an alias that another one has, and that, or whether the table is full; then nothing has changed.
+func (t *table) add(e *endpoint, had string, limit, perHost int) (taken string, rival *endpoint, full bool) {
+	before := t.same(e, had)
 	for _, a := range e.aliases {
-		if o := t.byAlias[a]; o != nil && o.host != e.host {
-			return a, false
+		if o := t.byAlias[a]; o != nil && o != before {
+			return a, o, false
 		}
 	}
-	if o := t.bySignalling[e.signalling]; o != nil {
-		e.id = o.id
-		t.remove(o)
+	if before != nil {
+		e.id = before.id
+		t.remove(before)
 	}
 	if len(t.byID) >= limit || t.perHost[e.host] >= perHost {
-		return "", true
+		return "", nil, true
 	}
 	if e.id == "" {
 		e.id = newID()
@@ -73,7 +83,29 @@ func (t *table) add(e *endpoint, limit, perHost int) (taken string, full bool) {
 	for _, a := range e.aliases {
 		t.byAlias[a] = e
 	}
-	return "", false
+	return "", nil, false
+}
+
+// same returns what an endpoint was registered as before, perhaps before it was started again: it takes calls at the same
+// address, or knows its identifier, or asks for its alias from the same port.
+func (t *table) same(e *endpoint, had string) *endpoint {
+	if o := t.bySignalling[e.signalling]; o != nil {
+		return o
+	}
+	if o := t.byID[had]; o != nil && o.host == e.host {
+		return o
+	}
+	for _, a := range e.aliases {
+		if o := t.byAlias[a]; o != nil && o.ras == e.ras {
+			return o
+		}
+	}
+	return nil
+}
+
+// gone tells whether an endpoint has not answered when it was asked.
+func (e *endpoint) gone(now time.Time) bool {
+	return now.After(e.until) || e.asks >= goneAsks && now.Sub(e.asked) >= goneTime
 }
 
 // newID returns an endpointIdentifier that nobody can guess: whoever knows it may unregister the endpoint.

@@ -11,6 +11,7 @@
 package rasrelay
 
 import (
+	"math/rand/v2"
 	"net/netip"
 	"strings"
 	"time"
@@ -70,6 +71,8 @@ type Config struct {
 	RefuseSigned func() bool
 	// MayRegister tells whether endpoints of a network may register.
 	MayRegister func(network string) bool
+	// MayLocate tells whether the LRQ of a host is passed on.
+	MayLocate func(network string, host netip.Addr) bool
 	// Signalling and RAS return the edge's own addresses on a network, for peers of a host's family.
 	Signalling, RAS func(network string, peer netip.Addr) netip.AddrPort
 	// Own tells whether an address is the edge's.
@@ -132,6 +135,8 @@ func New(cfg Config) *Relay {
 		cfg: cfg, codec: ras.NewCodec(), table: newTable(), ras: cfg.Gatekeeper, ports: map[uint16]bool{cfg.Gatekeeper.Port(): true},
 		pending: make(map[uint16]*pending), byOrig: make(map[origin]uint16), perHost: make(map[netip.Addr]int),
 		asked: make(map[origin]time.Time), routes: make(map[routeKey]route), Outcomes: make(map[string]uint64),
+		// Whoever can send in the gatekeeper's name must not know what numbers are on their way.
+		seq: uint16(rand.Uint32()),
 	}
 }
 
@@ -165,7 +170,7 @@ func (r *Relay) Handle(now time.Time, network string, local, from netip.AddrPort
 		}
 		return r.ask(in)
 	}
-	if !r.cfg.MayRegister(network) {
+	if !r.cfg.MayRegister(network) && m.Kind != ras.LRQ {
 		return r.drop(NotAllowed)
 	}
 	if _, asked := r.asked[origin{from, m.SeqNum()}]; asked && (isReply(m.Kind) || m.Kind == ras.IRR) {
@@ -191,6 +196,22 @@ func isReply(k ras.Kind) bool {
 	return strings.HasSuffix(string(k), "Confirm") || strings.HasSuffix(string(k), "Reject")
 }
 
+// answers tells whether a message of a kind answers a request of another (H.225.0 §7.6).
+func answers(reply, request ras.Kind) bool {
+	switch reply {
+	case ras.RIP, ras.XRS:
+		return true
+	case ras.RAC:
+		return request == ras.RAI
+	case ras.IACK, ras.INAK:
+		return request == ras.IRR
+	case ras.SCR:
+		return request == ras.SCI
+	}
+	what, ok := strings.CutSuffix(string(request), "Request")
+	return ok && (string(reply) == what+"Confirm" || string(reply) == what+"Reject")
+}
+
 // request passes a request of an endpoint on to the gatekeeper.
 func (r *Relay) request(in received) (Datagram, bool) {
 	ep, refusal := r.requester(in)
@@ -200,7 +221,7 @@ func (r *Relay) request(in received) (Datagram, bool) {
 	p := &pending{origin: origin{in.from, in.SeqNum()}, kind: in.Kind, network: in.network, local: in.local, until: in.now.Add(replyTime), ep: ep}
 	p.call, _ = in.CallID()
 	p.conf, _ = in.ConferenceID()
-	p.answer = answers(in)
+	p.answer = isAnswer(in)
 	seq, ok := r.number(p, in.signed)
 	if !ok {
 		return r.drop(Limit)
@@ -220,7 +241,12 @@ func (r *Relay) request(in received) (Datagram, bool) {
 // requester returns whose request it is; of one that is not registered, how it is refused.
 func (r *Relay) requester(in received) (*endpoint, string) {
 	switch in.Kind {
-	case ras.GRQ, ras.LRQ, ras.NSM:
+	case ras.LRQ:
+		if !r.cfg.MayLocate(in.network, in.from.Addr()) {
+			return nil, NotAllowed
+		}
+		return nil, ""
+	case ras.GRQ, ras.NSM:
 		return nil, ""
 	case ras.RRQ:
 		return r.registering(in)
@@ -345,7 +371,7 @@ func (r *Relay) forget(seq uint16) {
 func (r *Relay) reply(in received) (Datagram, bool) {
 	seq := in.SeqNum()
 	p := r.pending[seq]
-	if p == nil || in.signed && seq != p.seq {
+	if p == nil || !answers(in.Kind, p.kind) || in.signed && seq != p.seq {
 		return r.drop(Unmatched)
 	}
 	to := Datagram{Local: p.local, Network: p.network, To: p.peer}

@@ -60,6 +60,7 @@ func newWorld(t *testing.T) *world {
 		Gatekeeper: remoteGK, Network: "outside", MaxEndpoints: 3, PerHost: 2,
 		RefuseSigned: func() bool { return w.signed },
 		MayRegister:  func(network string) bool { return network == "inside" },
+		MayLocate:    func(network string, _ netip.Addr) bool { return network == "inside" },
 		Signalling:   own(1720), RAS: own(1719),
 		Own: func(a netip.Addr) bool { return a == insideRAS.Addr() || a == outsideRAS.Addr() },
 		Open: func(_ string, _ netip.Addr, at netip.AddrPort) (Door, error) {
@@ -73,6 +74,7 @@ func newWorld(t *testing.T) *world {
 	w.gk = gatekeeper.New(gatekeeper.Config{
 		ID: "real", Lifetime: time.Minute, MaxEndpoints: 100, PerHost: 100,
 		MayRegister: func(string) bool { return true }, Reachable: func(_, alias string) bool { return alias == "carol" },
+		MayLocate:  func(string, netip.Addr) bool { return true },
 		Signalling: func(string, netip.Addr) netip.AddrPort { return routedCall },
 		RAS:        func(string, netip.Addr) netip.AddrPort { return remoteGK },
 	})
@@ -525,5 +527,40 @@ func TestSigned(t *testing.T) {
 	w.signed = true
 	if _, ok := w.relay.Handle(w.now, "inside", insideRAS, alice, signed); ok {
 		t.Error("passed although policy refuses")
+	}
+}
+
+// TestAnswersOfItsKind: what answers a request of another kind is no answer, though its number is right; and the numbers
+// begin anywhere.
+func TestAnswersOfItsKind(t *testing.T) {
+	starts := map[uint16]bool{}
+	for range 8 {
+		w := newWorld(t)
+		m := w.request(alice, message(t, ras.GRQ, 5, protocol(), per.F("rasAddress", h245.CallAddress(alice)), per.F("endpointType", terminal())))
+		seq := int64(m.SeqNum())
+		starts[m.SeqNum()] = true
+		if got := w.fromGK(message(t, ras.UCF, seq)); got != nil {
+			t.Errorf("an UCF answered a GRQ: %s", got.Kind)
+		}
+		if w.relay.Outcomes[Unmatched] != 1 {
+			t.Errorf("%v", w.relay.Outcomes)
+		}
+		if got := w.fromGK(message(t, ras.GCF, seq, protocol(), per.F("rasAddress", h245.CallAddress(remoteGK)))); got == nil || got.SeqNum() != 5 {
+			t.Errorf("the GCF did not come back: %v", w.relay.Outcomes)
+		}
+	}
+	if len(starts) < 2 {
+		t.Error("the numbers always begin the same")
+	}
+}
+
+// TestLocate: who may not ask where endpoints are is not answered, and the gatekeeper is not asked.
+func TestLocate(t *testing.T) {
+	for network, passed := range map[string]bool{"inside": true, "elsewhere": false} {
+		w := newWorld(t)
+		b := message(t, ras.LRQ, 9, per.F("destinationInfo", per.Elements(h225.H323ID("bob"))), per.F("replyAddress", h245.CallAddress(alice)))
+		if d, ok := w.relay.Handle(w.now, network, insideRAS, alice, b); ok != passed {
+			t.Errorf("%s: %v, %v", network, d, w.relay.Outcomes)
+		}
 	}
 }

@@ -129,14 +129,14 @@ func (r *Relay) seenByGatekeeper(in received, ep *endpoint, a h245.Address) neti
 
 // whose returns the field of an ARQ that names who asks: the caller, or the called party.
 func whose(in received) h245.Field {
-	if answers(in) {
+	if isAnswer(in) {
 		return h245.DestCallSignalAddress
 	}
 	return h245.SrcCallSignalAddress
 }
 
-// answers tells whether an ARQ is the called party's.
-func answers(in received) bool { return in.Tree.Int(in.Tree.Child(in.Body, "answerCall")) != 0 }
+// isAnswer tells whether an ARQ is the called party's.
+func isAnswer(in received) bool { return in.Tree.Int(in.Tree.Child(in.Body, "answerCall")) != 0 }
 
 // toEndpoint edits what the gatekeeper says to a host.
 func (r *Relay) toEndpoint(in received, network string, host netip.Addr, ep *endpoint, seq uint16) error {
