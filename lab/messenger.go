@@ -3,6 +3,7 @@
 package lab
 
 import (
+	_ "embed"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -63,6 +64,16 @@ var sipecli = sync.OnceValues(func() (string, error) {
 	}
 	return bin, nil
 })
+
+//go:embed sipe/kamailio.cfg
+var messengerRegistrar string
+
+// MessengerRegistrar starts a Kamailio that Messenger's clients can register with.
+func (h *Host) MessengerRegistrar(t testing.TB) netip.AddrPort {
+	t.Helper()
+	h.kamailio(t, "messenger-registrar", messengerRegistrar, map[string]any{"IP": h.IP})
+	return h.Addr(4, 5060)
+}
 
 // messengerLab begins a case with Messenger's client.
 func messengerLab(t *testing.T) *Rig {

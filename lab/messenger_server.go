@@ -37,12 +37,15 @@ type Office struct {
 	log  *os.File
 
 	mu       sync.Mutex
-	users    map[string]*session // by address of record
-	sessions map[string]*session // by the opaque of its security association
-	branches map[string]*session // who sent the request that was passed on with that branch
-	verified int                 // messages with a good signature
-	bad      []string            // messages without a good one
-	clients  map[string]netip.AddrPort
+	users    map[string]*session       // by address of record
+	sessions map[string]*session       // by the opaque of its security association
+	contacts map[string]string         // by address of record
+	branches map[string]*session       // who sent the request that was passed on with that branch
+	invites  map[string]bool           // the branches of INVITEs that came
+	verified int                       // messages with a good signature
+	bad      []string                  // messages without a good one
+	clients  map[string]netip.AddrPort // where users registered from
+	callIDs  map[string]string         // of their last REGISTER
 }
 
 // session is a client that has registered, or is about to.
@@ -67,6 +70,7 @@ func (h *Host) Office(t testing.TB, c OfficeConfig) *Office {
 	o := &Office{
 		OfficeConfig: c, Addr: h.Addr(4, 5060),
 		users: map[string]*session{}, sessions: map[string]*session{}, branches: map[string]*session{}, clients: map[string]netip.AddrPort{},
+		callIDs: map[string]string{}, contacts: map[string]string{}, invites: map[string]bool{},
 	}
 	if c.TLS != nil {
 		o.Addr = h.Addr(4, 5061)
@@ -282,7 +286,7 @@ func (o *Office) sender(c *officeConn, m *Message) *session {
 		} else {
 			o.verified++
 		}
-	case s != nil && s.ready || o.Signing != 0 && m.Method() != "REGISTER" && !hopByHop(m):
+	case s != nil && s.ready || o.Signing != 0 && m.Method() != "REGISTER" && !o.hopByHop(m):
 		o.bad = append(o.bad, fmt.Sprintf("none: %s", m.octets()))
 	}
 	if s == nil {
@@ -292,9 +296,16 @@ func (o *Office) sender(c *officeConn, m *Message) *session {
 	return s
 }
 
-// hopByHop tells whether the message may be the edge's own: a 100, or OPTIONS that asks whether the server lives.
-func hopByHop(m *Message) bool {
-	return m.Status() == 100 || m.Method() == "OPTIONS" && addressOfRecord(m.Get("To")) == ""
+// hopByHop tells whether the message may be the edge's own, which cannot sign: a 100, a refusal in the name of a client
+// that is gone, the ACK of a refusal, or OPTIONS that asks whether the server lives.
+func (o *Office) hopByHop(m *Message) bool {
+	switch m.Method() {
+	case "OPTIONS":
+		return addressOfRecord(m.Get("To")) == ""
+	case "ACK":
+		return o.invites[param(m.Get("Via"), "branch")] // RFC 3261 17.1.1.3
+	}
+	return m.Status() == 100 || m.Status() >= 400
 }
 
 // signed returns what a signature covers ([MS-SIPAE] 3.1, "signature string").
@@ -346,6 +357,7 @@ func (o *Office) register(c *officeConn, s *session, m *Message) {
 		}
 	}
 	user, lifetime := addressOfRecord(m.Get("To")), "600"
+	o.callIDs[user], o.contacts[user] = m.CallID(), uriOf(m.Get("Contact"))
 	if m.Get("Expires") == "0" {
 		lifetime = "0"
 		delete(o.users, user)
@@ -416,15 +428,25 @@ func (o *Office) respond(m *Message) {
 
 // forward passes a request on to the client that it is for.
 func (o *Office) forward(s *session, m *Message) {
-	to := o.users[addressOfRecord(m.URI())]
-	if to == nil { // the Request-URI is a client's Contact
+	user := addressOfRecord(m.URI())
+	to := o.users[user]
+	switch {
+	case to == nil: // the Request-URI is a client's Contact already
 		to = o.users[addressOfRecord(m.Get("To"))]
+	case m.Tag("To") == "" || strings.Contains(m.URI(), ";gruu"):
+		m.Start = m.Method() + " " + o.contacts[user] + " SIP/2.0"
+	}
+	if m.Method() == "ACK" && o.invites[param(m.Get("Via"), "branch")] {
+		return // of the refusal that was passed on, and goes no further
 	}
 	if to == nil {
 		if m.Method() != "ACK" {
 			o.send(s, m.answer("480 Temporarily Unavailable"))
 		}
 		return
+	}
+	if branch := param(m.Get("Via"), "branch"); m.Method() == "INVITE" && branch != "" {
+		o.invites[branch] = true
 	}
 	m.removeTop("Route")
 	m.without("Authorization", "Proxy-Authorization")
@@ -453,6 +475,13 @@ func (o *Office) Registered(user string) (from netip.AddrPort, on bool) {
 	defer o.mu.Unlock()
 	_, on = o.users[user]
 	return o.clients[user], on
+}
+
+// callID returns the Call-ID that a user has signed on with.
+func (o *Office) callID(user string) string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.callIDs[user+"@example.org"]
 }
 
 // Verified returns how many messages bore a good signature.

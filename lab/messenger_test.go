@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"testing"
+	"time"
 )
 
 // signing are the versions of the message signature; 0 is none.
@@ -33,15 +34,17 @@ type pair struct {
 	office     *Office
 	alice, bob *Messenger
 	gate       netip.AddrPort // the edge, for alice
+	lan, wan   *Capture
 }
 
 // setting says what is special about a pair.
 type setting struct {
-	Office OfficeConfig
-	Turned bool // server and bob inside, alice outside
-	TLS    bool // everywhere
-	Edge   EdgeConfig
-	NoEdge bool
+	Office  OfficeConfig
+	Turned  bool // server and bob inside, alice outside
+	TLS     bool // everywhere
+	Edge    EdgeConfig
+	NoEdge  bool
+	Capture bool // judge by wantNoLeaks what passes the gateway
 }
 
 // newPair starts server and edge.
@@ -67,12 +70,21 @@ func newPair(t *testing.T, c setting) *pair {
 		c.Edge.Domains += fmt.Sprintf("example.org: {network: %s, server: \"%s:%v\"}\n", sides[0], proto, p.office.Addr)
 		p.edge = p.rig.Edge(t, c.Edge)
 	}
+	if c.Capture {
+		p.lan, p.wan = p.rig.Capture("lan"), p.rig.Capture("wan")
+	}
 	p.bob = h2.Messenger(t, "bob", p.office.Addr, proto)
 	p.alice = h1.messenger(t, "alice", p.gate, proto)
 	if !c.NoEdge {
 		p.alice.wants(t, "signed-on")
 	}
 	return p
+}
+
+// wantNoLeaks fails the test if an inside address left, or an outside target came in.
+func (p *pair) wantNoLeaks(t *testing.T) {
+	t.Helper()
+	wantNoLeaks(t, p.rig, p.lan.Stop(t), p.wan.Stop(t))
 }
 
 // TestMessengerSignOn: sign on and instant messages both ways, with every version of the signature, with TLS, with a
@@ -82,8 +94,9 @@ func TestMessengerSignOn(t *testing.T) {
 		for _, tls := range []bool{false, true} {
 			for _, turned := range []bool{false, true} {
 				t.Run(fmt.Sprintf("signing-%d-%s-%s", version, map[bool]string{false: "tcp", true: "tls"}[tls], map[bool]string{false: "out", true: "in"}[turned]), func(t *testing.T) {
-					p := newPair(t, setting{Office: OfficeConfig{Signing: version, GRUU: version == 4}, TLS: tls, Turned: turned})
+					p := newPair(t, setting{Office: OfficeConfig{Signing: version, GRUU: version == 4}, TLS: tls, Turned: turned, Capture: true})
 					p.alice.talks(t, p.bob)
+					p.wantNoLeaks(t)
 					p.office.wantSigned(t)
 					if from, _ := p.office.Registered("alice@example.org"); from.Addr() == p.alice.Host.IP {
 						t.Errorf("the server sees alice at %v, her own address", from)
@@ -117,5 +130,81 @@ func (o *Office) wantSigned(t testing.TB) {
 	t.Helper()
 	if n := o.Verified(); (n > 0) != (o.Signing > 0) {
 		t.Errorf("%d signatures were good", n)
+	}
+}
+
+// TestMessengerSameSecond: clients that start in the same second have the same Call-ID, tag and branch (pidgin-sipe seeds
+// its dice with the clock). Both must work, with bob and with each other.
+func TestMessengerSameSecond(t *testing.T) {
+	for _, version := range []int{0, 4} {
+		t.Run(fmt.Sprintf("signing-%d", version), func(t *testing.T) {
+			p := newPair(t, setting{Office: OfficeConfig{Signing: version}})
+			h1, h2 := p.rig.Inside("twin1"), p.rig.Inside("twin2")
+			for i := range 10 {
+				pass(time.Until(time.Now().Truncate(time.Second).Add(time.Second)))
+				a := h1.messenger(t, fmt.Sprint("romulus", i), p.gate, "tcp")
+				b := h2.messenger(t, fmt.Sprint("remus", i), p.gate, "tcp")
+				a.wants(t, "signed-on")
+				b.wants(t, "signed-on")
+				if p.office.callID(a.User) != p.office.callID(b.User) {
+					continue
+				}
+				a.Do("im sip:bob@example.org I am first")
+				b.Do("im sip:bob@example.org I am first")
+				for _, m := range []*Messenger{a, b} {
+					p.bob.wants(t, "im-recv sip:"+m.User, "I am first")
+					p.bob.talks(t, m)
+				}
+				a.talks(t, b)
+				p.office.wantSigned(t)
+				return
+			}
+			t.Error("no two clients were the same within ten attempts")
+		})
+	}
+}
+
+// TestMessengerKamailio: Kamailio as the server that the edge knows, which is also the registrar.
+func TestMessengerKamailio(t *testing.T) {
+	r := messengerLab(t)
+	server := r.Outside("registrar").MessengerRegistrar(t)
+	h1, h2 := r.Inside("in1"), r.Outside("out1")
+	e := r.Edge(t, EdgeConfig{Domains: fmt.Sprintf("example.org: {network: outside, server: \"tcp:%v\"}\n", server)})
+	alice := h1.Messenger(t, "alice", netip.AddrPortFrom(r.GW.IPOn(inside, 4), 5060), "tcp")
+	bob := h2.Messenger(t, "bob", server, "tcp")
+	alice.talks(t, bob)
+	bob.talks(t, alice)
+	if n := e.Count("registrations"); n != 1 {
+		t.Errorf("%d registrations at the edge, want 1", n)
+	}
+}
+
+// TestMessengerRestart: the edge dies in the middle, and again with a reset in between. The clients come back, to the
+// edge and not past it, sign on again and go on.
+func TestMessengerRestart(t *testing.T) {
+	for _, version := range []int{0, 4} {
+		t.Run(fmt.Sprintf("signing-%d", version), func(t *testing.T) {
+			p := newPair(t, setting{Office: OfficeConfig{Signing: version}, Capture: true})
+			p.alice.talks(t, p.bob)
+			p.edge.Kill()
+			p.alice.wants(t, "signed-off")
+			p.edge.Start(t)
+			if !p.alice.counts(messengerTime, 2, "signed-on") {
+				t.Fatalf("alice does not sign on again: %q", p.alice.events(""))
+			}
+			p.alice.talks(t, p.bob)
+			p.bob.talks(t, p.alice)
+			p.office.wantSigned(t)
+			if p.bob.count("signed-off") != 0 {
+				t.Error("bob, who is not behind the edge, signed off")
+			}
+			lan := p.lan.Stop(t)
+			for _, packet := range lan {
+				if packet.TCP && packet.Src.Addr() == p.alice.Host.IP && packet.Dst != p.gate {
+					t.Fatalf("alice went to %v", packet.Dst)
+				}
+			}
+			wantNoLeaks(t, p.rig, lan, p.wan.Stop(t))
+		})
 	}
 }
