@@ -27,6 +27,8 @@ type h323Spec struct {
 	Called string
 	// Gatekeeper, if valid, is registered with first, and asked before a call.
 	Gatekeeper netip.AddrPort
+	// Discover asks for the gatekeeper by multicast.
+	Discover bool
 }
 
 const h323Variable = "EDGED_LAB_H323PHONE"
@@ -50,6 +52,13 @@ func runH323Phone(text string) int {
 	ctx, cancel := context.WithTimeout(context.Background(), h323Time)
 	defer cancel()
 	var r *h323phone.Registration
+	if s.Discover {
+		if s.Gatekeeper, err = p.Discover(ctx); err != nil {
+			fmt.Println("failed:", err)
+			return 1
+		}
+		fmt.Println("found", s.Gatekeeper)
+	}
 	if s.Gatekeeper.IsValid() {
 		r, err = p.Register(ctx, s.Gatekeeper)
 		if err == nil && s.Called != "" {

@@ -155,6 +155,39 @@ func TestH323Gatekeeper(t *testing.T) {
 	}
 }
 
+// TestH323Discovery: phones find the gatekeeper by multicast, the built-in one and one outside, and call by its means;
+// where the edge does not listen to the group they do not.
+func TestH323Discovery(t *testing.T) {
+	for _, name := range []string{"builtin", "outside", "off"} {
+		t.Run(name, func(t *testing.T) {
+			r := lab(t)
+			onlyEdged(t, "the reference has no H.323")
+			in, beside, third := r.Inside("in1"), r.Inside("in2"), r.Outside("gk")
+			more := "discovery: [inside]"
+			switch name {
+			case "outside":
+				more = fmt.Sprintf("discovery: [inside], gatekeeper: %q", third.H323Gatekeeper(t))
+			case "off":
+				more = "discovery: []"
+			}
+			e := r.Edge(t, EdgeConfig{More: fmt.Sprintf("h323: {listen: %s, ras: %s, %s}\n", h323Listen, h323RAS, more)})
+			bob := in.H323Phone(t, h323Spec{Name: "bob", At: netip.AddrPortFrom(in.IP, 1720), Discover: true})
+			if name == "off" {
+				eventually(t, 2*h323Time, "bob finds no gatekeeper", func() bool { return !bob.Alive() })
+				if logged(bob, "found") {
+					t.Error("bob has found a gatekeeper")
+				}
+				return
+			}
+			if found := fmt.Sprintf("found %s:1719", r.GW.IPOn(inside, 4)); !logged(bob, found) {
+				t.Fatalf("not %s: %s", found, tail(bob.Log, 2000))
+			}
+			alice := beside.H323Phone(t, h323Spec{Name: "alice", At: netip.AddrPortFrom(beside.IP, 1720), Discover: true, Called: "bob"})
+			h323Between(t, e, alice, bob)
+		})
+	}
+}
+
 // TestH323OtherGatekeeper: phones on both sides are registered with one gatekeeper that is no edge, the inside ones by
 // way of the edge: they call out and in, and two of them each other, by slow and by fast start.
 func TestH323OtherGatekeeper(t *testing.T) {

@@ -32,10 +32,16 @@ func buildH323(ctx context.Context, d *serviceDeps) (*service, error) {
 		closeStreams(socks)
 		return nil, err
 	}
+	groups, err := openGroups(ctx, "h323.discovery", d.cfg.H323.Discovery, h323.DiscoveryGroup(), nets)
+	if err != nil {
+		closeStreams(socks)
+		closePackets(packets)
+		return nil, err
+	}
 	d.reg.MustRegister(server.Collector())
 	return &service{
 		serve: func(ctx context.Context) error {
-			return serveStreams(ctx, socks, server.Serve, server.Run, servePackets(packets, server.ServePacket))
+			return serveStreams(ctx, socks, server.Serve, server.Run, servePackets(packets, server.ServePacket), servePackets(groups, server.ServeDiscovery))
 		},
 		alive: func() { server.Calls() },
 		reload: func(c *config) error {

@@ -54,15 +54,19 @@ func openPackets(ctx context.Context, key string, listen []pinhole.Listen, nets 
 		for _, a := range nets[l.Network].Addresses {
 			pc, err := lc.ListenPacket(ctx, "udp", netip.AddrPortFrom(a, l.Port).String())
 			if err != nil {
-				for _, s := range socks {
-					s.pc.Close()
-				}
+				closePackets(socks)
 				return nil, fmt.Errorf("%s[%d]: %w", key, i, err)
 			}
 			socks = append(socks, packetSocket{l.Network, pc})
 		}
 	}
 	return socks, nil
+}
+
+func closePackets(socks []packetSocket) {
+	for _, s := range socks {
+		s.pc.Close()
+	}
 }
 
 // servePackets returns what serves every socket until its context ends or one of them fails.

@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"edged.dev/edged/internal/per"
 	"edged.dev/edged/pkg/h323/h225"
 	"edged.dev/edged/pkg/h323/h245"
@@ -29,6 +31,60 @@ const (
 	rasTries = 5
 	rasWait  = time.Second
 )
+
+// Discover asks all gatekeepers, by multicast, and returns where the first takes requests that answers.
+func (p *Phone) Discover(ctx context.Context) (netip.AddrPort, error) {
+	conn, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(p.addr, 0)))
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	defer conn.Close()
+	if err := multicastBy(conn, p.addr); err != nil {
+		return netip.AddrPort{}, err
+	}
+	b, err := ras.Append(nil, ras.GRQ, append(p.traversal(), per.F("rasAddress", h245.CallAddress(local(conn))),
+		per.F("endpointType", endpoint()), per.F("requestSeqNum", per.Number(1)))...)
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	buf := make([]byte, 4096)
+	for range rasTries {
+		if _, err := conn.WriteToUDPAddrPort(b, netip.MustParseAddrPort("224.0.1.41:1718")); err != nil {
+			return netip.AddrPort{}, err
+		}
+		_ = conn.SetReadDeadline(time.Now().Add(rasWait))
+		n, err := conn.Read(buf)
+		if ctx.Err() != nil {
+			return netip.AddrPort{}, ctx.Err()
+		}
+		if err != nil {
+			continue
+		}
+		m, err := ras.NewCodec().Decode(buf[:n])
+		if err != nil || m.Kind != ras.GCF {
+			continue
+		}
+		for _, a := range m.Addresses(nil) {
+			if a.Field == h245.RasAddress {
+				return a.AddrPort, nil
+			}
+		}
+	}
+	return netip.AddrPort{}, errors.New("no gatekeeper was found")
+}
+
+// multicastBy has multicasts leave by the interface of an address.
+func multicastBy(conn *net.UDPConn, at netip.Addr) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		failed = unix.SetsockoptInet4Addr(int(fd), unix.IPPROTO_IP, unix.IP_MULTICAST_IF, at.As4())
+	})
+	return errors.Join(err, failed)
+}
 
 // Register discovers the gatekeeper at an address and registers the phone's name there.
 func (p *Phone) Register(ctx context.Context, gatekeeper netip.AddrPort) (*Registration, error) {

@@ -17,6 +17,8 @@ type Config struct {
 	Listen []pinhole.Listen `yaml:"listen" json:"listen" jsonschema:"description=call signalling listeners: tcp://NETWORK:PORT; usually port 1720"`
 	// RAS are the listeners of the gatekeeper: udp://NETWORK:PORT.
 	RAS []pinhole.Listen `yaml:"ras" json:"ras,omitempty" jsonschema:"description=listeners of the gatekeeper (RAS): udp://NETWORK:PORT; usually port 1719"`
+	// Discovery are the networks on which endpoints find the gatekeeper by multicast.
+	Discovery []string `yaml:"discovery" json:"discovery,omitempty" jsonschema:"description=networks on which endpoints find the gatekeeper by multicast (GRQ to 224.0.1.41:1718, IPv4)"`
 	// Gatekeeper is the one behind the RAS listeners: the built-in one, or one to which RAS is passed on.
 	Gatekeeper Gatekeeper `yaml:"gatekeeper" json:"gatekeeper,omitempty" jsonschema:"type=string,default=builtin,description=builtin or the ADDRESS[:PORT] of a gatekeeper to which RAS is passed on; port 1719 if none"`
 	// GatekeeperID is the name of the gatekeeper.
@@ -151,6 +153,12 @@ func (c Config) Validate(nets pinhole.Networks) error {
 	for i, name := range c.Register {
 		if _, ok := nets[name]; !ok {
 			fault(fmt.Sprintf("register[%d]", i), "there is no network %q", name)
+		}
+	}
+	for i, name := range c.Discovery {
+		on := func(l pinhole.Listen) bool { return l.Network == name }
+		if !slices.ContainsFunc(c.RAS, on) {
+			fault(fmt.Sprintf("discovery[%d]", i), "there is no listener in ras on network %q to answer from", name)
 		}
 	}
 	for i, n := range c.LRQ {

@@ -14,6 +14,7 @@ import (
 	"edged.dev/edged/pkg/h323/h225"
 	"edged.dev/edged/pkg/h323/h245"
 	"edged.dev/edged/pkg/h323/q931"
+	"edged.dev/edged/pkg/h323/ras"
 	"edged.dev/edged/pkg/h323/rasrelay"
 	"edged.dev/edged/pkg/pinhole"
 )
@@ -103,6 +104,7 @@ type Core struct {
 	draining bool
 
 	signalling *h225.Codec
+	discovery  *ras.Codec
 	edited     []byte // what signalling has written last
 	control    controlCodec
 	addrs      []h245.Address
@@ -167,7 +169,7 @@ func NewCore(cfg Config, deps Deps, log *zap.Logger) *Core {
 		cfg: cfg, nets: deps.Networks, opener: deps.Opener, routeTo: deps.RouteTo, directory: deps.Directory, t120: deps.T120, log: log,
 		legs: make(map[ConnID]*leg), calls: make(map[*call]struct{}), sources: make(map[netip.Addr]int), forwards: make(map[netip.Addr]forward),
 		rings:      make(map[h225.ID]*ring),
-		signalling: h225.NewCodec(), control: newControlCodec(), counts: newCounts(),
+		signalling: h225.NewCodec(), discovery: ras.NewCodec(), control: newControlCodec(), counts: newCounts(),
 	}
 	c.compile()
 	switch {

@@ -21,13 +21,28 @@ const maxDatagram = 8 << 10
 
 // ServePacket takes RAS on pc, bound on the named network, until ctx ends.
 func (s *Server) ServePacket(ctx context.Context, network string, pc net.PacketConn) error {
-	end := context.AfterFunc(ctx, func() { pc.Close() })
-	defer end()
 	s.mu.Lock()
 	s.packets[network] = append(s.packets[network], pc)
 	s.mu.Unlock()
 	defer s.forget(network, pc)
 	local := pinhole.AddrPortOf(pc.LocalAddr())
+	return packets(ctx, pc, func(from netip.AddrPort, b []byte) {
+		s.datagram(network, func(c *Core) (rasrelay.Datagram, bool) { return c.Datagram(time.Now(), network, local, from, b) })
+	})
+}
+
+// ServeDiscovery takes what endpoints of the named network send to the gatekeepers' multicast group, until ctx ends. It
+// is answered from a socket of ServePacket.
+func (s *Server) ServeDiscovery(ctx context.Context, network string, pc net.PacketConn) error {
+	return packets(ctx, pc, func(from netip.AddrPort, b []byte) {
+		s.datagram(network, func(c *Core) (rasrelay.Datagram, bool) { return c.Discover(time.Now(), network, from, b) })
+	})
+}
+
+// packets calls take with each datagram until ctx ends.
+func packets(ctx context.Context, pc net.PacketConn, take func(netip.AddrPort, []byte)) error {
+	end := context.AfterFunc(ctx, func() { pc.Close() })
+	defer end()
 	buf := make([]byte, maxDatagram)
 	for {
 		n, from, err := pc.ReadFrom(buf)
@@ -39,7 +54,7 @@ func (s *Server) ServePacket(ctx context.Context, network string, pc net.PacketC
 		case err != nil:
 			continue // an ICMP error about an earlier answer
 		}
-		s.datagram(network, local, pinhole.AddrPortOf(from), buf[:n])
+		take(pinhole.AddrPortOf(from), buf[:n])
 	}
 }
 
@@ -51,12 +66,12 @@ func (s *Server) forget(network string, pc net.PacketConn) {
 }
 
 // datagram has the core handle a RAS message, and sends what comes of it.
-func (s *Server) datagram(network string, local, from netip.AddrPort, b []byte) {
+func (s *Server) datagram(network string, handle func(*Core) (rasrelay.Datagram, bool)) {
 	var d rasrelay.Datagram
-	var ok bool
 	var pc net.PacketConn
 	s.do(func(c *Core, _ *Output) {
-		if d, ok = c.Datagram(time.Now(), network, local, from, b); ok {
+		var ok bool
+		if d, ok = handle(c); ok {
 			pc = s.packetLocked(d)
 		}
 	})
@@ -64,7 +79,7 @@ func (s *Server) datagram(network string, local, from netip.AddrPort, b []byte) 
 		return
 	}
 	if _, err := pc.WriteTo(d.Data, net.UDPAddrFromAddrPort(d.To)); err != nil {
-		s.log.Debug("RAS message not sent", zap.Stringer("to", d.To), zap.Error(err))
+		s.log.Debug("RAS message not sent", zap.String("network", network), zap.Stringer("to", d.To), zap.Error(err))
 	}
 }
 
