@@ -15,8 +15,12 @@ func newCheckCmd() *cobra.Command {
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			file := configFile(cmd)
-			if _, err := loadConfig(file); err != nil {
+			cfg, err := loadConfig(file)
+			if err != nil {
 				return err
+			}
+			for _, network := range cfg.TLS.Legacy {
+				fmt.Fprintf(cmd.OutOrStdout(), "%s: warning: tls.legacy: TLS 1.0 and 1.1 are accepted on %s: they protect little\n", file, network)
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%s: ok\n", file)
 			return nil

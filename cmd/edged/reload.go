@@ -76,7 +76,7 @@ func (r *reloader) reloadLocked() error {
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
 	}
-	certs.warnExpiry(time.Now(), r.log)
+	certs.warn(time.Now(), r.log)
 	r.tls.current.Store(certs)
 	setLevel(r.level, live.Log.Level)
 	r.running = live
@@ -96,6 +96,7 @@ func withLiveKeys(running, next *config) *config {
 	c.Limits = next.Limits
 	c.SIP = next.SIP
 	c.SIP.Listen, c.SIP.DSCP, c.SIP.ClientCertificates = running.SIP.Listen, running.SIP.DSCP, running.SIP.ClientCertificates
+	c.SIP.OptionalClientCertificates = running.SIP.OptionalClientCertificates
 	c.H323 = next.H323
 	c.H323.Listen, c.H323.RAS, c.H323.GatekeeperID = running.H323.Listen, running.H323.RAS, running.H323.GatekeeperID
 	c.H323.Gatekeeper = running.H323.Gatekeeper

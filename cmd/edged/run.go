@@ -106,8 +106,8 @@ func assemble(ctx context.Context, o runOptions, admin net.Listener, ph *phase) 
 	if err != nil {
 		return nil, nil, fmt.Errorf("tls: %w", err)
 	}
-	certs.warnExpiry(time.Now(), o.log)
-	store := newTLSStore(certs, o.config.SIP.ClientCertificates)
+	certs.warn(time.Now(), o.log)
+	store := newTLSStore(certs, o.config.SIP.ClientCertificates, o.config.SIP.OptionalClientCertificates)
 	reg.MustRegister(newCertificateMetrics(store))
 	services, err := buildServices(ctx, &serviceDeps{cfg: o.config, log: o.log, reg: reg, tls: store, events: events})
 	if err != nil {

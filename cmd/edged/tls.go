@@ -34,13 +34,17 @@ type certificates struct {
 	// roots are the authorities of servers that the edge dials, the system's and peers; nil: the system's.
 	roots *x509.CertPool
 
-	// One configuration for each purpose, made once so that sessions can be resumed.
-	server, mutual, client *tls.Config
+	// One configuration for each purpose, made once so that sessions can be resumed; servers by whether they
+	// take old versions, and by what they ask of clients.
+	server [2]map[tls.ClientAuthType]*tls.Config
+	client *tls.Config
+	// legacy are the networks whose listeners take TLS 1.0 and 1.1.
+	legacy []string
 }
 
 // loadCertificates reads the files of the section. All faults come at once, joined.
 func loadCertificates(c tlsConfig, dir string) (*certificates, error) {
-	out := &certificates{}
+	out := &certificates{legacy: c.Legacy}
 	var errs []error
 	for i, pair := range c.Certificates {
 		key := fmt.Sprintf("certificates[%d]", i)
@@ -65,18 +69,39 @@ func loadCertificates(c tlsConfig, dir string) (*certificates, error) {
 }
 
 func (c *certificates) configure() {
-	c.server = &tls.Config{MinVersion: tls.VersionTLS12, Certificates: c.own}
-	c.mutual = c.server.Clone()
-	c.mutual.ClientAuth, c.mutual.ClientCAs = tls.RequireAndVerifyClientCert, c.peers
-	if c.peers == nil {
-		c.mutual.ClientCAs = x509.NewCertPool() // trusts nobody; nil would mean the system's authorities
+	for i, base := range []*tls.Config{{MinVersion: tls.VersionTLS12}, {MinVersion: tls.VersionTLS10, CipherSuites: legacySuites()}} {
+		c.server[i] = map[tls.ClientAuthType]*tls.Config{}
+		for _, ask := range []tls.ClientAuthType{tls.NoClientCert, tls.VerifyClientCertIfGiven, tls.RequireAndVerifyClientCert} {
+			conf := base.Clone()
+			conf.Certificates, conf.ClientAuth, conf.ClientCAs = c.own, ask, c.peers
+			if c.peers == nil {
+				conf.ClientCAs = x509.NewCertPool() // trusts nobody; nil would mean the system's authorities
+			}
+			c.server[i][ask] = conf
+		}
 	}
 	c.client = &tls.Config{MinVersion: tls.VersionTLS12, Certificates: c.own, RootCAs: c.roots}
 }
 
-// warnExpiry says which certificates have ended or soon will. They are used all the
-// same: peers that do not verify still connect.
-func (c *certificates) warnExpiry(now time.Time, log *zap.Logger) {
+// legacySuites are those of usual servers and, after them, what Windows XP and 2003 have: key exchange by RSA, CBC, and
+// 3DES as the only cipher that is not RC4, which RFC 7465 forbids.
+func legacySuites() []uint16 {
+	var suites []uint16
+	for _, s := range tls.CipherSuites() {
+		suites = append(suites, s.ID)
+	}
+	return append(suites,
+		tls.TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA, tls.TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA,
+		tls.TLS_RSA_WITH_AES_256_GCM_SHA384, tls.TLS_RSA_WITH_AES_128_GCM_SHA256,
+		tls.TLS_RSA_WITH_AES_256_CBC_SHA, tls.TLS_RSA_WITH_AES_128_CBC_SHA, tls.TLS_RSA_WITH_3DES_EDE_CBC_SHA)
+}
+
+// warn says which certificates have ended or soon will, and which listeners take old versions of TLS. All are
+// used all the same: peers that do not verify still connect.
+func (c *certificates) warn(now time.Time, log *zap.Logger) {
+	for _, network := range c.legacy {
+		log.Warn("TLS 1.0 and 1.1 are accepted (tls.legacy): they protect little", zap.String("network", network))
+	}
 	for _, cert := range c.own {
 		if left := cert.Leaf.NotAfter.Sub(now); left < expirySoon {
 			log.Warn("certificate ends soon or has ended", zap.String("name", certificateName(cert.Leaf)),
@@ -116,12 +141,12 @@ func within(dir, path string) string {
 // connections live: each handshake asks the store anew.
 type tlsStore struct {
 	current atomic.Pointer[certificates]
-	// demand are the networks on whose listeners clients must show a certificate.
-	demand []string
+	// demand are the networks on whose listeners clients must show a certificate, optional those where they may.
+	demand, optional []string
 }
 
-func newTLSStore(c *certificates, demand []string) *tlsStore {
-	s := &tlsStore{demand: demand}
+func newTLSStore(c *certificates, demand, optional []string) *tlsStore {
+	s := &tlsStore{demand: demand, optional: optional}
 	s.current.Store(c)
 	return s
 }
@@ -130,10 +155,17 @@ var _ transport.TLSSource = (*tlsStore)(nil)
 
 // Server returns the configuration of a network's TLS and WSS listeners.
 func (s *tlsStore) Server(network string, _ flow.Proto) *tls.Config {
-	if slices.Contains(s.demand, network) {
-		return s.current.Load().mutual
+	c, ask, age := s.current.Load(), tls.NoClientCert, 0
+	switch {
+	case slices.Contains(s.demand, network):
+		ask = tls.RequireAndVerifyClientCert
+	case slices.Contains(s.optional, network):
+		ask = tls.VerifyClientCertIfGiven
 	}
-	return s.current.Load().server
+	if slices.Contains(c.legacy, network) {
+		age = 1
+	}
+	return c.server[age][ask]
 }
 
 // Client returns the configuration for connections that the edge opens. It presents

@@ -37,6 +37,11 @@ func (c *config) validate() []keyText {
 	c.validateForwards(&l)
 	_, err := loadCertificates(c.TLS, c.dir)
 	l = append(l, sectionFaults("tls", err)...)
+	for i, name := range c.TLS.Legacy {
+		if _, ok := c.Networks[name]; !ok {
+			l.add(fmt.Sprintf("tls.legacy[%d]", i), "network %q is not defined under networks", name)
+		}
+	}
 	return l
 }
 
@@ -151,6 +156,9 @@ func (c *config) validateSIP(l *faultList) {
 	}
 	if len(c.SIP.ClientCertificates) > 0 && c.TLS.ClientCA == "" {
 		l.add("sip.client_certificates", "needs tls.client_ca, the authorities of the clients")
+	}
+	if len(c.SIP.OptionalClientCertificates) > 0 && c.TLS.ClientCA == "" {
+		l.add("sip.optional_client_certificates", "needs tls.client_ca, the authorities of the clients")
 	}
 	taken := map[string]int{}
 	for i, ln := range c.SIP.Listen {

@@ -43,6 +43,11 @@ type Config struct {
 	Access map[string]Access `yaml:"access" json:"access,omitempty" jsonschema:"description=who may send SIP on a network; the key is the network's name"`
 	// ClientCertificates are the networks on whose TLS listeners a client certificate is demanded.
 	ClientCertificates []string `yaml:"client_certificates" json:"client_certificates,omitempty" jsonschema:"description=networks on whose TLS listeners a client certificate signed by tls.client_ca is demanded"`
+	// OptionalClientCertificates are the networks on whose TLS listeners a client certificate is verified if the
+	// client shows one: servers do, remote users do not.
+	OptionalClientCertificates []string `yaml:"optional_client_certificates" json:"optional_client_certificates,omitempty" jsonschema:"description=networks on whose TLS listeners a client certificate is verified by tls.client_ca where the client shows one"`
+	// Peers are names in such certificates whose owners are trusted as the servers of domains are.
+	Peers []string `yaml:"peers" json:"peers,omitempty" jsonschema:"description=names in verified client certificates whose owners are trusted as configured servers are"`
 }
 
 // Domain says where requests for a host go.
@@ -175,6 +180,21 @@ func (c Config) Validate(nets pinhole.Networks) error {
 	}
 	for i, name := range c.ClientCertificates {
 		known(fmt.Sprintf("client_certificates[%d]", i), name)
+	}
+	for i, name := range c.OptionalClientCertificates {
+		key := fmt.Sprintf("optional_client_certificates[%d]", i)
+		known(key, name)
+		if slices.Contains(c.ClientCertificates, name) {
+			fault(key, "network %q demands them under client_certificates", name)
+		}
+	}
+	for i, name := range c.Peers {
+		if name == "" || strings.ContainsAny(name, " */:@") {
+			fault(fmt.Sprintf("peers[%d]", i), "%q is not the name of a host", name)
+		}
+	}
+	if len(c.Peers) > 0 && len(c.ClientCertificates)+len(c.OptionalClientCertificates) == 0 {
+		fault("peers", "needs networks under client_certificates or optional_client_certificates")
 	}
 	return errors.Join(errs...)
 }

@@ -2,6 +2,7 @@ package sipalg
 
 import (
 	"bytes"
+	"net/netip"
 	"time"
 
 	"edged.dev/edged/pkg/sipalg/flow"
@@ -15,6 +16,9 @@ type connection struct {
 	signed  bool                 // its client signs what it sends (signature.go)
 	ping    timer                // keeps it open, where the server counts on that
 	every   time.Duration
+	covers  func(name string) bool // what the client's verified certificate covers; nil if it has shown none
+	peer    bool                   // it covers the name of a peer (peer.go)
+	host    netip.Addr             // where that is
 }
 
 const (
@@ -86,6 +90,9 @@ func (c *Core) closeConn(f flow.Flow) {
 		return
 	}
 	c.stop(&s.ping)
+	if s.peer {
+		c.endPeer(s)
+	}
 	for a := range s.aliases {
 		a.flow = flow.Flow{}
 	}

@@ -56,7 +56,8 @@ type Core struct {
 	homes    map[homeKey]*home
 	credits  map[uint64][]byte // credentials of CANCELs, by transaction
 	lookups  map[uint64]*upstream
-	servers  map[netip.Addr]bool
+	servers  map[netip.Addr]bool // that are configured or have proved to be a peer
+	peers    map[netip.Addr]int  // connections of verified peers
 	sources  map[netip.Addr]*source
 	drops    map[string]uint64
 	count    counters
@@ -108,7 +109,7 @@ func NewCore(cfg Config, limits Limits, nets pinhole.Networks, opener pinhole.Op
 		seed: maphash.MakeSeed(), secret: make([]byte, 32),
 		client: map[uint64]*tx{}, server: map[uint64]*tx{}, sessions: map[uint64]*session{}, calls: map[uint64]*session{},
 		aliases: map[string]*alias{}, tokens: map[token]*alias{}, bindings: map[string]*binding{}, users: map[string][]*binding{},
-		conns: map[uint64]*connection{}, homes: map[homeKey]*home{}, credits: map[uint64][]byte{}, carried: map[uint64]*tx{}, waiting: map[uint64]*tx{}, lookups: map[uint64]*upstream{}, sources: map[netip.Addr]*source{}, drops: map[string]uint64{},
+		conns: map[uint64]*connection{}, homes: map[homeKey]*home{}, peers: map[netip.Addr]int{}, credits: map[uint64][]byte{}, carried: map[uint64]*tx{}, waiting: map[uint64]*tx{}, lookups: map[uint64]*upstream{}, sources: map[netip.Addr]*source{}, drops: map[string]uint64{},
 		count: counters{requests: map[string]uint64{}, responses: map[string]uint64{}, failed: map[string]uint64{}},
 	}
 	rand.Read(c.secret)

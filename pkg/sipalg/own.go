@@ -264,6 +264,7 @@ func (c *Core) Configure(cfg Config, limits Limits) {
 		}
 		c.domains[strings.ToLower(host)] = cd
 	}
+	c.judgePeers()
 	c.noteServers()
 }
 
@@ -282,7 +283,7 @@ func (c *Core) Begin(now time.Time, out *Output) {
 	}
 }
 
-// noteServers collects the addresses of the configured servers: an address that a name has no more is
+// noteServers collects the addresses of the configured servers and of verified peers: an address that a name has no more is
 // a stranger's.
 func (c *Core) noteServers() {
 	clear(c.servers)
@@ -292,6 +293,9 @@ func (c *Core) noteServers() {
 				c.servers[t.Addr.Addr().Unmap()] = true
 			}
 		}
+	}
+	for a := range c.peers {
+		c.servers[a] = true
 	}
 }
 

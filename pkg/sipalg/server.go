@@ -14,10 +14,12 @@ package sipalg
 import (
 	"cmp"
 	"context"
+	"crypto/x509"
 	"errors"
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -216,6 +218,16 @@ func (s *Server) Receive(f flow.Flow, raw []byte) {
 // Closed implements [transport.Handler].
 func (s *Server) Closed(f flow.Flow) {
 	s.do(func(c *Core, out *Output) { c.Closed(time.Now(), f, out) })
+}
+
+// Verified implements [transport.Verifier]. Certificates of the time of LCS may have their name in the subject
+// only.
+func (s *Server) Verified(f flow.Flow, cert *x509.Certificate) {
+	bare := len(cert.DNSNames)+len(cert.IPAddresses)+len(cert.URIs) == 0
+	covers := func(name string) bool {
+		return cert.VerifyHostname(name) == nil || bare && strings.EqualFold(cert.Subject.CommonName, name)
+	}
+	s.do(func(c *Core, out *Output) { c.Verified(time.Now(), f, covers, out) })
 }
 
 // spawn runs f on a goroutine of its own, unless the server is about to end.

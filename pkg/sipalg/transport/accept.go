@@ -116,7 +116,7 @@ func (s *server) open(ctx context.Context, base net.Conn) (*conn, reason, error)
 		if conf == nil {
 			return nil, handshake, errors.New("no certificate is configured")
 		}
-		tc := tls.Server(base, modern(conf, ""))
+		tc := tls.Server(base, conf)
 		if err := tc.HandshakeContext(ctx); err != nil {
 			return nil, handshake, err
 		}
@@ -152,23 +152,6 @@ func (c *conn) useTLS(tc *tls.Conn) {
 	if state := tc.ConnectionState(); len(state.VerifiedChains) > 0 {
 		c.peer = state.PeerCertificates[0]
 	}
-}
-
-// modern returns conf with at least TLS 1.2, and with a server name unless it is empty. It copies
-// only if it must: copies do not share session tickets. (0 means 1.2 to crypto/tls.)
-func modern(conf *tls.Config, name string) *tls.Config {
-	old := conf.MinVersion != 0 && conf.MinVersion < tls.VersionTLS12
-	if name == "" && !old {
-		return conf
-	}
-	conf = conf.Clone()
-	if old {
-		conf.MinVersion = tls.VersionTLS12
-	}
-	if name != "" {
-		conf.ServerName = name
-	}
-	return conf
 }
 
 // admit counts an accepted connection in, or says why not. A quarter of all is kept for trusted networks:

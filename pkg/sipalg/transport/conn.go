@@ -70,6 +70,9 @@ func (c *conn) direction() string {
 
 // run reads until the connection ends, and tells the handler. The connection is registered.
 func (c *conn) run() {
+	if v, ok := c.t.h.(Verifier); ok && c.peer != nil && !c.dialled {
+		v.Verified(c.flow, c.peer)
+	}
 	var why reason
 	if c.ws != nil {
 		why = c.readFrames()

@@ -9,13 +9,15 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/zap"
+
 	"edged.dev/edged/pkg/sipalg/flow"
 )
 
 func TestTLS(t *testing.T) {
 	ca := newAuthority(t)
 	src := &certs{server: &tls.Config{
-		MinVersion: tls.VersionTLS10, Certificates: []tls.Certificate{ca.issue(t, "one.example.org"), ca.issue(t, "two.example.org")},
+		Certificates: []tls.Certificate{ca.issue(t, "one.example.org"), ca.issue(t, "two.example.org")},
 	}}
 	tr, rec := newTransport(Config{}, src)
 	own, _ := serveTCP(t, tr, "inside", flow.TLS, "127.0.0.1:0")
@@ -41,9 +43,7 @@ func TestTLS(t *testing.T) {
 		nc.Close()
 		rec.ended(t, f)
 	}
-	if _, err := dial(&tls.Config{ServerName: "one.example.org", MaxVersion: tls.VersionTLS11}); err == nil {
-		t.Error("TLS 1.1 was accepted because the configuration allows 1.0")
-	}
+	old := &tls.Config{ServerName: "three.example.org", MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}
 	src.mu.Lock() // the next handshake sees a new certificate
 	src.server = &tls.Config{Certificates: []tls.Certificate{ca.issue(t, "three.example.org")}}
 	src.mu.Unlock()
@@ -53,10 +53,19 @@ func TestTLS(t *testing.T) {
 	}
 	nc.Close()
 	rec.next(t)
-	if _, err := dial(&tls.Config{ServerName: "three.example.org", MaxVersion: tls.VersionTLS11}); err == nil {
+	if _, err := dial(old.Clone()); err == nil {
 		t.Error("TLS 1.1 was accepted by default")
 	}
-	waitFor(t, "the count", func() bool { return drops(tr, handshake) == 2 })
+	waitFor(t, "the count", func() bool { return drops(tr, handshake) == 1 })
+	src.mu.Lock()
+	src.server = src.server.Clone()
+	src.server.MinVersion = tls.VersionTLS10
+	src.mu.Unlock()
+	if nc, err = dial(old); err != nil {
+		t.Fatalf("TLS 1.1, where the source allows 1.0: %v", err)
+	}
+	nc.Close()
+	rec.next(t)
 	rec.quiet(t)
 }
 
@@ -146,4 +155,46 @@ func TestTLSNoReuseWithoutCertificate(t *testing.T) {
 		t.Fatal(err)
 	}
 	expect(t, nc, "by flow")
+}
+
+// verifying is a recorder that wants to know who has shown a certificate.
+type verifying struct {
+	*recorder
+	names chan string
+}
+
+func (v verifying) Verified(_ flow.Flow, cert *x509.Certificate) { v.names <- cert.DNSNames[0] }
+
+// A verified client is told before its first message; one without a certificate is not.
+func TestVerified(t *testing.T) {
+	ca := newAuthority(t)
+	rec := verifying{newRecorder(), make(chan string, 10)}
+	src := &certs{server: &tls.Config{
+		Certificates: []tls.Certificate{ca.issue(t, "one.example.org")}, ClientCAs: ca.pool, ClientAuth: tls.VerifyClientCertIfGiven,
+	}}
+	tr := New(Config{}, loopback(), src, rec, zap.NewNop())
+	own, _ := serveTCP(t, tr, "inside", flow.TLS, "127.0.0.1:0")
+	for i, name := range []string{"peer.example.org", ""} {
+		conf := &tls.Config{ServerName: "one.example.org", RootCAs: ca.pool}
+		if name != "" {
+			conf.Certificates = []tls.Certificate{ca.issue(t, name)}
+		}
+		nc, err := tls.Dial("tcp", own.String(), conf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer nc.Close()
+		write(t, nc, sipMessage(i, ""))
+		rec.message(t, sipMessage(i, ""))
+		select {
+		case got := <-rec.names:
+			if got != name {
+				t.Errorf("%q has proved its name, want %q", got, name)
+			}
+		default:
+			if name != "" {
+				t.Errorf("%s has proved its name, and nobody was told before its message", name)
+			}
+		}
+	}
 }

@@ -15,6 +15,7 @@ package transport
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"net"
 	"net/netip"
@@ -49,11 +50,19 @@ type Handler interface {
 	Closed(f flow.Flow)
 }
 
+// Verifier is what a Handler may be too, to learn who has shown a certificate.
+type Verifier interface {
+	// Verified tells that the client of an accepted connection has proved, by a certificate of a trusted
+	// authority, to be whom it names. It is called before the connection's first Receive.
+	Verified(f flow.Flow, cert *x509.Certificate)
+}
+
 // TLSSource gives the TLS configurations. It is asked for each handshake, so that new
 // certificates are used at once. What it returns must not be changed afterwards.
 type TLSSource interface {
 	// Server returns the configuration of a network's TLS or WSS listener (its certificates by
-	// SNI, and whether clients must show one), nil if there is none.
+	// SNI, whether clients must show one, the oldest version of TLS: 1.2 where it says nothing), nil if
+	// there is none.
 	Server(network string, p flow.Proto) *tls.Config
 	// Client returns the configuration for dialling from a network. ServerName is set here. Nil
 	// means the system's roots and no client certificate.
