@@ -3,6 +3,8 @@
 package lab
 
 import (
+	"crypto/rand"
+	"crypto/sha1"
 	_ "embed"
 	"errors"
 	"fmt"
@@ -139,4 +141,70 @@ func (m *Messenger) says(t testing.TB, to *Messenger, text string) {
 	t.Helper()
 	m.Do("im sip:%s@example.org %s", to.User, text)
 	to.wants(t, "im-recv sip:"+m.User+"@example.org", text)
+}
+
+// Renumber gives an inside host an address that pidgin-sipe does not take for private, so that it listens itself when
+// it sends a file: only 10., 172.16. and 192.168. count.
+func (h *Host) Renumber(t testing.TB, r *Rig) {
+	t.Helper()
+	b := h.IP.As4()
+	to := netip.AddrFrom4([4]byte{172, 20, b[2], b[3]})
+	r.ip("-n %s addr del %v/24 dev eth0", h.ns, h.IP)
+	r.ip("-n %s addr add %v/24 dev eth0", h.ns, to)
+	r.ip("-n %s route add %v/32 dev eth0", h.ns, r.GW.IPOn(h.Side, 4))
+	r.ip("-n %s route replace default via %v", h.ns, r.GW.IPOn(h.Side, 4))
+	r.ip("-n %s route replace %v/32 dev lan", r.GW.ns, to)
+	h.IP = to
+}
+
+// offers makes a file of random octets and offers it to the other client.
+func (m *Messenger) offers(t testing.TB, to *Messenger, name string, size int) *offered {
+	t.Helper()
+	f := &offered{from: m, to: to, name: name, data: make([]byte, size)}
+	rand.Read(f.data)
+	dir := filepath.Join(m.home, "files")
+	must(t, "file", os.MkdirAll(dir, 0o700))
+	file := filepath.Join(dir, name)
+	must(t, "file", os.WriteFile(file, f.data, 0o600))
+	m.Do("send sip:%s@example.org %s", to.User, file)
+	return f
+}
+
+// offered is a file on its way.
+type offered struct {
+	from, to *Messenger
+	name     string
+	data     []byte
+}
+
+// arrives waits until both clients say that the file is complete, and compares.
+func (f *offered) arrives(t testing.TB) {
+	t.Helper()
+	f.from.wants(t, "xfer send-complete", " "+f.name)
+	f.to.wants(t, "xfer recv-complete", " "+f.name)
+	if !f.complete(messengerTime) {
+		t.Errorf("%s: %d octets arrived, %d were sent, and they differ", f.name, len(f.received(t)), len(f.data))
+	}
+}
+
+// complete tells whether the file that was sent is at the receiver within d.
+func (f *offered) complete(d time.Duration) bool {
+	want := sha1.Sum(f.data)
+	return until(d, func() bool {
+		b, err := os.ReadFile(f.file())
+		return err == nil && sha1.Sum(b) == want
+	})
+}
+
+// file is where the receiver writes it.
+func (f *offered) file() string { return filepath.Join(f.to.home, "dl", f.name) }
+
+// received returns what has been written of the file, nil if nothing was.
+func (f *offered) received(t testing.TB) []byte {
+	t.Helper()
+	b, err := os.ReadFile(f.file())
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatalf("file: %v", err)
+	}
+	return b
 }

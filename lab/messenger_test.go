@@ -44,6 +44,7 @@ type setting struct {
 	TLS     bool // everywhere
 	Edge    EdgeConfig
 	NoEdge  bool
+	Public  bool // alice has an address that her client takes for public
 	Capture bool // judge by wantNoLeaks what passes the gateway
 }
 
@@ -65,6 +66,9 @@ func newPair(t *testing.T, c setting) *pair {
 	}
 	p.office = server.Office(t, c.Office)
 	h1, h2 := near("near"), far("far")
+	if c.Public {
+		h1.Renumber(t, p.rig)
+	}
 	p.gate = netip.AddrPortFrom(p.rig.GW.IPOn(h1.Side, 4), sipPort(proto))
 	if !c.NoEdge {
 		c.Edge.Domains += fmt.Sprintf("example.org: {network: %s, server: \"%s:%v\"}\n", sides[0], proto, p.office.Addr)
