@@ -23,7 +23,7 @@ func buildH323(ctx context.Context, d *serviceDeps) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
-	socks, err := openStreams(ctx, "h323.listen", d.cfg.H323.Listen, nets)
+	socks, err := openStreams(ctx, "h323.listen", d.cfg.H323.Listen, nets, d.cfg.H323.Transparent)
 	if err != nil {
 		return nil, err
 	}

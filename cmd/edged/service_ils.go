@@ -16,7 +16,7 @@ func buildILS(ctx context.Context, d *serviceDeps) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
-	socks, err := openStreams(ctx, "ils.listen", d.cfg.ILS.Listen, nets)
+	socks, err := openStreams(ctx, "ils.listen", d.cfg.ILS.Listen, nets, d.cfg.ILS.Transparent)
 	if err != nil {
 		return nil, err
 	}

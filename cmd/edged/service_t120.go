@@ -22,7 +22,7 @@ func buildT120(ctx context.Context, d *serviceDeps) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
-	socks, err := openStreams(ctx, "t120.listen", d.cfg.T120.Listen, nets)
+	socks, err := openStreams(ctx, "t120.listen", d.cfg.T120.Listen, nets, d.cfg.T120.Transparent)
 	if err != nil {
 		return nil, err
 	}

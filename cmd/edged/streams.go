@@ -2,11 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"syscall"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"edged.dev/edged/pkg/pinhole"
 )
@@ -18,9 +21,12 @@ type streamSocket struct {
 }
 
 // openStreams binds every TCP listener of a list at every address of its network; all or none. key names the list.
-func openStreams(ctx context.Context, key string, listen []pinhole.Listen, nets pinhole.Networks) ([]streamSocket, error) {
+func openStreams(ctx context.Context, key string, listen []pinhole.Listen, nets pinhole.Networks, transparent bool) ([]streamSocket, error) {
 	var socks []streamSocket
 	var lc net.ListenConfig
+	if transparent {
+		lc.Control = setTransparent
+	}
 	for i, l := range listen {
 		for _, a := range nets[l.Network].Addresses {
 			ln, err := lc.Listen(ctx, "tcp", netip.AddrPortFrom(a, l.Port).String())
@@ -32,6 +38,21 @@ func openStreams(ctx context.Context, key string, listen []pinhole.Listen, nets 
 		}
 	}
 	return socks, nil
+}
+
+// setTransparent has a listener take connections to other addresses, which nftables hands to it (tproxy): such a
+// connection's own address is the one that was called.
+func setTransparent(network, _ string, c syscall.RawConn) error {
+	level, option := unix.SOL_IP, unix.IP_TRANSPARENT
+	if network == "tcp6" {
+		level, option = unix.SOL_IPV6, unix.IPV6_TRANSPARENT
+	}
+	var failed error
+	err := c.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), level, option, 1) })
+	if errors.Is(failed, unix.EPERM) {
+		failed = fmt.Errorf("transparent: the capability CAP_NET_ADMIN is missing: %w", failed)
+	}
+	return errors.Join(err, failed)
 }
 
 func closeStreams(socks []streamSocket) {

@@ -14,7 +14,8 @@ import (
 // Where a Setup goes, by the first of these that knows (H.323 §8.1):
 //
 //	the endpoint through whose door the call came
-//	the original destination, if the connection was not made to the edge itself (transparent)
+//	the original destination, if the connection was not made to the edge itself (transparent) and the caller's network is
+//	trusted
 //	where the caller was sent to by a Facility a moment ago (alternativeAddress)
 //	where another gatekeeper wants the call, which it has admitted (ACF)
 //	the called aliases in order, then the called party number, in the static table, then among the registered
@@ -46,7 +47,7 @@ func (c *Core) route(now time.Time, l *leg, m *h225.Message) (destination, strin
 	if p := l.partner; p != nil {
 		return destination{p.network, p.remote, p}, ""
 	}
-	if !c.nets.Own(l.local.Addr()) {
+	if !c.nets.Own(l.local.Addr()) && c.nets[l.network].Trusted {
 		return c.towards(l, l.local)
 	}
 	names := calledNames(m)

@@ -93,12 +93,17 @@ func TestRoute(t *testing.T) {
 	}
 }
 
-// TestTransparent: a connection that was meant for somebody else goes there, whatever the Setup calls.
+// TestTransparent: a connection that was meant for somebody else goes there, whatever the Setup calls; not from
+// a network that is not trusted, whose callers could reach any host inside.
 func TestTransparent(t *testing.T) {
 	b := newBench(t, nil)
 	b.core.Accept(b.now, 5, "inside", davidAt, at(aliceAt, 30000))
 	if a := b.say(5, setup(t, 1, aliceAt, "bob")); len(a) == 0 || a[0].Target != davidAt {
 		t.Errorf("%+v", a)
+	}
+	b.core.Accept(b.now, 6, "outside", carolAt, at(davidAt, 30000))
+	if a := b.say(6, setup(t, 2, davidAt, "alice")); len(a) == 0 || a[0].Target != aliceAt {
+		t.Errorf("from outside: %+v", a)
 	}
 }
 

@@ -24,6 +24,8 @@ const Builtin = "builtin"
 type Config struct {
 	// Listen are the listeners: tcp://NETWORK:PORT; usually the ports 389 and 1002.
 	Listen []pinhole.Listen `yaml:"listen" json:"listen" jsonschema:"description=ILS (LDAP) listeners: tcp://NETWORK:PORT; usually ports 389 and 1002"`
+	// Transparent says that the listeners take connections that the gateway's rules hand over (TPROXY).
+	Transparent bool `yaml:"transparent" json:"transparent,omitempty" jsonschema:"default=false,description=also take connections to others that nftables hands over (tproxy); from trusted networks they go where they were going; needs CAP_NET_ADMIN"`
 	// Server is the directory, HOST:PORT, or "builtin".
 	Server string `yaml:"server" json:"server,omitempty" jsonschema:"description=the directory: HOST:PORT; or builtin: the edge is a small directory itself"`
 	// Servers are other directories for the clients of a network; the key is the network's name.

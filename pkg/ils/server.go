@@ -247,10 +247,10 @@ func first(ctx context.Context, client net.Conn) ([]byte, error) {
 }
 
 // target returns the directory for a connection: where it was going, if it was not going to the edge
-// (TPROXY), or the configured one.
+// (TPROXY) and comes from a trusted network, or the configured one.
 func (s *Server) target(network string, client net.Conn) string {
 	to := pinhole.AddrPortOf(client.LocalAddr())
-	if to.IsValid() && !s.deps.Networks.Own(to.Addr()) && !s.isPool(to.Addr()) && !to.Addr().IsLoopback() {
+	if to.IsValid() && s.deps.Networks[network].Trusted && !s.deps.Networks.Own(to.Addr()) && !s.isPool(to.Addr()) && !to.Addr().IsLoopback() {
 		return to.String()
 	}
 	return s.cfg.server(network)

@@ -15,6 +15,8 @@ import (
 type Config struct {
 	// Listen are the listeners: tcp://NETWORK:PORT; usually port 1503.
 	Listen []pinhole.Listen `yaml:"listen" json:"listen" jsonschema:"description=T.120 listeners: tcp://NETWORK:PORT; usually port 1503"`
+	// Transparent says that the listeners take connections that the gateway's rules hand over (TPROXY).
+	Transparent bool `yaml:"transparent" json:"transparent,omitempty" jsonschema:"default=false,description=also take connections to others that nftables hands over (tproxy); from trusted networks they go where they were going; needs CAP_NET_ADMIN"`
 	// Conferences are the hosts of conferences, by the conference's name in lower case.
 	Conferences map[string]netip.AddrPort `yaml:"conferences" json:"conferences,omitempty" jsonschema:"description=ADDRESS:PORT that has a conference; the key is the conference's name in lower case"`
 	// Targets are where callers of a network are brought when nothing else says where; the key is the network's name.

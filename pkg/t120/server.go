@@ -259,9 +259,10 @@ func (s *Server) route(c Call) (netip.AddrPort, error) {
 	return to, nil
 }
 
-// passing tells whether the edge was not called itself, but took the connection on its way.
+// passing tells whether the edge was not called itself, but took the connection on its way. That counts for callers of
+// trusted networks only: others reach what is configured or registered.
 func (s *Server) passing(c Call) bool {
-	return !s.deps.Networks.Own(c.Local.Addr()) && !c.Local.Addr().IsLoopback()
+	return s.deps.Networks[c.Network].Trusted && !s.deps.Networks.Own(c.Local.Addr()) && !c.Local.Addr().IsLoopback()
 }
 
 // decide applies the policy.

@@ -275,7 +275,8 @@ func TestRoute(t *testing.T) {
 		want netip.AddrPort
 		err  error
 	}{
-		{"transparent", Call{Network: "outside", Local: netip.MustParseAddrPort("203.0.113.7:1503"), Conference: "staff"}, netip.MustParseAddrPort("203.0.113.7:1503"), nil},
+		{"transparent", Call{Network: "inside", Local: netip.MustParseAddrPort("203.0.113.7:1503"), Conference: "staff"}, netip.MustParseAddrPort("203.0.113.7:1503"), nil},
+		{"transparent from outside", Call{Network: "outside", Local: netip.MustParseAddrPort("203.0.113.7:1503"), Conference: "staff"}, at(3), nil},
 		{"conference", Call{Network: "outside", Local: own, Conference: "STAFF", Called: "alice"}, at(3), nil},
 		{"directory", Call{Network: "outside", Local: own, Conference: "other", Called: "alice"}, at(4), nil},
 		{"network", Call{Network: "outside", Local: own}, at(5), nil},
