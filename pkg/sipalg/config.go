@@ -11,6 +11,7 @@ import (
 
 	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/sipalg/flow"
+	"edged.dev/edged/pkg/sipalg/imfilter"
 	"edged.dev/edged/pkg/sipalg/sdp"
 )
 
@@ -48,6 +49,8 @@ type Config struct {
 	OptionalClientCertificates []string `yaml:"optional_client_certificates" json:"optional_client_certificates,omitempty" jsonschema:"description=networks on whose TLS listeners a client certificate is verified by tls.client_ca where the client shows one"`
 	// Peers are names in such certificates whose owners are trusted as the servers of domains are.
 	Peers []string `yaml:"peers" json:"peers,omitempty" jsonschema:"description=names in verified client certificates whose owners are trusted as configured servers are"`
+	// IMURLs says what happens to links in instant messages.
+	IMURLs imfilter.Config `yaml:"im_urls" json:"im_urls,omitzero" jsonschema:"description=links in instant messages"`
 }
 
 // Domain says where requests for a host go.
@@ -122,7 +125,7 @@ func (l Listen) String() string { return fmt.Sprintf("%s://%s:%d", l.Proto, l.Ne
 // DefaultConfig returns the defaults; the section is off as long as Listen is empty.
 func DefaultConfig() Config {
 	return Config{
-		ICE: "strip", HideTopology: true, Keepalive: 25 * time.Second, Probe: 30 * time.Second,
+		ICE: "strip", IMURLs: imfilter.Config{Mode: imfilter.Off}, HideTopology: true, Keepalive: 25 * time.Second, Probe: 30 * time.Second,
 		DSCP: 24, Ban: 10 * time.Minute,
 		Scanners: []string{"friendly-scanner", "sipvicious", "sipcli", "sip-scan", "sundayddr", "iwar", "sipsak", "vaxsipuseragent", "pplsip", "smap"},
 	}
@@ -196,6 +199,7 @@ func (c Config) Validate(nets pinhole.Networks) error {
 	if len(c.Peers) > 0 && len(c.ClientCertificates)+len(c.OptionalClientCertificates) == 0 {
 		fault("peers", "needs networks under client_certificates or optional_client_certificates")
 	}
+	errs = append(errs, c.IMURLs.Validate(nets))
 	return errors.Join(errs...)
 }
 

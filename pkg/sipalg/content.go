@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"edged.dev/edged/pkg/sipalg/flow"
+	"edged.dev/edged/pkg/sipalg/imfilter"
 	"edged.dev/edged/pkg/sipalg/sdp"
 	"edged.dev/edged/pkg/sipalg/sipmsg"
 )
@@ -96,7 +97,7 @@ func carries(method string) bool {
 // editRequestContent shows the request at hand to the editor. body is what the body has become already, nil if
 // nothing; so is the result. What a refusal says is left in the core.
 func (c *Core) editRequestContent(t *tx, l *local, dest flow.Flow, body []byte) (edited []byte, status int, reason string) {
-	if c.contents == nil || !carries(t.method) {
+	if !c.looks() || !carries(t.method) {
 		return body, 0, ""
 	}
 	leg := contentLeg{from: t.up, to: dest, l: l, signed: c.signedLeg(t.up)}
@@ -118,7 +119,7 @@ func (c *Core) editRequestContent(t *tx, l *local, dest flow.Flow, body []byte) 
 
 // editResponseContent shows the response at hand, by f to the request t, to the editor.
 func (c *Core) editResponseContent(t *tx, f flow.Flow, up *local, body []byte) []byte {
-	if c.contents == nil || !carries(t.method) {
+	if !c.looks() || !carries(t.method) {
 		return body
 	}
 	leg := contentLeg{from: f, to: t.up, l: up, status: c.m.Status(), signed: c.signedLeg(f)}
@@ -132,22 +133,16 @@ func (c *Core) editContent(method string, leg *contentLeg, body []byte) []byte {
 		if leg.verdict.Refuse != 0 {
 			return Verdict{}, false
 		}
-		if !shown {
+		if !shown && c.contents != nil {
 			shown = true
 			c.noteCall(leg.from, string(c.m.CallID()))
 			c.noteCall(leg.to, string(c.m.CallID()))
 		}
-		v := c.contents.Edit(c.now, Content{
+		v := c.judgeContent(Content{
 			Method: method, Status: leg.status, Type: mediaType, Body: text, Header: header, CallID: string(c.m.CallID()),
 			From: string(c.m.From().URI), To: string(c.m.To().URI), Signed: leg.signed,
 			Sender: c.party(leg.from, c.localOf(leg.from)), Receiver: c.party(leg.to, leg.l),
 		})
-		if v.Reason != "" {
-			c.drop(v.Reason)
-		}
-		if v.Refuse != 0 && (leg.signed || leg.status != 0) {
-			v.Refuse = 0
-		}
 		if v.Refuse != 0 {
 			leg.verdict = v
 		}
@@ -155,6 +150,56 @@ func (c *Core) editContent(method string, leg *contentLeg, body []byte) []byte {
 	}
 	c.editTextHeaders(show)
 	return c.editBodies(body, show)
+}
+
+// looks tells whether anybody wants to see contents.
+func (c *Core) looks() bool { return c.contents != nil || c.urls != nil }
+
+// judgeContent asks the editor and then, of what is left, the filter of links.
+func (c *Core) judgeContent(in Content) (v Verdict) {
+	if c.contents != nil {
+		v = c.contents.Edit(c.now, in)
+		if v.Reason != "" {
+			c.drop(v.Reason)
+		}
+		if v.Refuse != 0 && !in.Signed && in.Status == 0 {
+			return v
+		}
+		v.Refuse = 0
+	}
+	if v.Body != nil {
+		in.Body = v.Body
+	}
+	if v.Type != "" {
+		in.Type = []byte(v.Type)
+	}
+	if c.urls == nil || !c.urls.From(in.Sender.Network) {
+		return v
+	}
+	return c.filterLinks(in, v)
+}
+
+// filterLinks does what sip.im_urls says to a content of which v is said already.
+func (c *Core) filterLinks(in Content, v Verdict) Verdict {
+	defused, links := c.urls.Look(in.Type, in.Body)
+	if links == 0 {
+		return v
+	}
+	switch c.urls.Mode() {
+	case imfilter.Defuse:
+		c.drop("im_url_defused")
+		v.Body = defused
+	case imfilter.Block:
+		c.drop("im_url_blocked")
+		if in.Signed || in.Status != 0 { // bodies are not signed
+			v.Body = imfilter.Notice(in.Type)
+			break
+		}
+		v.Refuse, v.Warning = 606, `309 edge "Links are not allowed in messages"`
+	default:
+		c.drop("im_url_seen")
+	}
+	return v
 }
 
 // showFunc shows one content; ok tells that the verdict replaces it.

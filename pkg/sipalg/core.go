@@ -11,6 +11,7 @@ import (
 
 	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/sipalg/flow"
+	"edged.dev/edged/pkg/sipalg/imfilter"
 	"edged.dev/edged/pkg/sipalg/sdp"
 	"edged.dev/edged/pkg/sipalg/sipmsg"
 )
@@ -68,6 +69,7 @@ type Core struct {
 	idle    func(silence)
 	// contents is set by the outer half too; nil: contents pass.
 	contents ContentEditor
+	urls     *imfilter.Filter // nil: links pass
 
 	// Scratch, valid within one call.
 	m, m2  sipmsg.Message

@@ -11,6 +11,7 @@ import (
 
 	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/sipalg/flow"
+	"edged.dev/edged/pkg/sipalg/imfilter"
 	"edged.dev/edged/pkg/sipalg/sipmsg"
 )
 
@@ -246,7 +247,7 @@ func (c *Core) Configure(cfg Config, limits Limits) {
 			delete(c.lookups, u.query)
 		}
 	}
-	c.cfg, c.limits = cfg, limits
+	c.cfg, c.limits, c.urls = cfg, limits, imfilter.New(cfg.IMURLs)
 	c.domains, c.servers = map[string]*domain{}, map[netip.Addr]bool{}
 	for host, d := range cfg.Domains {
 		cd := &domain{network: d.Network, host: host}
