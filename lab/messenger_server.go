@@ -23,9 +23,10 @@ import (
 
 // OfficeConfig says how a server of Messenger's clients behaves.
 type OfficeConfig struct {
-	Signing int           // version of the message signature (2, 3, 4) that NTLM is demanded with; 0: nobody signs
-	TLS     *Certificates // TLS on port 5061 if set, else TCP on 5060
-	GRUU    bool          // tell clients a globally routable URI, which they then use as Contact
+	Signing int            // version of the message signature (2, 3, 4) that NTLM is demanded with; 0: nobody signs
+	TLS     *Certificates  // TLS on port 5061 if set, else TCP on 5060
+	Home    netip.AddrPort // where clients are redirected to when they register, if valid
+	GRUU    bool           // tell clients a globally routable URI, which they then use as Contact
 }
 
 // Office stands for Live Communications Server: the registrar and record-routing proxy of example.org. It reaches
@@ -76,7 +77,7 @@ func (h *Host) Office(t testing.TB, c OfficeConfig) *Office {
 		o.Addr = h.Addr(4, 5061)
 	}
 	var err error
-	o.log, err = os.Create(filepath.Join(h.dir, "office.log"))
+	o.log, err = os.Create(filepath.Join(h.dir, "office-"+h.Name+".log"))
 	must(t, "office", err)
 	var ln net.Listener
 	must(t, "office", h.Do(func() (err error) {
@@ -350,6 +351,10 @@ func (o *Office) transport() string {
 
 // register signs a client on.
 func (o *Office) register(c *officeConn, s *session, m *Message) {
+	if o.Home.IsValid() {
+		o.send(s, m.answer("301 Redirect request to Home Server", Field{"Contact", fmt.Sprintf("<sip:%v;transport=%s>", o.Home, o.transport())}))
+		return
+	}
 	if o.Signing != 0 && !s.ready {
 		var done bool
 		if s, done = o.authenticate(c, s, m); !done {

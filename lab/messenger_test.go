@@ -203,12 +203,45 @@ func TestMessengerRestart(t *testing.T) {
 				t.Error("bob, who is not behind the edge, signed off")
 			}
 			lan := p.lan.Stop(t)
-			for _, packet := range lan {
-				if packet.TCP && packet.Src.Addr() == p.alice.Host.IP && packet.Dst != p.gate {
-					t.Fatalf("alice went to %v", packet.Dst)
-				}
-			}
+			p.alice.Host.wantOnly(t, lan, p.gate)
 			wantNoLeaks(t, p.rig, lan, p.wan.Stop(t))
 		})
+	}
+}
+
+// TestMessengerRedirect: the server that the edge knows sends alice to another one, her home (301). She dials what
+// she is told, which must be the edge, and has signed on at her home.
+func TestMessengerRedirect(t *testing.T) {
+	for _, version := range []int{0, 4} {
+		t.Run(fmt.Sprintf("signing-%d", version), func(t *testing.T) {
+			r := messengerLab(t)
+			home := r.Outside("home").Office(t, OfficeConfig{Signing: version})
+			front := r.Outside("front").Office(t, OfficeConfig{Home: home.Addr})
+			r.Edge(t, EdgeConfig{Domains: fmt.Sprintf("example.org: {network: outside, server: \"tcp:%v\"}\n", front.Addr)})
+			lan, wan := r.Capture("lan"), r.Capture("wan")
+			h := r.Inside("near")
+			gate := netip.AddrPortFrom(r.GW.IPOn(inside, 4), 5060)
+			alice := h.Messenger(t, "alice", gate, "tcp")
+			bob := r.Outside("far").Messenger(t, "bob", home.Addr, "tcp")
+			alice.talks(t, bob)
+			bob.talks(t, alice)
+			home.wantSigned(t)
+			if _, on := home.Registered("alice@example.org"); !on {
+				t.Error("alice is not at home")
+			}
+			packets := lan.Stop(t)
+			h.wantOnly(t, packets, gate)
+			wantNoLeaks(t, r, packets, wan.Stop(t))
+		})
+	}
+}
+
+// wantOnly fails the test if the host opened a TCP connection to anything but one address.
+func (h *Host) wantOnly(t *testing.T, lan []Packet, to netip.AddrPort) {
+	t.Helper()
+	for _, k := range lan {
+		if k.TCP && k.Src.Addr() == h.IP && k.Dst != to {
+			t.Fatalf("%s went to %v", h.Name, k.Dst)
+		}
 	}
 }
