@@ -245,3 +245,36 @@ func (h *Host) wantOnly(t *testing.T, lan []Packet, to netip.AddrPort) {
 		}
 	}
 }
+
+// TestMessengerLinks: links in instant messages, the first of which rides in an INVITE. Defused ones arrive so; a
+// blocked one does not, its sender is told where the edge may refuse and else the receiver; the conversation goes on.
+func TestMessengerLinks(t *testing.T) {
+	for _, mode := range []string{"defuse", "block"} {
+		for _, version := range []int{0, 4} {
+			t.Run(fmt.Sprintf("%s-signing-%d", mode, version), func(t *testing.T) {
+				p := newPair(t, setting{Office: OfficeConfig{Signing: version}, Edge: EdgeConfig{SIP: "im_urls: {mode: " + mode + ", allow: [example.org]}\n"}})
+				for i, where := range []string{"INVITE", "MESSAGE"} {
+					p.alice.Do("im sip:bob@example.org %d see http://example.com/%s", i, where)
+					switch {
+					case mode == "defuse":
+						p.bob.wants(t, "im-recv", "_http://example.com/"+where)
+					case version == 0:
+						if !p.alice.counts(messengerTime, i+1, "im-error") {
+							t.Fatalf("alice is not told: %q", p.alice.events(""))
+						}
+					default:
+						if !p.bob.counts(messengerTime, i+1, "im-recv", "link was removed") {
+							t.Fatalf("bob is not told: %q", p.bob.events(""))
+						}
+					}
+					p.alice.says(t, p.bob, "see http://www.example.org/"+where)
+				}
+				p.bob.says(t, p.alice, "thank you")
+				if n := p.bob.count("im-recv", " http://example.com") + p.bob.count("im-recv", ">http://example.com"); n != 0 {
+					t.Errorf("%d links reached bob: %q", n, p.bob.events("im-recv"))
+				}
+				p.office.wantSigned(t)
+			})
+		}
+	}
+}
