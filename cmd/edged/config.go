@@ -17,6 +17,7 @@ import (
 	"edged.dev/edged/pkg/sipalg"
 	"edged.dev/edged/pkg/splice/forward"
 	"edged.dev/edged/pkg/t120"
+	"edged.dev/edged/pkg/tftp"
 )
 
 // config is the whole file: the sum of the packages' sections. What this file
@@ -33,6 +34,7 @@ type config struct {
 	T120     t120.Config              `yaml:"t120" jsonschema_description:"T.120 data conferences: without listeners the service is off"`
 	ILS      ils.Config               `yaml:"ils" jsonschema_description:"ILS, the directory of NetMeeting (LDAP): without listeners the service is off"`
 	H323     h323.Config              `yaml:"h323" jsonschema_description:"H.323: call signalling; without listeners the service is off"`
+	TFTP     tftp.Config              `yaml:"tftp" jsonschema_description:"file transfers of Messenger and Communicator, whose invitations come in SIP: without ports the service is off"`
 	Forwards []forward.Rule           `yaml:"forwards" jsonschema_description:"TCP ports that are forwarded unread, for who is on their allow-list"`
 	Limits   limitsConfig             `yaml:"limits" jsonschema_description:"what one source may ask for"`
 	CDR      cdrConfig                `yaml:"cdr" jsonschema_description:"call records"`
@@ -119,6 +121,7 @@ func defaultConfig() config {
 		T120:     t120.DefaultConfig(),
 		ILS:      ils.DefaultConfig(),
 		H323:     h323.DefaultConfig(),
+		TFTP:     tftp.DefaultConfig(),
 		Limits:   limitsConfig{PerSource: perSourceConfig{MessagesPerSecond: 100, Connections: 64}},
 	}
 }

@@ -101,6 +101,8 @@ func withLiveKeys(running, next *config) *config {
 	c.H323.Listen, c.H323.RAS, c.H323.GatekeeperID = running.H323.Listen, running.H323.RAS, running.H323.GatekeeperID
 	c.H323.Gatekeeper, c.H323.Discovery, c.H323.Transparent = running.H323.Gatekeeper, running.H323.Discovery, running.H323.Transparent
 	c.H323.Lifetime, c.H323.MaxEndpoints = running.H323.Lifetime, running.H323.MaxEndpoints
+	c.TFTP = next.TFTP
+	c.TFTP.Ports = running.TFTP.Ports
 	return &c
 }
 

@@ -25,6 +25,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"edged.dev/edged/pkg/h323"
+	"edged.dev/edged/pkg/tftp"
 )
 
 // testDaemon is a daemon in this process, with a configuration file that tests rewrite.
@@ -384,15 +385,15 @@ func TestEventsAreStreamed(t *testing.T) {
 	t.Fatal("the stream ended")
 }
 
-// h323Metrics returns the names of the metrics of H.323, which this daemon does not serve.
-func h323Metrics(t *testing.T) (names []string) {
+// otherMetrics returns the names of the metrics of H.323 and of file transfers, which this daemon does not serve.
+func otherMetrics(t *testing.T) (names []string) {
 	t.Helper()
 	server, err := h323.New(h323.DefaultConfig(), h323.Deps{}, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
 	reg := prometheus.NewRegistry()
-	reg.MustRegister(server.Collector())
+	reg.MustRegister(server.Collector(), tftp.New(tftp.DefaultConfig(), tftp.Deps{}, zap.NewNop()).Collector())
 	families, err := reg.Gather()
 	if err != nil {
 		t.Fatal(err)
@@ -422,8 +423,9 @@ func TestMetricsAreDocumented(t *testing.T) {
 		"edged_forward_refused_total": true, "edged_forward_ended_total": true,
 		"edged_h323_messages_total": true, "edged_h323_refused_calls_total": true, "edged_h323_dropped_messages_total": true,
 		"edged_h323_ras_requests_total": true,
+		"edged_tftp_denials_total":      true, "edged_tftp_ended_total": true, "edged_tftp_refused_connections_total": true,
 	}
-	for _, name := range h323Metrics(t) {
+	for _, name := range otherMetrics(t) {
 		shown[name] = true
 	}
 	for _, m := range regexp.MustCompile(`(?m)^# TYPE (edged_\w+) `).FindAllStringSubmatch(string(body), -1) {

@@ -115,13 +115,13 @@ func (c *config) streamPorts(l *faultList) map[forward.Listen]string {
 }
 
 // validateForwards has each forward judge itself, and adds what concerns others too: names and ports
-// that are taken twice.
-func (c *config) validateForwards(l *faultList) {
+// that are taken twice. It adds its own to ports.
+func (c *config) validateForwards(l *faultList, ports map[forward.Listen]string) {
 	networks := map[string][]netip.Addr{}
 	for name, n := range c.Networks {
 		networks[name] = n.Addresses
 	}
-	ports, names := c.streamPorts(l), map[string]int{}
+	names := map[string]int{}
 	for i, r := range c.Forwards {
 		key := fmt.Sprintf("forwards[%d]", i)
 		*l = append(*l, sectionFaults(key, r.Validate(networks))...)

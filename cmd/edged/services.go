@@ -10,6 +10,7 @@ import (
 
 	"edged.dev/edged/pkg/ils"
 	"edged.dev/edged/pkg/pinhole"
+	"edged.dev/edged/pkg/sipalg"
 	"edged.dev/edged/pkg/splice"
 	"edged.dev/edged/pkg/splice/forward"
 )
@@ -51,6 +52,8 @@ type serviceDeps struct {
 	t120 func(context.Context, [2]net.Conn, func(pinhole.Side, int))
 	// conferences is set by T.120: pinholes for the data conferences that SIP announces.
 	conferences pinhole.Opener
+	// contents is set by TFTP: it looks at what SIP messages carry besides session descriptions.
+	contents sipalg.ContentEditor
 	// kernel is set by the relay, nil if it has none.
 	kernel forward.Kernel
 }
@@ -67,6 +70,7 @@ func buildServices(ctx context.Context, d *serviceDeps) ([]*service, error) {
 		{"media", true, buildMedia},
 		{"ils", len(d.cfg.ILS.Listen) > 0, buildILS},
 		{"t120", len(d.cfg.T120.Listen) > 0, buildT120},
+		{"tftp", d.cfg.TFTP.Ports.First > 0, buildTFTP},
 		{"sip", len(d.cfg.SIP.Listen) > 0, buildSIP},
 		{"h323", len(d.cfg.H323.Listen) > 0, buildH323},
 		{"forwards", len(d.cfg.Forwards) > 0, buildForwards},

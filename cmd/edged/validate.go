@@ -34,7 +34,9 @@ func (c *config) validate() []keyText {
 	l = append(l, sectionFaults("h323", c.H323.Validate(c.networks()))...)
 	l = append(l, sectionFaults("t120", c.T120.Validate(c.networks()))...)
 	l = append(l, sectionFaults("ils", c.ILS.Validate(c.networks()))...)
-	c.validateForwards(&l)
+	ports := c.streamPorts(&l)
+	c.validateForwards(&l, ports)
+	c.validateTFTP(&l, ports)
 	_, err := loadCertificates(c.TLS, c.dir)
 	l = append(l, sectionFaults("tls", err)...)
 	for i, name := range c.TLS.Legacy {

@@ -9,32 +9,12 @@ import (
 	"strings"
 	"time"
 
+	"go.uber.org/zap"
+
 	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/tftp/invitation"
+	"edged.dev/edged/pkg/tftp/msnftp"
 )
-
-// Data speaks on the data connections of transfers.
-type Data interface {
-	// Carry returns what the relay calls with the connections of one transfer: Admit and Serve of
-	// [pinhole.Request]. Serve returns when the transfer is over, and done has been told its result by then.
-	Carry(c Connection, done func(result string)) (
-		admit func(context.Context, pinhole.Side, net.Conn) (net.Conn, error),
-		serve func(context.Context, [2]net.Conn, func(pinhole.Side, int)))
-}
-
-// Connection is what invitations say of a data connection.
-type Connection struct {
-	// Receiver is the side of the file's receiver; the edge listens at Far and dials Near.
-	Receiver pinhole.Side
-	// User is the receiver's user@domain, AuthCookie what it must say.
-	User, AuthCookie string
-	// File is the name, for logs; Size the file's length, -1 if it was not said, and MaxSize its limit, 0 for none.
-	File          string
-	Size, MaxSize int64
-	// EncryptionKey and HashKey are in base64, empty in transfers that are not encrypted.
-	EncryptionKey, HashKey string
-	Idle                   time.Duration
-}
 
 // addressFields are where an invitation may hold an address.
 func addressFields() []invitation.Field {
@@ -193,22 +173,30 @@ func (e *Editor) openLocked(now time.Time, c Content, t *transfer, s said) (reas
 func (e *Editor) carryLocked(t *transfer, s said, r *pinhole.Request) {
 	t.opening++
 	opening := t.opening
-	c := Connection{
-		Receiver: pinhole.Far, User: t.to, AuthCookie: s.authCookie, File: t.file, Size: t.size, MaxSize: int64(e.cfg.MaxSize),
-		EncryptionKey: t.encryptionKey, HashKey: t.hashKey, Idle: e.cfg.Idle,
+	data := &msnftp.Transfer{
+		Receiver: pinhole.Far, Cookie: s.authCookie, Plain: e.cfg.Plain, MaxSize: int64(e.cfg.MaxSize), Idle: e.cfg.Idle, Joiner: e.joiner,
+		Refused: func(host netip.Addr, err error) { e.refusedCaller(t, host, err) },
+		Ended:   func(o msnftp.Outcome) { e.finished(t, opening, msnftp.Reason(o.Err)) },
 	}
 	if s.receives {
-		c.Receiver = pinhole.Near
+		data.Receiver = pinhole.Near
 	}
-	admit, serve := e.data.Carry(c, func(result string) { e.finished(t, opening, result) })
-	r.Admit = admit
+	if t.size > 0 {
+		data.MaxSize = t.size // what was judged
+	}
+	r.Admit = data.Admit
 	r.Serve = func(ctx context.Context, conns [2]net.Conn, moved func(pinhole.Side, int)) {
 		if e.started(t, opening) {
-			serve(ctx, conns, moved)
-			e.finished(t, opening, resultEnded)
+			data.Serve(ctx, conns, moved)
 		}
 	}
 	r.Unjoined = func(error) { e.finished(t, opening, resultUnreachable) }
+}
+
+// refusedCaller counts somebody who came to a port and could not say what he must.
+func (e *Editor) refusedCaller(t *transfer, host netip.Addr, err error) {
+	e.count.refuse(msnftp.Reason(err))
+	e.log.Info("file transfer connection refused", zap.Stringer("source", host), zap.String("call_id", printable(t.key.call)), zap.Error(err))
 }
 
 // started notes that the connections of a pinhole are joined: the relay has given back its port.

@@ -19,13 +19,15 @@ type Config struct {
 	Deny  []string `yaml:"deny" json:"deny,omitempty" jsonschema:"description=extensions of files that are refused; one anywhere in a name counts"`
 	Allow []string `yaml:"allow" json:"allow,omitempty" jsonschema:"description=if set only files whose last extension is listed may pass"`
 	// MaxSize is the longest file; 0 = any.
-	MaxSize Size `yaml:"max_size" json:"max_size,omitempty" jsonschema:"type=string,default=0,description=longest file that may pass such as 1GiB; 0 = any"`
+	MaxSize Size `yaml:"max_size" json:"max_size,omitempty" jsonschema:"oneof_type=string;integer,default=0,description=longest file that may pass such as 1GiB; 0 = any"`
 	// Directions tells which way files may go between trusted networks and others.
 	Directions Directions `yaml:"directions" json:"directions,omitempty" jsonschema:"enum=both,enum=in,enum=out,default=both,description=which way files may go: in to a trusted network or out of it"`
 	// Policy are rules for users; the first that fits decides, and what fits none is allowed.
 	Policy []Rule `yaml:"policy" json:"policy,omitempty" jsonschema:"description=rules for users; the first that fits decides and what fits none is allowed"`
 	// GUIDs are applications besides file transfer whose invitations pass, unread and unedited.
 	GUIDs []string `yaml:"guids" json:"guids,omitempty" jsonschema:"description=applications besides file transfer whose invitations pass as they are; all others are refused"`
+	// Plain lets clients exchange files without encryption.
+	Plain bool `yaml:"plain" json:"plain,omitempty" jsonschema:"default=false,description=let MSNFTP of old clients pass which is not encrypted"`
 	// Pending bounds the time from an address in an invitation to the connection.
 	Pending time.Duration `yaml:"pending" json:"pending,omitempty" jsonschema:"type=string,default=2m,description=a port to which nobody connects for so long is given back"`
 	// Idle ends a transfer on which nothing passes.
@@ -57,8 +59,12 @@ const (
 // PortRange is a range of ports, both ends included, written "6891-6901".
 type PortRange struct{ First, Last uint16 }
 
-// UnmarshalText reads "A-B", or "A" for a single port.
+// UnmarshalText reads "A-B", "A" for a single port, or nothing for none.
 func (r *PortRange) UnmarshalText(b []byte) error {
+	if len(b) == 0 {
+		*r = PortRange{}
+		return nil
+	}
 	first, last, ok := strings.Cut(string(b), "-")
 	if !ok {
 		last = first

@@ -12,6 +12,7 @@ import (
 
 	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/tftp/invitation"
+	"edged.dev/edged/pkg/tftp/msnftp"
 )
 
 // Content is what a SIP message carries besides a session description, in its body or, as a header field's text,
@@ -67,8 +68,8 @@ const (
 type Deps struct {
 	Networks pinhole.Networks
 	Opener   pinhole.Opener
-	// Data speaks on the data connections.
-	Data Data
+	// Joiner moves what is not read of data connections; nil: it is copied.
+	Joiner msnftp.Joiner
 	// Record is called when a transfer is over, and must not block or call back; it may be nil.
 	Record func(Record)
 }
@@ -77,7 +78,7 @@ type Deps struct {
 type Editor struct {
 	nets   pinhole.Networks
 	opener pinhole.Opener
-	data   Data
+	joiner msnftp.Joiner
 	record func(Record)
 	log    *zap.Logger
 	count  *counters
@@ -95,7 +96,7 @@ type Editor struct {
 // New returns an editor; cfg must be valid.
 func New(cfg Config, deps Deps, log *zap.Logger) *Editor {
 	return &Editor{
-		nets: deps.Networks, opener: deps.Opener, data: deps.Data, record: deps.Record, log: log, count: newCounters(), cfg: cfg,
+		nets: deps.Networks, opener: deps.Opener, joiner: deps.Joiner, record: deps.Record, log: log, count: newCounters(), cfg: cfg,
 		byKey: map[key]*transfer{}, byCall: map[string]map[*transfer]bool{}, perHost: map[string]int{}, byLocal: map[netip.AddrPort]*transfer{},
 	}
 }

@@ -1,13 +1,18 @@
 package tftp
 
 import (
+	"errors"
 	"fmt"
 	"net"
+	"runtime"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/tftp/invitation"
+	"edged.dev/edged/pkg/tftp/msnftp"
 )
 
 func invite(cookie, lines string) string {
@@ -182,27 +187,23 @@ func TestManyAtOnce(t *testing.T) {
 		w.say("alice bob alice bob", invite(cookie, textFile))
 		return w.say("alice bob alice bob", accept(cookie, "192.0.2.7", 6891+n%11))
 	}
+	hold := make(chan struct{})
+	var running sync.WaitGroup
 	for n := range 13 {
 		if v := offer(n); cancelled(v) {
 			t.Fatalf("transfer %d got no port", n)
 		}
-		leases := w.opener.Leases()
-		var near, far, client net.Conn
-		near, _ = net.Pipe()
-		far, client = net.Pipe()
-		served := make(chan error, 1)
-		go func() { served <- leases[n].Connect(t.Context(), pinhole.Far, [2]net.Conn{near, far}) }()
-		for w.e.Running() != n+1 {
-			if len(served) > 0 {
-				t.Fatal(<-served)
-			}
-		}
-		defer func() {
-			client.Write([]byte("file"))
-			if err := <-served; err != nil {
+		l := w.opener.Leases()[n]
+		running.Go(func() {
+			if err := w.join(l, "77", hold); err != nil {
 				t.Error(err)
 			}
-		}()
+		})
+		for deadline := time.Now().Add(time.Minute); w.e.Running() != n+1; runtime.Gosched() {
+			if time.Now().After(deadline) {
+				t.Fatalf("transfer %d does not run", n)
+			}
+		}
 	}
 	for n := range 12 {
 		if v := offer(100 + n); cancelled(v) != (n == 11) {
@@ -216,6 +217,11 @@ func TestManyAtOnce(t *testing.T) {
 	}
 	if v := offer(200); cancelled(v) {
 		t.Fatal("the ports have not come back")
+	}
+	close(hold)
+	running.Wait()
+	if w.e.count.results["completed"] != 13 || w.opener.Count() != 1 {
+		t.Fatalf("%v, %d open", w.e.count.results, w.opener.Count())
 	}
 }
 
@@ -251,11 +257,28 @@ func TestAgain(t *testing.T) {
 	if w.opener.Count() != 1 || len(w.opener.Leases()) != 2 {
 		t.Fatalf("%d open of %d", w.opener.Count(), len(w.opener.Leases()))
 	}
-	if err := join(w.opener.Leases()[0]); err == nil {
+	if err := w.join(w.opener.Leases()[0], "77", nil); err == nil {
 		t.Fatal("the pinhole that was replaced still serves")
 	}
 	if w.opener.Count() != 1 {
 		t.Fatal("the end of the first pinhole ended the second")
+	}
+}
+
+// TestStranger: who does not know the cookie is refused, and the transfer still takes place.
+func TestStranger(t *testing.T) {
+	w := newWorld(t)
+	w.say("alice server alice bob", invite("1", textFile))
+	w.say("alice server alice bob", accept("1", "192.0.2.7", 6891))
+	if err := w.join(w.opener.Leases()[0], "78", nil); !errors.Is(err, msnftp.ErrCookie) {
+		t.Fatalf("a wrong cookie: %v", err)
+	}
+	if w.opener.Count() != 1 || w.e.count.refused["cookie"] != 1 || w.e.Running() != 0 {
+		t.Fatalf("%d open, refused %v", w.opener.Count(), w.e.count.refused)
+	}
+	w.connect()
+	if len(w.records) != 1 || w.records[0].Result != "completed" {
+		t.Fatalf("%+v", w.records)
 	}
 }
 
@@ -269,13 +292,9 @@ func TestRecord(t *testing.T) {
 		t.Fatalf("%+v", views)
 	}
 	w.connect()
-	want := Record{CallID: "call-1", From: "bob@example.org", To: "alice@example.org", File: "a.txt", Size: 1000, Started: w.now, Bytes: 4, Result: "completed"}
+	want := Record{CallID: "call-1", From: "bob@example.org", To: "alice@example.org", File: "a.txt", Size: 1000, Started: w.now, Bytes: 134, Result: "completed"}
 	if len(w.records) != 1 || w.records[0] != want {
 		t.Fatalf("%+v", w.records)
-	}
-	c := w.data.carried[0]
-	if c.User != "alice@example.org" || c.AuthCookie != "77" || c.Size != 1000 || c.MaxSize != 1<<30 || c.Receiver != pinhole.Far {
-		t.Fatalf("%+v", c)
 	}
 	if families, err := registry(t, w.e).Gather(); err != nil || len(families) != 4 {
 		t.Fatalf("%d metrics, %v", len(families), err)

@@ -13,11 +13,12 @@ type counters struct {
 	invitations uint64
 	denials     map[string]uint64
 	results     map[string]uint64
+	refused     map[string]uint64
 	bytes       uint64
 }
 
 func newCounters() *counters {
-	return &counters{denials: map[string]uint64{}, results: map[string]uint64{}}
+	return &counters{denials: map[string]uint64{}, results: map[string]uint64{}, refused: map[string]uint64{}}
 }
 
 func (c *counters) invited() {
@@ -30,6 +31,12 @@ func (c *counters) deny(reason string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.denials[reason]++
+}
+
+func (c *counters) refuse(reason string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.refused[reason]++
 }
 
 func (c *counters) end(result string, bytes uint64) {
@@ -53,7 +60,7 @@ func (k collector) Collect(ch chan<- prometheus.Metric) {
 	c := k.e.count
 	c.mu.Lock()
 	invitations, bytes := c.invitations, c.bytes
-	denials, results := maps.Clone(c.denials), maps.Clone(c.results)
+	denials, results, refused := maps.Clone(c.denials), maps.Clone(c.results), maps.Clone(c.refused)
 	c.mu.Unlock()
 	states := map[string]int{"invited": 0, "listening": 0, "running": 0, "denied": 0}
 	for _, v := range k.e.Transfers() {
@@ -73,6 +80,9 @@ func (k collector) Collect(ch chan<- prometheus.Metric) {
 	send(prometheus.CounterValue, float64(bytes), "bytes_total", "Octets of ended data connections, in both directions.")
 	for result, n := range results {
 		send(prometheus.CounterValue, float64(n), "ended_total", "File transfers that ended, by result.", "result", result)
+	}
+	for reason, n := range refused {
+		send(prometheus.CounterValue, float64(n), "refused_connections_total", "Data connections that were refused, by reason.", "reason", reason)
 	}
 	for reason, n := range denials {
 		send(prometheus.CounterValue, float64(n), "denials_total", "Invitations that were denied, by reason.", "reason", reason)

@@ -1,10 +1,11 @@
 package tftp
 
 import (
-	"context"
+	"io"
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -31,7 +32,6 @@ type world struct {
 	t       *testing.T
 	e       *Editor
 	opener  *pinholetest.Opener
-	data    *carrier
 	now     time.Time
 	records []Record
 }
@@ -65,45 +65,81 @@ func newWorld(t *testing.T, words ...string) *world {
 	if err := cfg.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, opener: pinholetest.New(networks(), 40000), data: &carrier{}, now: time.Unix(1_000_000, 0)}
-	w.e = New(cfg, Deps{Networks: networks(), Opener: w.opener, Data: w.data, Record: func(r Record) { w.records = append(w.records, r) }}, zap.NewNop())
+	w := &world{t: t, opener: pinholetest.New(networks(), 40000), now: time.Unix(1_000_000, 0)}
+	w.e = New(cfg, Deps{Networks: networks(), Opener: w.opener, Record: func(r Record) { w.records = append(w.records, r) }}, zap.NewNop())
 	return w
 }
 
-// carrier stands for the data connections: a transfer lasts until it is told to end.
-type carrier struct {
-	carried []Connection
-}
-
-// Carry implements Data.
-func (d *carrier) Carry(c Connection, done func(string)) (
-	admit func(context.Context, pinhole.Side, net.Conn) (net.Conn, error),
-	serve func(context.Context, [2]net.Conn, func(pinhole.Side, int)),
-) {
-	d.carried = append(d.carried, c)
-	return func(_ context.Context, _ pinhole.Side, conn net.Conn) (net.Conn, error) { return conn, nil },
-		func(_ context.Context, conns [2]net.Conn, moved func(pinhole.Side, int)) {
-			b := make([]byte, 16)
-			n, _ := conns[pinhole.Far].Read(b)
-			moved(pinhole.Far, n)
-			done("completed")
-		}
-}
-
-// connect has the data connection of the last pinhole come, carry four octets and end.
+// connect has the data connection of the last pinhole come, and plays a whole transfer.
 func (w *world) connect() {
 	leases := w.opener.Leases()
-	if err := join(leases[len(leases)-1]); err != nil {
+	if err := w.join(leases[len(leases)-1], "77", nil); err != nil {
 		w.t.Fatal(err)
 	}
 }
 
-// join plays a whole transfer of four octets through a pinhole.
-func join(l *pinholetest.Lease) error {
-	near, _ := net.Pipe()
-	far, client := net.Pipe()
-	go client.Write([]byte("file"))
-	return l.Connect(context.Background(), pinhole.Far, [2]net.Conn{near, far})
+// join plays a transfer of four octets through a pinhole. Its receiver knows a cookie, and says good-bye when hold is closed.
+func (w *world) join(l *pinholetest.Lease, cookie string, hold <-chan struct{}) error {
+	near, listener := w.pair()
+	far, dialler := w.pair()
+	receiver, sender := dialler, listener
+	if w.e.receives(l) {
+		receiver, sender = listener, dialler
+	}
+	var clients sync.WaitGroup
+	clients.Go(func() {
+		play(sender, "", "VER MSN_SECURE_FTP\r\n", "VER MSN_SECURE_FTP\r\n", "USR alice@example.org "+cookie+"\r\n", "FIL 4\r\n", "TFR\r\n",
+			"\x00\x04\x00file", "BYE 16777989\r\n", "MAC AAAAAAAAAAAAAAAAAAAAAAAAAAA=\x00\r\n")
+		sender.Close()
+	})
+	clients.Go(func() {
+		play(receiver, "VER MSN_SECURE_FTP\r\n", "VER MSN_SECURE_FTP\r\n", "USR alice@example.org "+cookie+"\r\n", "FIL 4\r\n", "TFR\r\n", "\x00\x04\x00file")
+		if hold != nil {
+			<-hold
+		}
+		play(receiver, "BYE 16777989\r\n", "MAC AAAAAAAAAAAAAAAAAAAAAAAAAAA=\x00\r\n")
+		receiver.Close()
+	})
+	err := l.Connect(w.t.Context(), pinhole.Far, [2]net.Conn{near, far})
+	listener.Close()
+	dialler.Close()
+	clients.Wait()
+	return err
+}
+
+// pair returns both ends of a connection.
+func (w *world) pair() (a, b net.Conn) {
+	var lc net.ListenConfig
+	ln, err := lc.Listen(w.t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		w.t.Error(err)
+		return net.Pipe()
+	}
+	defer ln.Close()
+	var d net.Dialer
+	if a, err = d.DialContext(w.t.Context(), "tcp", ln.Addr().String()); err == nil {
+		b, err = ln.Accept()
+	}
+	if err != nil {
+		w.t.Error(err)
+		return net.Pipe()
+	}
+	return a, b
+}
+
+// play says the first, hears the second, and so on; it gives up when the connection ends.
+func play(c net.Conn, lines ...string) {
+	for i, line := range lines {
+		var err error
+		if i%2 == 0 {
+			_, err = io.WriteString(c, line)
+		} else {
+			_, err = io.ReadFull(c, make([]byte, len(line)))
+		}
+		if err != nil {
+			return
+		}
+	}
 }
 
 // registry holds an editor's metrics.

@@ -1,0 +1,82 @@
+package tftp
+
+import (
+	"testing"
+	"time"
+)
+
+func TestSize(t *testing.T) {
+	for text, want := range map[string]Size{"0": 0, "700": 700, "10MB": 10_000_000, "1GiB": 1 << 30, "3 KiB": 3 << 10, "5B": 5, "2kB": 2000} {
+		var s Size
+		if err := s.UnmarshalText([]byte(text)); err != nil || s != want {
+			t.Errorf("%q: %d, %v", text, s, err)
+		}
+		var back Size
+		written, err := s.MarshalText()
+		if err != nil || back.UnmarshalText(written) != nil || back != s {
+			t.Errorf("%q written as %q, %v", text, written, err)
+		}
+	}
+	for _, text := range []string{"", "GiB", "-1", "1.5GB", "1TB", "9999999999GiB", "1K", "i", "1 G iB"} {
+		var s Size
+		if err := s.UnmarshalText([]byte(text)); err == nil {
+			t.Errorf("%q taken as %d", text, s)
+		}
+	}
+}
+
+func TestPortRange(t *testing.T) {
+	for text, want := range map[string]PortRange{"6891-6901": {6891, 6901}, "6891": {6891, 6891}, "": {}} {
+		var r, back PortRange
+		if err := r.UnmarshalText([]byte(text)); err != nil || r != want {
+			t.Errorf("%q: %v, %v", text, r, err)
+		}
+		written, err := r.MarshalText()
+		if err != nil || back.UnmarshalText(written) != nil || back != r {
+			t.Errorf("%q written as %q, %v", text, written, err)
+		}
+	}
+	for _, text := range []string{"a", "1-b", "-", "70000", "1-2-3"} {
+		var r PortRange
+		if err := r.UnmarshalText([]byte(text)); err == nil {
+			t.Errorf("%q taken as %v", text, r)
+		}
+	}
+}
+
+func TestValidate(t *testing.T) {
+	if err := DefaultConfig().Validate(); err != nil {
+		t.Fatal(err)
+	}
+	bad := Config{
+		Ports: PortRange{80, 90}, Deny: []string{".exe", "EXE", "a.b", ""}, Allow: []string{"txt "}, Directions: "x", Policy: []Rule{{}},
+		GUIDs: []string{"{}"}, Pending: time.Millisecond, Idle: 25 * time.Hour, MaxInvitations: 1 << 21,
+	}
+	many, ok := bad.Validate().(interface{ Unwrap() []error })
+	if !ok || len(many.Unwrap()) != 12 {
+		t.Fatalf("%v", bad.Validate())
+	}
+}
+
+func TestFits(t *testing.T) {
+	for _, tt := range []struct {
+		pattern, text string
+		want          bool
+	}{
+		{"", "anything", true},
+		{"*", "", true},
+		{"*@example.org", "a/b@example.org", true},
+		{"*@EXAMPLE.org", "alice@example.org", true},
+		{"a?ice@*", "alice@example.org", true},
+		{"alice", "alice@example.org", false},
+		{"*.org", "alice@example.com", false},
+		{"*a*b*c", "xxaxxbxxbxxc", true},
+		{"*a*b*c", "xxaxxbxxbxxcx", false},
+		{"a**", "a", true},
+		{"?", "", false},
+	} {
+		if got := fits(tt.pattern, tt.text); got != tt.want {
+			t.Errorf("%q on %q: %v", tt.pattern, tt.text, got)
+		}
+	}
+}
