@@ -106,8 +106,8 @@ func skipDir(fsys fs.FS, p string) error {
 // mayImport says which of our packages a part of the tree may import besides
 // itself and its own subfolders. The longest matching folder decides.
 func mayImport() map[string][]string {
-	alg := []string{"pkg/pinhole"}
-	codec := []string{"pkg/pinhole", "internal/tpkt", "internal/per"}
+	alg := []string{"pkg/pinhole", "internal/gate"}
+	codec := []string{"pkg/pinhole", "internal/gate", "internal/tpkt", "internal/per"}
 	return map[string][]string{
 		"cmd":            {"pkg", "internal"},
 		"bench":          {"pkg", "internal", "lab"},

@@ -2,7 +2,6 @@ package h323
 
 import (
 	"context"
-	"errors"
 	"net"
 	"net/netip"
 	"sync"
@@ -10,6 +9,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"edged.dev/edged/internal/gate"
 	"edged.dev/edged/internal/tpkt"
 	"edged.dev/edged/pkg/h323/rasrelay"
 	"edged.dev/edged/pkg/pinhole"
@@ -36,14 +36,12 @@ type Server struct {
 	ctx  context.Context //nolint:containedctx // the server's own life, no request's
 	stop context.CancelFunc
 	work sync.WaitGroup
+	gate *gate.Gate
 
 	mu    sync.Mutex // guards what follows
 	core  *Core
 	conns map[ConnID]*conn
-	hosts map[netip.Addr]int
-	// perSource bounds those of one host; 0 = no limit.
-	perSource int
-	last      ConnID
+	last  ConnID
 	// packets are the RAS listeners by network.
 	packets map[string][]net.PacketConn
 }
@@ -51,7 +49,6 @@ type Server struct {
 // conn is a signalling connection.
 type conn struct {
 	id     ConnID
-	host   netip.Addr // that made it; not valid for one that the edge made
 	out    chan []byte
 	cancel context.CancelFunc
 	// finish is closed when what is queued shall be the last.
@@ -64,7 +61,7 @@ func New(cfg Config, deps Deps, log *zap.Logger) (*Server, error) {
 	if err := cfg.Validate(deps.Networks); err != nil {
 		return nil, err
 	}
-	s := &Server{deps: deps, log: log, perSource: deps.Connections, conns: make(map[ConnID]*conn), hosts: make(map[netip.Addr]int), packets: make(map[string][]net.PacketConn)}
+	s := &Server{deps: deps, log: log, gate: gate.New(maxConns, deps.Connections), conns: make(map[ConnID]*conn), packets: make(map[string][]net.PacketConn)}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.core = NewCore(cfg, deps, log)
 	s.core.serve, s.core.enter = s.controlOf, s.doorOf
@@ -83,11 +80,7 @@ func (s *Server) Reload(cfg Config) error {
 }
 
 // SetPerSource changes the limit of one host, for new connections; 0 = none.
-func (s *Server) SetPerSource(n int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.perSource = n
-}
+func (s *Server) SetPerSource(n int) { s.gate.SetPerSource(n) }
 
 // Drain refuses new calls from now on.
 func (s *Server) Drain() {
@@ -131,53 +124,34 @@ func (s *Server) shutdown() {
 	s.work.Wait()
 }
 
-// Serve accepts call signalling on ln, bound on the named network, until ctx ends.
+// Serve accepts call signalling on ln, bound on the named network, until ctx ends. The connections end with Run.
 func (s *Server) Serve(ctx context.Context, network string, ln net.Listener) error {
-	end := context.AfterFunc(ctx, func() { ln.Close() })
-	defer end()
-	for {
-		c, err := ln.Accept()
-		switch {
-		case err == nil:
-			s.accept(network, c)
-		case ctx.Err() != nil:
-			return nil
-		case errors.Is(err, net.ErrClosed):
-			return err
-		default:
-			// Out of descriptors: try again when some may have been closed.
-			s.log.Warn("connection not accepted", zap.Error(err))
-			select {
-			case <-ctx.Done():
-			case <-time.After(100 * time.Millisecond):
-			}
-		}
-	}
+	return s.gate.Serve(ctx, ln, func(_ context.Context, c net.Conn) { s.accept(network, c) }, func(string) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.core.counts.drop(refusedLimit)
+	})
 }
 
+// accept drives a connection that a peer has made until it ends.
 func (s *Server) accept(network string, c net.Conn) {
-	remote, local := pinhole.AddrPortOf(c.RemoteAddr()), pinhole.AddrPortOf(c.LocalAddr())
 	s.mu.Lock()
-	full := len(s.conns) >= maxConns || s.perSource > 0 && s.hosts[remote.Addr()] >= s.perSource
-	if full || s.ctx.Err() != nil {
-		s.core.counts.drop(refusedLimit)
+	if s.ctx.Err() != nil {
 		s.mu.Unlock()
-		c.Close()
 		return
 	}
 	s.last++
-	k := s.addLocked(s.last, remote.Addr())
-	s.core.Accept(time.Now(), k.id, network, local, remote)
-	s.work.Go(func() { s.drive(k, c) })
+	k := s.addLocked(s.last)
+	s.core.Accept(time.Now(), k.id, network, pinhole.AddrPortOf(c.LocalAddr()), pinhole.AddrPortOf(c.RemoteAddr()))
 	s.mu.Unlock()
+	stop := context.AfterFunc(s.ctx, func() { k.once.Do(func() { close(k.finish) }) })
+	defer stop()
+	s.drive(k, c)
 }
 
-func (s *Server) addLocked(id ConnID, host netip.Addr) *conn {
-	k := &conn{id: id, host: host, out: make(chan []byte, queueSize), finish: make(chan struct{}), cancel: func() {}}
+func (s *Server) addLocked(id ConnID) *conn {
+	k := &conn{id: id, out: make(chan []byte, queueSize), finish: make(chan struct{}), cancel: func() {}}
 	s.conns[id] = k
-	if host.IsValid() {
-		s.hosts[host]++
-	}
 	return k
 }
 
@@ -205,7 +179,7 @@ func (s *Server) actLocked(a Action) {
 			return
 		}
 		ctx, cancel := context.WithTimeout(s.ctx, dialTime)
-		k = s.addLocked(a.Conn, netip.Addr{})
+		k = s.addLocked(a.Conn)
 		k.cancel = cancel
 		s.work.Go(func() { s.dial(ctx, k, a) })
 	case a.Kind == Ring:
@@ -249,11 +223,6 @@ func (s *Server) remove(k *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.conns, k.id)
-	if k.host.IsValid() {
-		if s.hosts[k.host]--; s.hosts[k.host] <= 0 {
-			delete(s.hosts, k.host)
-		}
-	}
 }
 
 // drive reads and writes a connection until it ends.

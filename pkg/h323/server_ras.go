@@ -117,7 +117,7 @@ func (s *Server) doorOf(networks [2]string) func(context.Context, [2]net.Conn, f
 		for i := range conns {
 			s.last++
 			ids[i] = s.last
-			pair[i] = s.addLocked(s.last, netip.Addr{})
+			pair[i] = s.addLocked(s.last)
 		}
 		s.core.Entered(time.Now(), ids, networks, local, remote)
 		s.mu.Unlock()

@@ -243,9 +243,7 @@ func TestServerConnections(t *testing.T) {
 	h := newHouse(t)
 	accepted := func(n int) {
 		until(t, "all are accepted", func() bool {
-			h.server.mu.Lock()
-			defer h.server.mu.Unlock()
-			return h.server.hosts[netip.MustParseAddr("127.0.9.70")] == n
+			return h.server.gate.Open() == n
 		})
 	}
 	for range 20 { // no limit

@@ -77,9 +77,7 @@ func (k collector) Collect(ch chan<- prometheus.Metric) {
 	c.mu.Lock()
 	messages, drops, edits := maps.Clone(c.messages), maps.Clone(c.drops), c.edits
 	c.mu.Unlock()
-	k.s.mu.Lock()
-	open := k.s.open
-	k.s.mu.Unlock()
+	open := k.s.gate.Open()
 
 	byLabel := func(name, help, label string, m map[string]uint64) {
 		d := prometheus.NewDesc(name, help, []string{label}, nil)

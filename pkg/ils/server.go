@@ -23,6 +23,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
+	"edged.dev/edged/internal/gate"
 	"edged.dev/edged/pkg/pinhole"
 )
 
@@ -56,12 +57,8 @@ type Server struct {
 	registry  *Registry
 	directory *directory
 	count     *counters
+	gate      *gate.Gate
 	saving    sync.Mutex // one writes the state at a time
-
-	mu        sync.Mutex // guards what follows
-	perSource map[netip.Addr]int
-	open      int
-	limit     int // connections of one source address; 0 = none
 }
 
 // New checks the configuration and returns a server without listeners. What was registered before comes back from
@@ -77,7 +74,7 @@ func New(cfg Config, deps Deps, log *zap.Logger) (*Server, error) {
 	}
 	s := &Server{
 		cfg: cfg, deps: deps, log: log, registry: newRegistry(cfg), directory: newDirectory(cfg),
-		count: newCounters(), perSource: map[netip.Addr]int{}, limit: deps.Connections,
+		count: newCounters(), gate: gate.New(maxConnections, deps.Connections),
 	}
 	if deps.StateDir != "" {
 		s.load()
@@ -94,80 +91,18 @@ func (s *Server) Collector() prometheus.Collector { return collector{s} }
 // ServeListener relays the connections that ln, a TCP listener on the named network, accepts, until ctx ends
 // and all of them have ended.
 func (s *Server) ServeListener(ctx context.Context, network string, ln net.Listener) error {
+	saving, stop := context.WithCancel(ctx)
 	var work sync.WaitGroup
 	defer work.Wait()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(ctx, func() { ln.Close() })()
+	defer stop()
 	if s.deps.StateDir != "" {
-		work.Go(func() { s.saver(ctx) })
+		work.Go(func() { s.saver(saving) })
 	}
-	for {
-		conn, err := ln.Accept()
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			if errors.Is(err, net.ErrClosed) {
-				return err
-			}
-			if !pause(ctx, 50*time.Millisecond) { // out of descriptors: others will close theirs
-				return nil
-			}
-			continue
-		}
-		source := pinhole.AddrPortOf(conn.RemoteAddr()).Addr()
-		if !s.admit(source) {
-			s.count.drop("connections")
-			conn.Close()
-			continue
-		}
-		work.Go(func() {
-			defer s.release(source)
-			s.serve(ctx, network, conn)
-		})
-	}
-}
-
-// pause waits for d; false if ctx ended before.
-func pause(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
-}
-
-func (s *Server) admit(source netip.Addr) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	limit := s.limit
-	if s.open >= maxConnections || limit > 0 && s.perSource[source] >= limit {
-		return false
-	}
-	s.open++
-	s.perSource[source]++
-	return true
+	return s.gate.Serve(ctx, ln, func(ctx context.Context, conn net.Conn) { s.serve(ctx, network, conn) }, s.count.drop)
 }
 
 // SetPerSource changes the limit of one source address, for new connections; 0 = none.
-func (s *Server) SetPerSource(n int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.limit = n
-}
-
-func (s *Server) release(source netip.Addr) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.open--
-	if s.perSource[source]--; s.perSource[source] <= 0 {
-		delete(s.perSource, source)
-	}
-}
+func (s *Server) SetPerSource(n int) { s.gate.SetPerSource(n) }
 
 // sideOf says where an address is: by the subnets, then by the routes, then by there being only one network
 // that is not trusted.

@@ -146,8 +146,15 @@ func (s *Server) save() {
 
 // saver saves until ctx ends.
 func (s *Server) saver(ctx context.Context) {
-	for pause(ctx, saveEvery) {
-		s.save()
+	every := time.NewTicker(saveEvery)
+	defer every.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			s.save()
+			return
+		case <-every.C:
+			s.save()
+		}
 	}
-	s.save()
 }

@@ -96,7 +96,7 @@ func (s *Server) announce(a *announcement) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
-	case s.draining:
+	case s.gate.Drains():
 		return fmt.Errorf("announce: draining: %w", pinhole.ErrExhausted)
 	case s.announcements >= maxAnnounced:
 		return fmt.Errorf("announce: %w", pinhole.ErrExhausted)

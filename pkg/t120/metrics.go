@@ -69,8 +69,9 @@ func (k collector) Collect(ch chan<- prometheus.Metric) {
 	ups, drops, change := maps.Clone(c.ups), maps.Clone(c.drops), c.change
 	c.mu.Unlock()
 	k.s.mu.Lock()
-	open, announced := k.s.open, k.s.announcements
+	announced := k.s.announcements
 	k.s.mu.Unlock()
+	open := k.s.gate.Open()
 
 	byLabel := func(name, help, label string, m map[string]uint64) {
 		d := prometheus.NewDesc(name, help, []string{label}, nil)

@@ -174,22 +174,22 @@ func addRequest(t testing.TB, addr string) []byte {
 	return b
 }
 
-// gate is a server with a listener on each network.
-type gate struct {
+// doorway is a server with a listener on each network.
+type doorway struct {
 	t       *testing.T
 	server  *Server
 	inside  string
 	outside string
 }
 
-func serve(t *testing.T, cfg Config, deps Deps) *gate {
+func serve(t *testing.T, cfg Config, deps Deps) *doorway {
 	t.Helper()
 	deps.Networks = loopback()
 	srv, err := New(cfg, deps, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := &gate{t: t, server: srv}
+	g := &doorway{t: t, server: srv}
 	ctx, cancel := context.WithCancel(context.Background())
 	var work sync.WaitGroup
 	for name, at := range map[string]*string{"inside": &g.inside, "outside": &g.outside} {
@@ -233,7 +233,7 @@ func host(t *testing.T, ip string) (at netip.AddrPort, accept func() *peer) {
 	}
 }
 
-func (g *gate) dial(from, to string) *peer {
+func (g *doorway) dial(from, to string) *peer {
 	g.t.Helper()
 	conn, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}, Timeout: slow}).Dial("tcp4", to)
 	if err != nil {
@@ -242,14 +242,14 @@ func (g *gate) dial(from, to string) *peer {
 	return newPeer(g.t, conn)
 }
 
-func (g *gate) drops(reason string) uint64 {
+func (g *doorway) drops(reason string) uint64 {
 	g.server.count.mu.Lock()
 	defer g.server.count.mu.Unlock()
 	return g.server.count.drops[reason]
 }
 
 // counted waits until a refusal has been counted.
-func (g *gate) counted(reason string, before uint64) {
+func (g *doorway) counted(reason string, before uint64) {
 	g.t.Helper()
 	for end := time.Now().Add(slow); g.drops(reason) == before; <-time.After(time.Millisecond) {
 		if time.Now().After(end) {

@@ -12,7 +12,6 @@ package t120
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -24,6 +23,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
+	"edged.dev/edged/internal/gate"
 	"edged.dev/edged/pkg/pinhole"
 )
 
@@ -65,11 +65,9 @@ type Server struct {
 	log   *zap.Logger
 	count *counters
 
-	mu        sync.Mutex // guards what follows
-	perSource map[netip.Addr]int
-	open      int
-	limit     int // connections of one source address; 0 = none
-	draining  bool
+	gate *gate.Gate
+
+	mu sync.Mutex // guards what follows
 	// conferences may be several under one key: each called host counts its ids for itself.
 	conferences map[conferenceKey][]conference
 	// announced are the conferences that session descriptions tell of, by who is expected to call.
@@ -100,9 +98,9 @@ func New(cfg Config, deps Deps, log *zap.Logger) (*Server, error) {
 		}
 	}
 	return &Server{
-		cfg: cfg, deps: deps, log: log, count: newCounters(),
-		perSource: map[netip.Addr]int{}, limit: deps.Connections, conferences: map[conferenceKey][]conference{},
-		announced: map[announceKey][]*announcement{},
+		cfg: cfg, deps: deps, log: log, count: newCounters(), gate: gate.New(maxConnections, deps.Connections),
+		conferences: map[conferenceKey][]conference{},
+		announced:   map[announceKey][]*announcement{},
 	}, nil
 }
 
@@ -112,96 +110,17 @@ func (s *Server) Collector() prometheus.Collector { return collector{s} }
 // ServeListener relays the connections that ln, a TCP listener on the named network, accepts, until ctx ends
 // and all of them have ended.
 func (s *Server) ServeListener(ctx context.Context, network string, ln net.Listener) error {
-	var work sync.WaitGroup
-	defer work.Wait()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stop := context.AfterFunc(ctx, func() { ln.Close() })
-	defer stop()
-	for {
-		conn, err := ln.Accept()
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			if errors.Is(err, net.ErrClosed) {
-				return err
-			}
-			if !pause(ctx, 50*time.Millisecond) { // out of descriptors: others will close theirs
-				return nil
-			}
-			continue
-		}
-		source := pinhole.AddrPortOf(conn.RemoteAddr()).Addr()
-		if refused := s.admit(source); refused != "" {
-			s.count.drop(refused)
-			conn.Close()
-			continue
-		}
-		work.Go(func() {
-			defer s.release(source)
-			s.serve(ctx, network, conn)
-		})
-	}
-}
-
-// pause waits for d; false if ctx ended before.
-func pause(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
-}
-
-// admit counts a new connection in, or returns the reason for refusing it.
-func (s *Server) admit(source netip.Addr) string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	limit := s.limit
-	if s.open >= maxConnections || limit > 0 && s.perSource[source] >= limit {
-		return "connections"
-	}
-	if s.draining {
-		return "draining"
-	}
-	s.open++
-	s.perSource[source]++
-	return ""
+	return s.gate.Serve(ctx, ln, func(ctx context.Context, conn net.Conn) { s.serve(ctx, network, conn) }, s.count.drop)
 }
 
 // Drain has new connections refused; those that are open go on.
-func (s *Server) Drain() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.draining = true
-}
+func (s *Server) Drain() { s.gate.Drain() }
 
 // Open returns how many accepted connections there are; channels that H.245 has opened are not among them.
-func (s *Server) Open() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.open
-}
+func (s *Server) Open() int { return s.gate.Open() }
 
 // SetPerSource changes the limit of one source address, for new connections; 0 = none.
-func (s *Server) SetPerSource(n int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.limit = n
-}
-
-func (s *Server) release(source netip.Addr) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.open--
-	if s.perSource[source]--; s.perSource[source] <= 0 {
-		delete(s.perSource, source)
-	}
-}
+func (s *Server) SetPerSource(n int) { s.gate.SetPerSource(n) }
 
 // serve relays one accepted connection.
 func (s *Server) serve(ctx context.Context, network string, conn net.Conn) {

@@ -195,7 +195,7 @@ func TestAmbiguous(t *testing.T) {
 }
 
 // left waits until so many connections are open.
-func (g *gate) left(n int) {
+func (g *doorway) left(n int) {
 	g.t.Helper()
 	for end := time.Now().Add(slow); g.server.Open() != n; <-time.After(time.Millisecond) {
 		if time.Now().After(end) {
