@@ -205,9 +205,9 @@ func (c Config) Validate(nets pinhole.Networks) error {
 
 // server is a parsed [PROTO:]HOST[:PORT].
 type server struct {
-	Proto flow.Proto // 0: not said
 	Host  string
-	Port  uint16 // 0: not said
+	Port  uint16     // 0: not said
+	Proto flow.Proto // 0: not said
 }
 
 func parseServer(s string) (server, error) {

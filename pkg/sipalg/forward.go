@@ -122,7 +122,7 @@ func (c *Core) retarget(t *tx) bool {
 	}
 	lineEnd := bytes.Index(t.buf, []byte("\r\n")) + 2
 	delete(c.client, t.id)
-	hash := bytes.Clone(t.buf[t.viaEnd-len(branchTail)-24:][:8])
+	hash := bytes.Clone(t.buf[int(t.viaEnd)-len(branchTail)-24:][:8])
 	t.id = c.newID()
 	c.client[t.id] = t
 	nb := make([]byte, 0, len(t.buf)+64)
@@ -131,8 +131,8 @@ func (c *Core) retarget(t *tx) bool {
 	nb = append(appendHex(nb, t.id), branchTail...)
 	end := len(nb)
 	nb = append(nb, t.buf[t.viaEnd:]...)
-	t.outLen += end - t.viaEnd
-	t.viaEnd = end
+	t.outLen += end - int(t.viaEnd)
+	t.viaEnd = int32(end)
 	t.buf = nb
 	c.leaveCarrier(t)
 	t.sent, t.hop.flow = false, flow.Flow{}
@@ -193,7 +193,7 @@ func (c *Core) build(t *tx, l *local, dest flow.Flow) (status int, reason string
 func (t *tx) built() {
 	t.outLen = len(t.buf)
 	line := bytes.Index(t.buf, []byte("\r\n")) + 2
-	t.viaEnd = line + bytes.Index(t.buf[line:], []byte("\r\n")) + 2
+	t.viaEnd = int32(line + bytes.Index(t.buf[line:], []byte("\r\n")) + 2)
 }
 
 // hides tells whether what a network says of its own hosts stays there when a message leaves for another.

@@ -159,6 +159,9 @@ func TestMicrosoftLostConnection(t *testing.T) {
 		if c.want != "" {
 			bob.expect(c.want)
 			alice.nothing()
+			if c.register {
+				lostAndBack(t, w, alice, bob, b, c.edge)
+			}
 			continue
 		}
 		req := alice.expect("INFO")
@@ -168,4 +171,19 @@ func TestMicrosoftLostConnection(t *testing.T) {
 		alice.reply(req, nil, 200, "")
 		bob.expect("200")
 	}
+}
+
+// lostAndBack: when the client has signed on again, by a new connection, its dialogs go on by that.
+func lostAndBack(t *testing.T, w *world, alice, bob *phone, b *peer, edge string) {
+	t.Helper()
+	back := w.phone("alice", alice.proto, "10.0.0.5:45099", edge)
+	back.signUp().send("REGISTER", "", "Contact: <sip:10.0.0.5:45099;transport=tls;ms-opaque=2>;proxy=replace")
+	req := bob.expect("REGISTER")
+	bob.reply(req, nil, 200, "", "Contact: "+req.get("Contact")+";expires=600", "Expires: 600")
+	back.expect("200")
+	b.send("INFO", "")
+	if got := back.expect("INFO"); got.ruri() != "sip:alice@example.com:45062;maddr=10.0.0.5;transport=tls" {
+		t.Errorf("%s", got.raw)
+	}
+	alice.nothing()
 }

@@ -98,6 +98,10 @@ func (c *Core) ping(b *binding) {
 		b.interval = c.cfg.Keepalive
 	}
 	c.start(&b.keepalive, b.interval)
+	if b.signs { // it would not answer
+		c.out.sendCopy(h.flow, []byte("\r\n\r\n"))
+		return
+	}
 	c.sendOwn(c.options(string(b.alias.uri), l), h, func(c *Core, status int) {
 		if status == 408 && b.interval > minKeepalive {
 			b.interval = max(b.interval/2, minKeepalive)

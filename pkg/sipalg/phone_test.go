@@ -20,6 +20,7 @@ type phone struct {
 	inbox []*msg
 	extra []string // header lines of every request and response
 	old   bool     // writes no branch, as Microsoft's clients do within a dialog
+	signs string   // the header field with which it signs each message, "" for none
 	n     int
 }
 
@@ -121,6 +122,7 @@ func (d *peer) text(method string, body string, extra ...string) string {
 		hasContact = hasContact || name(e) == "contact"
 		fmt.Fprintf(&b, "%s\n", e)
 	}
+	b.WriteString(d.p.signature())
 	switch method {
 	case "INVITE", "SUBSCRIBE", "REFER", "NOTIFY", "UPDATE":
 		if !hasContact {
@@ -229,6 +231,7 @@ func (p *phone) response(req *msg, d *peer, status int, body string, extra ...st
 		hasContact = hasContact || name(e) == "contact"
 		fmt.Fprintf(&b, "%s\n", e)
 	}
+	b.WriteString(p.signature())
 	if d != nil && !hasContact && status < 300 {
 		fmt.Fprintf(&b, "Contact: %s\n", p.contact())
 	}

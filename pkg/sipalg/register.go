@@ -29,6 +29,7 @@ type binding struct {
 	keepalive timer
 	interval  time.Duration // of the pings, as learnt; 0 = as configured
 	restored  bool          // read back after a restart, the flow may be gone
+	signs     bool          // the client answers nothing that is not signed
 }
 
 const maxBindings = 1 << 18
@@ -141,7 +142,7 @@ func (c *Core) bind(t *tx, a *alias, nb binding, exp time.Duration) {
 			zap.Stringer("transport", t.up.Proto), zap.Duration("expires", exp))
 	}
 	b.aor, b.user, b.host, b.cseq = nb.aor, nb.user, nb.host, nb.cseq
-	b.callID = string(c.m.CallID())
+	b.callID, b.signs = string(c.m.CallID()), signed(&c.m)
 	b.network, b.at, b.granted, b.expires, b.restored = t.down.Network, c.now, exp, c.now.Add(exp), false
 	a.binding = b
 	c.bindAlias(a, t.up, true)

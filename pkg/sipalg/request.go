@@ -169,8 +169,8 @@ func (c *Core) dispatch(f flow.Flow, via *sipmsg.Via, key uint64, inDialog bool)
 		s.note(m, side, f)
 	}
 	c.addTx(t)
-	t.size = len(m.Raw())
-	c.held += t.size
+	t.size = int32(len(m.Raw()))
+	c.held += len(m.Raw())
 	if t.invite {
 		c.trying(t)
 	}

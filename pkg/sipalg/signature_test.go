@@ -149,3 +149,140 @@ func TestSignedOnce(t *testing.T) {
 	w.drops("signed_again", 1)
 	w.clean()
 }
+
+// signature makes a header line that signs one message of p.
+func (p *phone) signature() string {
+	if p.signs == "" {
+		return ""
+	}
+	p.n++
+	key := map[bool]string{true: "rspauth", false: "response"}[strings.HasSuffix(p.signs, "Info")]
+	return fmt.Sprintf("%s: NTLM qop=\"auth\", %s=\"%s-%d\", snum=\"%d\"\n", p.signs, key, p.name, p.n, p.n)
+}
+
+// TestSignatureCheck: the check of all these tests sees what breaks a signature, as measured with pidgin-sipe, and
+// nothing else.
+func TestSignatureCheck(t *testing.T) {
+	const request = "INVITE sip:bob@example.com SIP/2.0\r\nVia: SIP/2.0/TCP 10.0.0.5:1\r\nRecord-Route: <sip:10.0.0.9;lr>\r\nMax-Forwards: 70\r\n" +
+		"From: \"Alice\" <sip:alice@example.com>;tag=1;epid=01\r\nTo: <sip:bob@example.com>;tag=2\r\nCall-ID: c1\r\nCSeq: 1 INVITE\r\n" +
+		"Contact: <sip:alice@example.com:1;maddr=10.0.0.5>;proxy=replace\r\nUser-Agent: RTC/1.3\r\nExpires: 60\r\nP-Asserted-Identity: <sip:alice@example.com>\r\n" +
+		"Authorization: NTLM response=\"s1\"\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nhi"
+	_, covered := signatureOf(parseMsg(request))
+	for _, c := range []struct {
+		from, to string
+		ok       bool
+	}{
+		{"Call-ID: c1", "Call-ID: c2", false}, {"CSeq: 1", "CSeq: 2", false}, {"<sip:alice@example.com>;tag", "<sip:al@example.com>;tag", false},
+		{"tag=1", "tag=3", false}, {"tag=2", "tag=3", false}, {"To: <sip:bob@", "To: <sip:bobby@", false}, {"Expires: 60", "Expires: 30", false},
+		{"Expires: 60\r\n", "", false}, {"Identity: <sip:alice@", "Identity: <sip:al@", false}, {"response=\"s1\"", "response=\"s2\"", false},
+		{"\r\n\r\nhi", "\r\n\r\nho", true}, {"text/plain", "text/html", true}, {"10.0.0.5:1\r\n", "10.0.0.5:1;received=10.0.0.5\r\n", true},
+		{"Record-Route: <sip:10.0.0.9;lr>", "X: y", true}, {"RTC/1.3", "x", true}, {"Forwards: 70", "Forwards: 69", true}, {"INVITE sip:bob", "INVITE sip:~x", true},
+		{"maddr=10.0.0.5", "maddr=10.0.0.1", true}, {"\"Alice\"", "\"A\"", true},
+	} {
+		if _, got := signatureOf(parseMsg(strings.Replace(request, c.from, c.to, 1))); (got == covered) != c.ok {
+			t.Errorf("%q for %q: %v", c.to, c.from, got == covered)
+		}
+	}
+	_, ok := signatureOf(parseMsg("SIP/2.0 200 OK\r\nAuthentication-Info: NTLM rspauth=\"s\"\r\n\r\n"))
+	if _, not := signatureOf(parseMsg("SIP/2.0 202 OK\r\nAuthentication-Info: NTLM rspauth=\"s\"\r\n\r\n")); ok == not {
+		t.Error("another status is not seen")
+	}
+}
+
+// TestSignedScenario: with everything that edits messages switched on, a client that signs and a server that signs
+// exchange all that Messenger does. The world checks each message; the client is inside or outside.
+func TestSignedScenario(t *testing.T) {
+	for _, inside := range []bool{true, false} {
+		w := newWorld(t, func(c *Config) {
+			c.EarlyRefresh, c.Keepalive, c.ICE = true, 25*time.Second, "relay"
+			c.IMURLs.Mode = "defuse"
+			if !inside {
+				c.Domains["example.com"] = Domain{Network: "inside", Server: "tcp:10.0.0.20:5060"}
+			}
+		})
+		e := w.withEditor(func(c Content) Verdict { return Verdict{Body: append([]byte("edited "), c.Body...)} })
+		alice, server := w.phone("alice", flow.TCP, "10.0.0.5:45062", "10.0.0.1:5060"), w.phone("bob", flow.UDP, "198.51.100.20:5060", "198.51.100.1:5060")
+		if !inside {
+			alice, server = w.phone("alice", flow.TCP, "198.51.100.5:45062", "198.51.100.1:5060"), w.phone("bob", flow.TCP, "10.0.0.20:5060", "10.0.0.1:5060")
+		}
+		alice.signs, server.signs = "Proxy-Authorization", "Proxy-Authentication-Info"
+		alice.extra = []string{"P-Preferred-Identity: <sip:alice@example.com>, <tel:+4930123>", "User-Agent: RTC/1.3"}
+		server.extra = []string{"P-Asserted-Identity: \"Bob\" <sip:bob@example.com>, <tel:+4930124>"}
+		signedScenario(w, alice, server)
+		seen := map[string]bool{}
+		for _, c := range e.take() {
+			seen[fmt.Sprint(c.Method, c.Status, c.Header)] = true
+			if !c.Signed {
+				t.Errorf("%s of %s is not known as signed", c.Method, c.From)
+			}
+		}
+		if len(seen) != 4 {
+			t.Errorf("contents: %v", seen)
+		}
+		if w.core.drops["im_url_defused"] != 3 {
+			t.Errorf("%v", w.core.drops)
+		}
+		if len(w.resent) < 30 {
+			t.Errorf("only %d signed messages", len(w.resent))
+		}
+	}
+}
+
+func signedScenario(w *world, alice, server *phone) {
+	w.t.Helper()
+	exchange := func(d *peer, to *phone, method, body string, extra ...string) *msg {
+		w.t.Helper()
+		raw := d.text(method, "", extra...)
+		if body != "" {
+			raw = withType(strings.Replace(raw, "Content-Length: 0\r\n\r\n", "", 1), "text/plain", body)
+		}
+		d.raw(raw)
+		req := to.expect(method)
+		to.reply(req, nil, 200, "", "Expires: 300")
+		d.p.expect("200")
+		return req
+	}
+	contact := fmt.Sprintf("Contact: <sip:%s;transport=tcp;ms-opaque=1>;proxy=replace", alice.addr)
+	reg := alice.signUp()
+	for range 2 {
+		reg.send("REGISTER", "", contact, "ms-keep-alive: UAC;hop-hop=yes")
+		req := server.expect("REGISTER")
+		server.reply(req, nil, 200, "", "Contact: "+req.get("Contact")+";expires=600", "Expires: 600", "ms-keep-alive: UAS; hop-hop=yes; timeout=300")
+		alice.expect("200")
+	}
+	alice.old = true
+	sub := alice.dial("sip:alice@example.com")
+	sub.send("SUBSCRIBE", "", "Event: presence", "Expires: 0", "Proxy-Require: ms-benotify")
+	req := server.expect("SUBSCRIBE")
+	n := server.answered(req)
+	server.reply(req, n, 200, "", "Expires: 28800")
+	sub.learn(alice.expect("200"))
+	n.send("BENOTIFY", "", "Event: presence")
+	alice.expect("BENOTIFY")
+	exchange(n, alice, "NOTIFY", "")
+	exchange(alice.dial("sip:alice@example.com"), server, "SERVICE", "")
+	exchange(alice.dial("sip:bob@example.com"), server, "MESSAGE", "see http://evil.example/")
+
+	a := alice.dial("sip:bob@example.com")
+	a.raw(a.text("INVITE", alice.sdp(4000), contact, "Expires: 60", "ms-text-format: text/plain;ms-body=aHR0cDovL2V2aWwuZXhhbXBsZQ=="))
+	inv := server.expect("INVITE")
+	b := server.answered(inv)
+	server.reply(inv, b, 180, "")
+	alice.expect("180")
+	server.reply(inv, b, 200, server.sdp(6000), "ms-text-format: text/plain;ms-body=aGk=")
+	a.learn(alice.expect("200"))
+	a.send("ACK", "")
+	server.expect("ACK")
+	exchange(a, server, "MESSAGE", "hello")
+	exchange(b, alice, "MESSAGE", "www.evil.example")
+	exchange(a, server, "INFO", "typing")
+	reinvite(b, a, server.sdp(6002), alice.sdp(4000))
+	b.bye(a)
+
+	reg.send("REGISTER", "", contact, "Expires: 0")
+	server.reply(server.expect("REGISTER"), nil, 200, "", "Expires: 0")
+	alice.expect("200")
+	w.after(40 * time.Second)
+	alice.nothing()
+	server.nothing()
+}

@@ -45,7 +45,8 @@ type tx struct {
 
 	buf    []byte // the request as sent on, then the Vias that were hidden
 	outLen int
-	viaEnd int    // in buf: end of our Via line
+	viaEnd int32  // in buf: end of our Via line
+	size   int32  // of the request as received
 	resp   []byte // last response sent back
 	status int    // of resp
 
@@ -58,7 +59,6 @@ type tx struct {
 	serverIval, clientIval   time.Duration
 	clientEnd                time.Time // Timers B, F
 
-	size               int // of the request as received
 	connPrev, connNext *tx // others that were sent on by the same connection
 }
 
@@ -177,7 +177,7 @@ func (c *Core) end(t *tx) {
 		return
 	}
 	t.state = txGone
-	c.held -= t.size
+	c.held -= int(t.size)
 	c.leaveCarrier(t)
 	c.stop(&t.serverTimer)
 	c.stop(&t.clientTimer)
