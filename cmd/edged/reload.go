@@ -102,7 +102,7 @@ func withLiveKeys(running, next *config) *config {
 	c.H323.Gatekeeper, c.H323.Discovery, c.H323.Transparent = running.H323.Gatekeeper, running.H323.Discovery, running.H323.Transparent
 	c.H323.Lifetime, c.H323.MaxEndpoints = running.H323.Lifetime, running.H323.MaxEndpoints
 	c.TFTP = next.TFTP
-	c.TFTP.Ports = running.TFTP.Ports
+	c.TFTP.Ports, c.TFTP.Trivial = running.TFTP.Ports, running.TFTP.Trivial
 	return &c
 }
 

@@ -26,6 +26,7 @@ import (
 
 	"edged.dev/edged/pkg/h323"
 	"edged.dev/edged/pkg/tftp"
+	"edged.dev/edged/pkg/tftp/rfc1350"
 )
 
 // testDaemon is a daemon in this process, with a configuration file that tests rewrite.
@@ -392,8 +393,12 @@ func otherMetrics(t *testing.T) (names []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	trivial, err := rfc1350.New(rfc1350.DefaultConfig(), rfc1350.Deps{}, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
 	reg := prometheus.NewRegistry()
-	reg.MustRegister(server.Collector(), tftp.New(tftp.DefaultConfig(), tftp.Deps{}, zap.NewNop()).Collector())
+	reg.MustRegister(server.Collector(), trivial.Collector(), tftp.New(tftp.DefaultConfig(), tftp.Deps{}, zap.NewNop()).Collector())
 	families, err := reg.Gather()
 	if err != nil {
 		t.Fatal(err)
@@ -424,6 +429,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 		"edged_h323_messages_total": true, "edged_h323_refused_calls_total": true, "edged_h323_dropped_messages_total": true,
 		"edged_h323_ras_requests_total": true,
 		"edged_tftp_denials_total":      true, "edged_tftp_ended_total": true, "edged_tftp_refused_connections_total": true,
+		"edged_tftp_trivial_transfers_total": true, "edged_tftp_trivial_drops_total": true,
 	}
 	for _, name := range otherMetrics(t) {
 		shown[name] = true

@@ -72,6 +72,7 @@ func buildServices(ctx context.Context, d *serviceDeps) ([]*service, error) {
 		{"t120", len(d.cfg.T120.Listen) > 0, buildT120},
 		{"tftp", d.cfg.TFTP.Ports.First > 0, buildTFTP},
 		{"sip", len(d.cfg.SIP.Listen) > 0, buildSIP},
+		{"trivial", len(d.cfg.TFTP.Trivial.Listen) > 0, buildTrivial},
 		{"h323", len(d.cfg.H323.Listen) > 0, buildH323},
 		{"forwards", len(d.cfg.Forwards) > 0, buildForwards},
 	}

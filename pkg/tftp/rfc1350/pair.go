@@ -21,6 +21,8 @@ type pair struct {
 	timer  *time.Timer
 	began  time.Time
 
+	retired bool // guarded by relay.mu: it counts no more
+
 	mu       sync.Mutex // guards what follows
 	transfer *transfer
 	answerer netip.AddrPort // the server's port for this transfer; not valid until it has answered
@@ -139,7 +141,7 @@ func (p *pair) strangerLocked(from side, source netip.AddrPort) string {
 // rest sets the time after which the transfer ends by itself.
 func (p *pair) rest(done, failed bool) {
 	switch {
-	case failed:
+	case failed, done && !p.relay.retire(p):
 		p.close("")
 	case done:
 		p.timer.Reset(min(linger, p.relay.cfg.Idle))

@@ -52,7 +52,9 @@ type Relay struct {
 
 	mu        sync.Mutex // guards what follows
 	pairs     map[pairKey]*pair
-	perSource map[netip.Addr]int
+	active    int                // of pairs, those that are not over
+	perSource map[netip.Addr]int // likewise
+	maxSize   int64
 	draining  bool
 	told      int // ERRORs to requests in the second that began at since
 	since     time.Time
@@ -66,17 +68,17 @@ func New(cfg Config, deps Deps, log *zap.Logger) (*Relay, error) {
 	if err := cfg.Validate(deps.Networks); err != nil {
 		return nil, err
 	}
-	return &Relay{cfg: cfg, deps: deps, log: log, count: newCounters(), pairs: map[pairKey]*pair{}, perSource: map[netip.Addr]int{}}, nil
+	return &Relay{cfg: cfg, deps: deps, log: log, count: newCounters(), pairs: map[pairKey]*pair{}, perSource: map[netip.Addr]int{}, maxSize: deps.MaxSize}, nil
 }
 
 // Collector returns the metrics.
 func (r *Relay) Collector() prometheus.Collector { return collector{r} }
 
-// Open returns how many transfers there are.
+// Open returns how many transfers there are; those that are over and wait for a repetition do not count.
 func (r *Relay) Open() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return len(r.pairs)
+	return r.active
 }
 
 // Drain has new requests dropped; transfers go on.
@@ -84,6 +86,19 @@ func (r *Relay) Drain() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.draining = true
+}
+
+// SetMaxSize changes the longest file, in octets, for new transfers; 0 = any.
+func (r *Relay) SetMaxSize(n int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.maxSize = n
+}
+
+func (r *Relay) longest() int64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.maxSize
 }
 
 // ServePacket takes the requests that come to pc, which is bound on the named network, until ctx ends and their
@@ -126,7 +141,7 @@ func (r *Relay) ask(ctx context.Context, work *sync.WaitGroup, network string, k
 	if !r.cfg.admits(key.client.Addr()) {
 		return &fault{codeAccess, "not allowed", "client"}
 	}
-	t := newTransfer(req, r.deps.MaxSize)
+	t := newTransfer(req, r.longest())
 	f := r.cfg.refuses(req)
 	if f == nil {
 		f = t.refuse()
@@ -169,26 +184,51 @@ func (r *Relay) admit(key pairKey) *fault {
 	switch {
 	case r.draining:
 		return &fault{codeUndefined, "busy", "draining"}
-	case len(r.pairs) >= r.cfg.Transfers:
+	case r.active >= r.cfg.Transfers:
 		return &fault{codeUndefined, "busy", "transfers"}
 	case r.perSource[key.client.Addr()] >= r.cfg.PerSource:
 		return &fault{codeUndefined, "busy", "per_source"}
 	}
 	r.pairs[key] = nil
+	r.active++
 	r.perSource[key.client.Addr()]++
 	return nil
 }
 
-// release counts a transfer out, if it is still the one under its key.
+// retire counts a transfer out that is over. It tells whether there is room for it to wait for a repetition.
+func (r *Relay) retire(p *pair) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.retireLocked(p)
+	return len(r.pairs)-r.active <= r.cfg.Transfers
+}
+
+func (r *Relay) retireLocked(p *pair) {
+	if p.retired {
+		return
+	}
+	p.retired = true
+	r.leaveLocked(p.client.Addr())
+}
+
+func (r *Relay) leaveLocked(client netip.Addr) {
+	r.active--
+	if r.perSource[client]--; r.perSource[client] <= 0 {
+		delete(r.perSource, client)
+	}
+}
+
+// release forgets a transfer, if it is still the one under its key; nil is one that got no sockets.
 func (r *Relay) release(key pairKey, p *pair) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if at, ok := r.pairs[key]; !ok || at != p {
-		return
+	if p == nil {
+		r.leaveLocked(key.client.Addr())
+	} else {
+		r.retireLocked(p)
 	}
-	delete(r.pairs, key)
-	if r.perSource[key.client.Addr()]--; r.perSource[key.client.Addr()] <= 0 {
-		delete(r.perSource, key.client.Addr())
+	if at, ok := r.pairs[key]; ok && at == p {
+		delete(r.pairs, key)
 	}
 }
 

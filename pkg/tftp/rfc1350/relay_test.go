@@ -183,7 +183,7 @@ func run(t *testing.T, change func(*Config, *Deps), f func(*scene)) {
 		synctest.Wait()
 		relay.mu.Lock()
 		defer relay.mu.Unlock()
-		if len(relay.pairs) != 0 || len(relay.perSource) != 0 {
+		if len(relay.pairs) != 0 || relay.active != 0 || len(relay.perSource) != 0 {
 			t.Errorf("%d transfers left, %v", len(relay.pairs), relay.perSource)
 		}
 		w.mu.Lock()
@@ -301,8 +301,10 @@ func TestPut(t *testing.T) {
 			c.get(ack(2))
 		}
 		s.result("completed", 1)
-		if n := s.relay.Open(); n != 1 {
-			t.Errorf("%d transfers", n)
+		s.relay.mu.Lock()
+		defer s.relay.mu.Unlock()
+		if len(s.relay.pairs) != 1 || s.relay.active != 0 || len(s.relay.perSource) != 0 {
+			t.Errorf("%d transfers, %d of them count, %v", len(s.relay.pairs), s.relay.active, s.relay.perSource)
 		}
 	})
 }
@@ -387,6 +389,23 @@ func TestLimits(t *testing.T) {
 	})
 }
 
+// TestManyShort: transfers that are over leave room for others at once, but not all of them are kept.
+func TestManyShort(t *testing.T) {
+	run(t, func(c *Config, _ *Deps) { c.PerSource, c.Transfers = 1, 2 }, func(s *scene) {
+		srv := s.host("198.51.100.20:50000")
+		for i := range 5 {
+			c := s.host(netip.AddrPortFrom(netip.MustParseAddr("10.0.0.5"), uint16(3000+i)).String())
+			c.to(s.edge, ask(opRead, "a", "octet"))
+			far := s.server.get(ask(opRead, "a", "octet"))
+			srv.to(far, data(1, 0))
+			near := c.get(data(1, 0))
+			c.to(near, ack(1))
+			srv.get(ack(1))
+		}
+		s.result("completed", 3)
+	})
+}
+
 // TestTooLarge: a file that grows beyond the limit is ended on both sides.
 func TestTooLarge(t *testing.T) {
 	run(t, func(_ *Config, d *Deps) { d.MaxSize = 600 }, func(s *scene) {
@@ -403,6 +422,7 @@ func TestTooLarge(t *testing.T) {
 		c.get(full)
 		s.result("refused", 1)
 
+		s.relay.SetMaxSize(550)
 		c.to(s.edge, ask(opWrite, "a", "octet"))
 		far = s.server.get(ask(opWrite, "a", "octet"))
 		srv.to(far, ack(0))
