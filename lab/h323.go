@@ -100,6 +100,8 @@ func runH323Phone(text string) int {
 		switch in.Text() {
 		case "report":
 			audio, wrong := c.Heard()
+			camera, presentation := c.Watched()
+			fmt.Printf("watched %d %d\n", camera, presentation)
 			fmt.Printf("heard %d wrong %d\n", audio, wrong)
 		case "hangup":
 			if err := c.Hangup(); err != nil {
@@ -147,6 +149,20 @@ func heard(p *Proc) (audio, wrong int) {
 		_, _ = fmt.Sscanf(s[i+1:], "heard %d wrong %d", &audio, &wrong)
 	}
 	return audio, wrong
+}
+
+// watched returns the last report of the video that a phone gets: the camera, and the presentation of the other.
+func watched(p *Proc) (camera, presentation int) {
+	fmt.Fprintln(p.stdin, "report")
+	b, err := os.ReadFile(filepath.Clean(p.Log))
+	if err != nil {
+		return 0, 0
+	}
+	s := string(b)
+	if i := strings.LastIndex(s, "\nwatched "); i >= 0 {
+		_, _ = fmt.Sscanf(s[i+1:], "watched %d %d", &camera, &presentation)
+	}
+	return camera, presentation
 }
 
 // wantNoBinaryLeaks fails if what the gateway sent on the outside holds the octets of an inside address.

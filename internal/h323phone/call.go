@@ -25,6 +25,7 @@ type Call struct {
 	open       chan struct{} // closed when both channels are open
 	done       chan struct{} // closed when the other side has ended the call
 	media      *media
+	video      video // zero without Mode.Video
 	data       *data
 
 	mu      sync.Mutex // guards what follows
@@ -56,8 +57,16 @@ func (p *Phone) newCall(conn net.Conn, caller bool) (*Call, error) {
 		conn.Close()
 		return nil, err
 	}
+	var v video
+	if p.Mode.Video {
+		if v, err = newVideo(p.addr); err != nil {
+			conn.Close()
+			m.close()
+			return nil, err
+		}
+	}
 	return &Call{
-		phone: p, caller: caller, signalling: conn, media: m, data: newData(p.addr), codec: h225.NewCodec(),
+		phone: p, caller: caller, signalling: conn, media: m, video: v, data: newData(p.addr), codec: h225.NewCodec(),
 		open: make(chan struct{}), done: make(chan struct{}),
 	}, nil
 }
@@ -322,6 +331,7 @@ func (c *Call) Close() error {
 	}
 	c.data.close()
 	c.media.close()
+	c.video.close()
 	return errors.Join(errs...)
 }
 

@@ -89,6 +89,10 @@ func (c *Call) heard(m h245.Message) error {
 	case "masterSlaveDeterminationAck":
 		c.state.Master = true
 		return c.openAudio()
+	case "genericRequest":
+		return c.token("response", "genericResponse", tokenResponse)
+	case "genericResponse":
+		return c.present()
 	case h245.OpenLogicalChannel:
 		ch, _ := m.Channel()
 		if err := c.traversed(m, ch); err != nil {
@@ -147,6 +151,9 @@ func (c *Call) openAudio() error {
 			return err
 		}
 	}
+	if err := c.openVideo(); err != nil {
+		return err
+	}
 	if !c.caller || !c.phone.Mode.T120 && !c.phone.Mode.T120InAck {
 		return nil
 	}
@@ -157,6 +164,9 @@ func (c *Call) openAudio() error {
 func (c *Call) accept(ch h245.Channel) error {
 	if ch.Forward.Media == h245.T120 {
 		return c.acceptData(ch)
+	}
+	if ch.Forward.Media == h245.Video {
+		return c.acceptVideo(ch)
 	}
 	err := c.say("response", h245.OpenLogicalChannelAck, per.Fields(append(c.shares(true), number(int64(ch.Number)),
 		per.F("forwardMultiplexAckParameters", per.Alternative("h2250LogicalChannelAckParameters", per.Fields(
@@ -177,6 +187,9 @@ func (c *Call) acked(ch h245.Channel) error {
 	}
 	if !ch.Forward.MediaChannel.Valid() {
 		return fmt.Errorf("the acknowledgement names no mediaChannel")
+	}
+	if c.ackedVideo(ch) {
+		return nil
 	}
 	c.talkTo(ch.Forward.MediaChannel.AddrPort)
 	return nil

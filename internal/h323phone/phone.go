@@ -39,6 +39,8 @@ type Mode struct {
 	Multiplex bool
 	// T120 opens a T.120 channel; T120InAck lets the other side name the address of one.
 	T120, T120InAck bool
+	// Video opens a channel for a camera; the called phone also presents (H.239).
+	Video bool
 }
 
 // Phone waits for calls at one address.

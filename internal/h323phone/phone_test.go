@@ -23,6 +23,7 @@ var modes = []struct {
 	{"H.245 in Setup", Mode{H245InSetup: true}, Mode{}},
 	{"startH245 late", Mode{FastStart: true}, Mode{FastStart: true, Late: true}},
 	{"T.120 by OpenLogicalChannel", Mode{T120: true}, Mode{}},
+	{"video and a presentation (H.239)", Mode{Video: true}, Mode{Video: true}},
 	{"T.120 by its Ack, tunnelled", Mode{T120InAck: true, Tunnelling: true}, Mode{Tunnelling: true}},
 }
 
@@ -64,6 +65,15 @@ func TestPhones(t *testing.T) {
 					}
 					pause(ctx)
 				}
+			}
+			for m.Caller.Video {
+				if camera, presentation := caller.Watched(); camera >= 5 && presentation >= 5 {
+					break
+				}
+				if ctx.Err() != nil {
+					t.Fatal("no video")
+				}
+				pause(ctx)
 			}
 			if err := caller.Hangup(); err != nil {
 				t.Error(err)

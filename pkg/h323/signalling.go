@@ -24,6 +24,10 @@ func (c *Core) relay(now time.Time, k *call, from pinhole.Side, m *h225.Message,
 		c.counts.drop(droppedNoCall)
 		return
 	}
+	if c.cfg.Signed == SignedRefuse && m.Protection() == h225.Signed {
+		c.refuse(now, k, refusedSigned, out)
+		return
+	}
 	payload, err := c.rewrite(now, k, from, m)
 	if err != nil {
 		c.log.Warn("message not passed on", zap.String("call", k.id), zap.Stringer("from", k.host[from]), zap.Error(err))
