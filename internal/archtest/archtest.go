@@ -124,6 +124,7 @@ func mayImport() map[string][]string {
 		"pkg/tunnel":     {},
 		"pkg/splice":     {},
 		"pkg/sharedport": {},
+		"pkg/refuse":     {},
 		"pkg/console":    {},
 		"internal/per":   {},
 		// A phone speaks the protocol that it tests.

@@ -30,13 +30,36 @@ const maxConnections = 1 << 14
 type Rule struct {
 	Name           string         `yaml:"name" jsonschema:"required" jsonschema_description:"name in logs and metrics: a-z, 0-9, _ and -"`
 	Listen         Listen         `yaml:"listen" jsonschema:"required" jsonschema_description:"tcp://NETWORK:PORT"`
+	SNI            []string       `yaml:"sni" jsonschema_description:"the TLS server names that are forwarded, where several forwards, or SIP, share the listener: host names, *.NAME for one label more; empty: what no other forward there names"`
 	To             netip.AddrPort `yaml:"to" jsonschema:"required" jsonschema_description:"ADDRESS:PORT of the target"`
 	Allow          []netip.Prefix `yaml:"allow" jsonschema:"required" jsonschema_description:"the sources that may connect"`
 	MaxConnections int            `yaml:"max_connections" jsonschema:"minimum=0,maximum=16384,default=1024" jsonschema_description:"connections at the same time"`
 	PerSource      int            `yaml:"per_source" jsonschema:"minimum=0,maximum=16384,default=0" jsonschema_description:"connections of one source at the same time, where user space carries them; 0 = limits.per_source.connections"`
 	Idle           time.Duration  `yaml:"idle" jsonschema_description:"a connection without any byte for so long is reset, at least 1s; default 2h"`
 	Via            string         `yaml:"via" jsonschema:"enum=auto,enum=kernel,enum=user,default=auto" jsonschema_description:"what carries it: auto (the kernel where it can, else user space), kernel (the same, with a warning where it can not) or user"`
+	TLS            TLSMode        `yaml:"tls" jsonschema:"enum=pass,enum=terminate,default=pass" jsonschema_description:"pass (unread) or terminate: the edge shows its own certificate to clients and opens a TLS connection to the target, which tls.client_ca or the system's authorities must have signed"`
+	ClientCerts    ClientCerts    `yaml:"client_certificates" jsonschema:"enum=none,enum=optional,enum=demand,default=none" jsonschema_description:"with tls: terminate, whether clients show a certificate that tls.client_ca has signed"`
+	ServerName     string         `yaml:"server_name" jsonschema_description:"with tls: terminate, the name in the target's certificate"`
 }
+
+// TLSMode is the value of "tls".
+type TLSMode string
+
+// The values of TLSMode.
+const (
+	TLSPass      TLSMode = "pass"
+	TLSTerminate TLSMode = "terminate"
+)
+
+// ClientCerts is the value of "client_certificates".
+type ClientCerts string
+
+// The values of ClientCerts.
+const (
+	CertsNone     ClientCerts = "none"
+	CertsOptional ClientCerts = "optional" // verified if shown
+	CertsDemand   ClientCerts = "demand"
+)
 
 // Listen is where a rule listens: a port at all addresses of a network.
 type Listen struct {
@@ -70,6 +93,8 @@ func (r Rule) Completed() Rule {
 	r.MaxConnections = cmp.Or(r.MaxConnections, DefaultMaxConnections)
 	r.Idle = cmp.Or(r.Idle, DefaultIdle)
 	r.Via = cmp.Or(r.Via, ViaAuto)
+	r.TLS = cmp.Or(r.TLS, TLSPass)
+	r.ClientCerts = cmp.Or(r.ClientCerts, CertsNone)
 	return r
 }
 
@@ -100,6 +125,8 @@ func (r Rule) Validate(networks map[string][]netip.Addr) error {
 	}
 	r.validateAllow(fault)
 	r.validateLimits(fault)
+	r.validateNames(fault)
+	r.validateTLS(fault)
 	return errors.Join(errs...)
 }
 
@@ -126,5 +153,46 @@ func (r Rule) validateLimits(fault func(key, format string, a ...any)) {
 	}
 	if r.Via != "" && !slices.Contains([]string{ViaAuto, ViaKernel, ViaUser}, r.Via) {
 		fault("via", "%q is not auto, kernel or user", r.Via)
+	}
+}
+
+func (r Rule) validateNames(fault func(key, format string, a ...any)) {
+	for i, n := range r.SNI {
+		if !serverName(strings.TrimPrefix(n, "*.")) {
+			fault(fmt.Sprintf("sni[%d]", i), "%q is no host name in lower case, nor *. and one", n)
+		}
+		if slices.Index(r.SNI, n) < i {
+			fault(fmt.Sprintf("sni[%d]", i), "%s is listed twice", n)
+		}
+	}
+}
+
+// serverName tells whether n may be in a ClientHello: at most 253 characters, of labels that are not empty.
+func serverName(n string) bool {
+	return len(n) <= 253 && strings.Trim(n, "abcdefghijklmnopqrstuvwxyz0123456789-_.") == "" && !slices.Contains(strings.Split(n, "."), "")
+}
+
+func (r Rule) validateTLS(fault func(key, format string, a ...any)) {
+	if r.TLS != "" && r.TLS != TLSPass && r.TLS != TLSTerminate {
+		fault("tls", "%q is not pass or terminate", r.TLS)
+		return
+	}
+	if c := r.ClientCerts; c != "" && !slices.Contains([]ClientCerts{CertsNone, CertsOptional, CertsDemand}, c) {
+		fault("client_certificates", "%q is not none, optional or demand", c)
+	}
+	ends := r.TLS == TLSTerminate
+	switch {
+	case ends && r.ServerName == "":
+		fault("server_name", "is needed with tls: terminate: the name in the target's certificate")
+	case !ends && r.ServerName != "":
+		fault("server_name", "needs tls: terminate")
+	case ends && !serverName(strings.ToLower(r.ServerName)):
+		fault("server_name", "%q is no host name", r.ServerName)
+	}
+	if !ends && r.ClientCerts != "" && r.ClientCerts != CertsNone {
+		fault("client_certificates", "needs tls: terminate")
+	}
+	if r.Via == ViaKernel && (ends || len(r.SNI) > 0) {
+		fault("via", "the kernel can neither read server names nor terminate TLS")
 	}
 }

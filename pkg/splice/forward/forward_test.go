@@ -38,13 +38,24 @@ type started struct {
 
 func start(t *testing.T, r Rule, k Kernel) *started {
 	t.Helper()
+	return startWith(t, r, Deps{Kernel: k, PerSource: 3})
+}
+
+func startTLS(t *testing.T, r Rule, c TLSConfigs) *started {
+	t.Helper()
+	return startWith(t, r, Deps{TLS: c, PerSource: 3})
+}
+
+func startWith(t *testing.T, r Rule, d Deps) *started {
+	t.Helper()
 	j, err := splice.New(1)
 	if err != nil {
 		t.Fatal(err)
 	}
 	core, logged := observer.New(zap.DebugLevel)
 	r.Name = "echo"
-	f := New([]Rule{r}, Deps{Joiner: j, Kernel: k, PerSource: 3}, zap.New(core))
+	d.Joiner = j
+	f := New([]Rule{r}, d, zap.New(core))
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

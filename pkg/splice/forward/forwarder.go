@@ -33,6 +33,8 @@ const (
 	endedReset  = "reset"
 	endedStop   = "stopped"
 	endedOrder  = "closed"
+	clientTLS   = "client_tls"
+	targetTLS   = "target_tls"
 )
 
 // Kernel carries connections that need not be seen, where it can.
@@ -69,6 +71,8 @@ type Deps struct {
 	Joiner *splice.Joiner
 	// Kernel is nil if there is none.
 	Kernel Kernel
+	// TLS is needed by rules that terminate it.
+	TLS TLSConfigs
 	// PerSource is the limit for rules without their own; 0 = none.
 	PerSource int
 }
@@ -111,10 +115,21 @@ func New(rules []Rule, deps Deps, log *zap.Logger) *Forwarder {
 	for _, r := range rules {
 		f.rules = append(f.rules, &rule{
 			Rule: r.Completed(), open: map[*connection]struct{}{}, sources: map[netip.Addr]int{},
-			refused: map[string]uint64{}, ended: map[string]uint64{}, why: "via is user",
+			refused: map[string]uint64{}, ended: map[string]uint64{}, why: r.whyUser(),
 		})
 	}
 	return f
+}
+
+// unread tells whether nobody need look at what passes.
+func (r Rule) unread() bool { return len(r.SNI) == 0 && r.TLS != TLSTerminate }
+
+// whyUser says why the kernel does not carry a rule that it has not been asked about.
+func (r Rule) whyUser() string {
+	if !r.unread() {
+		return "TLS is looked at in user space"
+	}
+	return "via is user"
 }
 
 // SetPerSource changes the limit of rules without their own, for new connections; 0 = none.
@@ -158,7 +173,7 @@ func (f *Forwarder) ServeListener(ctx context.Context, name string, ln net.Liste
 		return fmt.Errorf("forward %s: no such rule", name)
 	}
 	r := f.rules[i]
-	if at, err := netip.ParseAddrPort(ln.Addr().String()); err == nil && r.Via != ViaUser {
+	if at, err := netip.ParseAddrPort(ln.Addr().String()); err == nil && r.unread() && r.Via != ViaUser {
 		if c := f.carry(r, at); c != nil {
 			defer f.drop(r, c)
 		}
@@ -278,13 +293,29 @@ func (r *rule) release(c *connection, reason string) {
 
 // connect joins the client with the target, and returns how that ended.
 func (f *Forwarder) connect(ctx context.Context, r *rule, c *connection, conn net.Conn) (reason string, err error) {
+	client := conn
+	if r.TLS == TLSTerminate {
+		if client, err = f.accept(ctx, r, conn); err != nil {
+			reset(conn)
+			return clientTLS, err
+		}
+	}
 	d := net.Dialer{Timeout: dialTimeout}
 	target, err := d.DialContext(ctx, "tcp", r.To.String())
 	if err != nil {
 		reset(conn)
 		return dialFailed, err
 	}
-	err = f.deps.Joiner.Join(ctx, conn, target, splice.Options{Idle: r.Idle, Counters: &c.counters}).Err
+	if r.TLS == TLSTerminate {
+		secure, err := f.dialled(ctx, r, target)
+		if err != nil {
+			reset(target)
+			reset(conn)
+			return targetTLS, err
+		}
+		target = secure
+	}
+	err = f.deps.Joiner.Join(ctx, client, target, splice.Options{Idle: r.Idle, Counters: &c.counters}).Err
 	switch {
 	case err == nil:
 		return endedOrder, nil
