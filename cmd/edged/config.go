@@ -36,11 +36,15 @@ type config struct {
 	H323     h323.Config              `yaml:"h323" jsonschema_description:"H.323: call signalling; without listeners the service is off"`
 	TFTP     tftp.Config              `yaml:"tftp" jsonschema_description:"file transfers of Messenger and Communicator, whose invitations come in SIP: without ports the service is off"`
 	Forwards []forward.Rule           `yaml:"forwards" jsonschema_description:"TCP ports that are forwarded unread, for who is on their allow-list"`
+	Blocked  []pinhole.Listen         `yaml:"blocked" jsonschema_description:"ports on which whoever comes is refused, counted and logged: tcp://NETWORK:PORT or udp://NETWORK:PORT"`
+	Profiles []profileName            `yaml:"profiles" jsonschema_description:"roles whose listeners are added where this file has none of that section: lcs-2005, ocs-2007-r2-edge, netmeeting, groove"`
 	Limits   limitsConfig             `yaml:"limits" jsonschema_description:"what one source may ask for"`
 	CDR      cdrConfig                `yaml:"cdr" jsonschema_description:"call records"`
 
 	// dir is the folder of the file; relative certificate paths start there.
 	dir string
+	// from says for keys that a profile has set which one; the items of a list are keys of their own.
+	from map[string]profileName
 }
 
 type logConfig struct {
@@ -158,7 +162,8 @@ func parseConfig(file string, data []byte) (*config, error) {
 	cfg.dir = filepath.Dir(file)
 	lines, faults := decodeYAML(data, &cfg)
 	if lines != nil {
-		faults = addValidation(faults, lines, cfg.validate())
+		missing := cfg.expandProfiles(lines)
+		faults = addValidation(faults, lines, append(missing, cfg.validate()...))
 	}
 	if len(faults) > 0 {
 		slices.SortStableFunc(faults, func(a, b fault) int {

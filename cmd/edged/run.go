@@ -113,6 +113,10 @@ func assemble(ctx context.Context, o runOptions, admin net.Listener, ph *phase) 
 	if err != nil {
 		return nil, nil, err
 	}
+	ports, err := o.config.explain()
+	if err != nil {
+		return nil, nil, err
+	}
 	re := &reloader{
 		load: o.load, services: services, tls: store, level: o.level, log: o.log, metrics: newReloadMetrics(reg),
 		events: events, running: o.config, state: reloadState{LoadedAt: time.Now().UTC()},
@@ -121,9 +125,11 @@ func assemble(ctx context.Context, o runOptions, admin net.Listener, ph *phase) 
 	all := append(slices.Clone(services), &service{name: "watchdog",
 		serve: func(ctx context.Context) error { return feedWatchdog(ctx, alive, o.log) }})
 	if admin != nil {
+		shown := views(services, statusView(build, ph, re, services))
+		shown["ports"] = func() any { return ports }
 		h := adminHandler(adminDeps{
 			Token: o.config.Admin.Token, Registry: reg, Events: events, Ready: ph.notReady, Alive: alive,
-			Views: views(services, statusView(build, ph, re, services)),
+			Views: shown,
 		})
 		all = append(all, &service{name: "admin",
 			serve: func(ctx context.Context) error { return serveAdmin(ctx, admin, h, o.log.Named("admin")) }})

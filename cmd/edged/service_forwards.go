@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 
 	"golang.org/x/sync/errgroup"
 
@@ -26,12 +27,12 @@ func buildSplice(_ context.Context, d *serviceDeps) (*service, error) {
 
 // buildForwards opens the listeners of the forwards.
 func buildForwards(ctx context.Context, d *serviceDeps) (*service, error) {
-	socks, err := openForwards(ctx, d.cfg)
+	socks, err := openForwards(ctx, d.cfg, d.shared)
 	if err != nil {
 		return nil, err
 	}
 	f := forward.New(d.cfg.Forwards, forward.Deps{
-		Joiner: d.joiner, Kernel: d.kernel, PerSource: d.cfg.Limits.PerSource.Connections,
+		Joiner: d.joiner, Kernel: d.kernel, TLS: forwardTLS{d.tls}, PerSource: d.cfg.Limits.PerSource.Connections,
 	}, d.log.Named("forwards"))
 	d.reg.MustRegister(f)
 	return &service{
@@ -70,12 +71,11 @@ type forwardSocket struct {
 }
 
 // openForwards binds every forward at every address of its network; all or none.
-func openForwards(ctx context.Context, c *config) ([]forwardSocket, error) {
+func openForwards(ctx context.Context, c *config, shared sharedPorts) ([]forwardSocket, error) {
 	var socks []forwardSocket
-	var lc net.ListenConfig
 	for i, r := range c.Forwards {
 		for _, a := range c.Networks[r.Listen.Network].Addresses {
-			ln, err := lc.Listen(ctx, "tcp", netip.AddrPortFrom(a, r.Listen.Port).String())
+			ln, err := shared.listen(ctx, netip.AddrPortFrom(a, r.Listen.Port), r.SNI)
 			if err != nil {
 				for _, s := range socks {
 					s.ln.Close()
@@ -132,14 +132,39 @@ func (c *config) validateForwards(l *faultList, ports map[forward.Listen]string)
 		if r.Listen == (forward.Listen{}) {
 			continue
 		}
-		if other, used := ports[r.Listen]; used {
-			l.add(key+".listen", "%s is also the TCP port of %s", r.Listen, other)
+		if why := c.forwardTaken(i, ports[r.Listen]); why != "" {
+			l.add(key+".listen", "%s", why)
 		}
-		ports[r.Listen] = key + ".listen"
+		if ports[r.Listen] == "" {
+			ports[r.Listen] = key + ".listen"
+		}
 		if p := c.Pinholes.TCP; r.Listen.Port >= p.First && r.Listen.Port <= p.Last {
 			l.add(key+".listen", "port %d lies in pinholes.tcp (%s), which is for media", r.Listen.Port, p)
 		}
 	}
+}
+
+// forwardTaken says why a forward cannot have its port, given the key of who has it already; "" if it can.
+func (c *config) forwardTaken(i int, other string) string {
+	r := c.Forwards[i]
+	switch {
+	case other == "":
+		return ""
+	case !c.shared(r.Listen) || other != c.sipTLS(r.Listen) && !strings.HasPrefix(other, "forwards["):
+		return fmt.Sprintf("%s is also the TCP port of %s", r.Listen, other)
+	case len(r.SNI) > 0:
+		return ""
+	}
+	rest := c.sipTLS(r.Listen)
+	for j, f := range c.Forwards[:i] {
+		if rest == "" && f.Listen == r.Listen && len(f.SNI) == 0 {
+			rest = fmt.Sprintf("forwards[%d]", j)
+		}
+	}
+	if rest == "" {
+		return ""
+	}
+	return fmt.Sprintf("%s gets what no other forward of %s names; list server names under sni", rest, r.Listen)
 }
 
 // kernelForwards has the kernel path carry forwards.

@@ -24,7 +24,7 @@ func buildSIP(ctx context.Context, d *serviceDeps) (*service, error) {
 		return nil, err
 	}
 	queue := newCDRQueue(records, log)
-	socks, err := openSockets(ctx, d.cfg.SIP.Listen, nets)
+	socks, err := openSockets(ctx, d.cfg.SIP.Listen, nets, d.shared)
 	if err != nil {
 		return nil, errors.Join(err, records.Close())
 	}
@@ -130,11 +130,11 @@ func socketNames(socks []sipSocket) []string {
 }
 
 // openSockets binds every listener at every address of its network; all or none.
-func openSockets(ctx context.Context, listen []sipalg.Listen, nets pinhole.Networks) ([]sipSocket, error) {
+func openSockets(ctx context.Context, listen []sipalg.Listen, nets pinhole.Networks, shared sharedPorts) ([]sipSocket, error) {
 	var socks []sipSocket
 	for i, l := range listen {
 		for _, a := range nets[l.Network].Addresses {
-			s, err := openSocket(ctx, l, netip.AddrPortFrom(a, l.Port))
+			s, err := openSocket(ctx, l, netip.AddrPortFrom(a, l.Port), shared)
 			if err != nil {
 				closeSockets(socks)
 				return nil, fmt.Errorf("sip.listen[%d]: %w", i, err)
@@ -151,18 +151,18 @@ func closeSockets(socks []sipSocket) {
 	}
 }
 
-func openSocket(ctx context.Context, l sipalg.Listen, at netip.AddrPort) (sipSocket, error) {
+func openSocket(ctx context.Context, l sipalg.Listen, at netip.AddrPort, shared sharedPorts) (sipSocket, error) {
+	if l.Proto != flow.UDP {
+		ln, err := shared.listen(ctx, at, nil)
+		return sipSocket{listen: l, stream: ln}, err
+	}
 	var lc net.ListenConfig
-	family := "6"
+	family := "udp6"
 	if at.Addr().Is4() {
-		family = "4"
+		family = "udp4"
 	}
-	if l.Proto == flow.UDP {
-		pc, err := lc.ListenPacket(ctx, "udp"+family, at.String())
-		return sipSocket{listen: l, packet: pc}, err
-	}
-	ln, err := lc.Listen(ctx, "tcp"+family, at.String())
-	return sipSocket{listen: l, stream: ln}, err
+	pc, err := lc.ListenPacket(ctx, family, at.String())
+	return sipSocket{listen: l, packet: pc}, err
 }
 
 // cdrPath returns the file of call records, "" if there is none.

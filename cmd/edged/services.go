@@ -54,6 +54,8 @@ type serviceDeps struct {
 	conferences pinhole.Opener
 	// contents is set by TFTP: it looks at what SIP messages carry besides session descriptions.
 	contents sipalg.ContentEditor
+	// shared are the ports that services share.
+	shared sharedPorts
 	// kernel is set by the relay, nil if it has none.
 	kernel forward.Kernel
 }
@@ -71,10 +73,12 @@ func buildServices(ctx context.Context, d *serviceDeps) ([]*service, error) {
 		{"ils", len(d.cfg.ILS.Listen) > 0, buildILS},
 		{"t120", len(d.cfg.T120.Listen) > 0, buildT120},
 		{"tftp", d.cfg.TFTP.Ports.First > 0, buildTFTP},
+		{"ports", len(d.cfg.sharedListens()) > 0, buildShared},
 		{"sip", len(d.cfg.SIP.Listen) > 0, buildSIP},
 		{"trivial", len(d.cfg.TFTP.Trivial.Listen) > 0, buildTrivial},
 		{"h323", len(d.cfg.H323.Listen) > 0, buildH323},
 		{"forwards", len(d.cfg.Forwards) > 0, buildForwards},
+		{"blocked", len(d.cfg.Blocked) > 0, buildBlocked},
 	}
 	var out []*service
 	for _, row := range table {

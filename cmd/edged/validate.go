@@ -38,6 +38,8 @@ func (c *config) validate() []keyText {
 	c.validateForwards(&l, ports)
 	c.validateTFTP(&l, ports)
 	c.validateTrivial(&l)
+	c.validateShared(&l)
+	c.validateBlocked(&l)
 	_, err := loadCertificates(c.TLS, c.dir)
 	l = append(l, sectionFaults("tls", err)...)
 	for i, name := range c.TLS.Legacy {
@@ -155,6 +157,7 @@ func (c *config) validateMedia(l *faultList) {
 func (c *config) validateSIP(l *faultList) {
 	*l = append(*l, sectionFaults("sip", c.SIP.Validate(c.networks()))...)
 	if len(c.SIP.Listen)+len(c.H323.Listen)+len(c.T120.Listen)+len(c.ILS.Listen)+len(c.TFTP.Trivial.Listen)+len(c.Forwards) == 0 {
+	if len(c.listeners())+len(c.Profiles) == 0 {
 		l.add("sip.listen", "no service is on: name at least one listener, e.g. udp://inside:5060")
 	}
 	if len(c.SIP.ClientCertificates) > 0 && c.TLS.ClientCA == "" {

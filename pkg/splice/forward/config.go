@@ -161,9 +161,6 @@ func (r Rule) validateNames(fault func(key, format string, a ...any)) {
 		if !serverName(strings.TrimPrefix(n, "*.")) {
 			fault(fmt.Sprintf("sni[%d]", i), "%q is no host name in lower case, nor *. and one", n)
 		}
-		if slices.Index(r.SNI, n) < i {
-			fault(fmt.Sprintf("sni[%d]", i), "%s is listed twice", n)
-		}
 	}
 }
 
@@ -179,6 +176,7 @@ func (r Rule) validateTLS(fault func(key, format string, a ...any)) {
 	}
 	if c := r.ClientCerts; c != "" && !slices.Contains([]ClientCerts{CertsNone, CertsOptional, CertsDemand}, c) {
 		fault("client_certificates", "%q is not none, optional or demand", c)
+		return
 	}
 	ends := r.TLS == TLSTerminate
 	switch {

@@ -66,7 +66,7 @@ type edge struct {
 	own tls.Certificate
 }
 
-func (e edge) Accept(c ClientCerts) *tls.Config {
+func (e edge) Accept(_ string, c ClientCerts) *tls.Config {
 	modes := map[ClientCerts]tls.ClientAuthType{CertsDemand: tls.RequireAndVerifyClientCert, CertsOptional: tls.VerifyClientCertIfGiven}
 	return &tls.Config{Certificates: []tls.Certificate{e.own}, ClientCAs: e.p.pool, ClientAuth: modes[c]}
 }

@@ -1,0 +1,102 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"edged.dev/edged/pkg/pinhole"
+	"edged.dev/edged/pkg/sipalg/flow"
+)
+
+// Handlers of listeners, as the port table names them.
+const (
+	handlerSIP     = "sip"
+	handlerH323    = "h323"
+	handlerT120    = "t120"
+	handlerILS     = "ils"
+	handlerForward = "forward"
+	handlerBlocked = "blocked"
+)
+
+// portListener is one listener of the configuration, whatever its service.
+type portListener struct {
+	Proto   string `json:"protocol"` // tcp or udp
+	Network string `json:"network"`
+	Port    uint16 `json:"port"`
+	Handler string `json:"handler"`
+	// Scheme is how the configuration writes it, e.g. tls.
+	Scheme string `json:"scheme"`
+	// To is where a forward leads, Names which server names alone it gets.
+	To    string   `json:"to,omitempty"`
+	Names []string `json:"server_names,omitempty"`
+	// Key is where it stands in the configuration, Profile which profile has put it there.
+	Key     string      `json:"key"`
+	Profile profileName `json:"profile,omitempty"`
+}
+
+// String returns SCHEME://NETWORK:PORT.
+func (p portListener) String() string {
+	return fmt.Sprintf("%s://%s:%d", p.Scheme, p.Network, p.Port)
+}
+
+// listeners returns the listeners of all services, in the order of the configuration.
+func (c *config) listeners() []portListener {
+	var out []portListener
+	add := func(p portListener) {
+		p.Profile = c.from[p.Key]
+		out = append(out, p)
+	}
+	for i, l := range c.SIP.Listen {
+		proto := "tcp"
+		if l.Proto == flow.UDP {
+			proto = "udp"
+		}
+		add(portListener{
+			Proto: proto, Network: l.Network, Port: l.Port, Handler: handlerSIP, Scheme: l.Proto.String(),
+			Key: fmt.Sprintf("sip.listen[%d]", i),
+		})
+	}
+	for _, s := range []struct {
+		key, handler string
+		list         []pinhole.Listen
+	}{
+		{"t120.listen", handlerT120, c.T120.Listen}, {"ils.listen", handlerILS, c.ILS.Listen},
+		{"h323.listen", handlerH323, c.H323.Listen}, {"h323.ras", handlerH323, c.H323.RAS},
+		{"blocked", handlerBlocked, c.Blocked},
+	} {
+		for i, l := range s.list {
+			add(portListener{
+				Proto: l.Proto, Network: l.Network, Port: l.Port, Handler: s.handler, Scheme: l.Proto,
+				Key: fmt.Sprintf("%s[%d]", s.key, i),
+			})
+		}
+	}
+	for i, r := range c.Forwards {
+		add(portListener{
+			Proto: "tcp", Network: r.Listen.Network, Port: r.Listen.Port, Handler: handlerForward, Scheme: "tcp",
+			To: r.To.String(), Names: r.SNI, Key: fmt.Sprintf("forwards[%d]", i),
+		})
+	}
+	return out
+}
+
+// what says who has the listener, in words.
+func (p portListener) what() string {
+	switch {
+	case p.Handler == handlerBlocked:
+		return "blocked, logged"
+	case len(p.Names) > 0:
+		return "forward to " + p.To + " of " + strings.Join(p.Names, ", ")
+	case p.Handler == handlerForward:
+		return "forward to " + p.To
+	}
+	return p.Handler
+}
+
+// why says what in the configuration has opened it.
+func (p portListener) why() string {
+	if p.Profile != "" {
+		return "profile " + string(p.Profile)
+	}
+	return p.Key
+}
