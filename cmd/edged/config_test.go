@@ -145,6 +145,7 @@ func TestExamples(t *testing.T) {
 	dir := t.TempDir()
 	writeTestCertificate(t, filepath.Join(dir, "tls"), "edge", "edge.example.org", time.Now().Add(time.Hour))
 	writeTestCertificate(t, filepath.Join(dir, "tls"), "carrier-ca", "ca.example.org", time.Now().Add(time.Hour))
+	writeTestCertificate(t, filepath.Join(dir, "tls"), "partners-ca", "ca.example.org", time.Now().Add(time.Hour))
 	for _, file := range files {
 		t.Run(filepath.Base(file), func(t *testing.T) {
 			src, err := os.ReadFile(file)

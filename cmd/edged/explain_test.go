@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -172,6 +173,19 @@ func TestProfilesYield(t *testing.T) {
 				t.Errorf("%d blocked: %v", len(c.Blocked), c.Blocked)
 			}
 		})
+	}
+}
+
+// TestProfileCertificates: partners of OCS may show certificates, unless the file says something else.
+func TestProfileCertificates(t *testing.T) {
+	for lines, want := range map[string]string{
+		"": "[inside outside]", "client_certificates: [inside], ": "[]", "optional_client_certificates: [outside], ": "[outside]",
+	} {
+		c := roleConfig(t, roleNetworks+roleTLS+"profiles: [ocs-2007-r2-edge]\n"+
+			"sip: {"+lines+"domains: {example.org: {network: inside, server: 'tls:10.0.0.20'}}}\n")
+		if got := fmt.Sprint(c.SIP.OptionalClientCertificates); got != want {
+			t.Errorf("%q: %s, want %s", lines, got, want)
+		}
 	}
 }
 

@@ -30,6 +30,8 @@ type profile struct {
 	listen []profileListener
 	// blocked are ports of the role's systems that are nobody's business: blocked where nothing else listens.
 	blocked []string
+	// partners says that servers show certificates at the SIP listeners, and users do not.
+	partners bool
 }
 
 // need is something that a profile cannot guess.
@@ -70,7 +72,7 @@ func lcsProfile() profile {
 // ocsProfile is the edge server of Office Communications Server 2007 R2.
 func ocsProfile() profile {
 	p := profile{
-		name: profileOCS,
+		name: profileOCS, partners: true,
 		needs: []need{
 			nextHopNeed(),
 			{"tls.certificates", "the edge's certificate for 443 and 5061", hasCertificates},
@@ -166,6 +168,7 @@ func (c *config) expandProfiles(lines map[string]int) []keyText {
 			e.listen(p.name, x)
 		}
 	}
+	e.certificates(on)
 	used := c.usedPorts()
 	for _, p := range on {
 		for _, text := range p.blocked {
@@ -266,6 +269,18 @@ func (e *expansion) block(from profileName, text string, used map[pinhole.Listen
 			e.note(from, "blocked", len(e.c.Blocked))
 		}
 	})
+}
+
+// certificates has peers of profiles that need it verified where they show certificates, unless the file says who
+// must or may show them.
+func (e *expansion) certificates(on []profile) {
+	const key = "sip.optional_client_certificates"
+	_, demanded := e.lines["sip.client_certificates"]
+	_, optional := e.lines[key]
+	if demanded || optional || !slices.ContainsFunc(on, func(p profile) bool { return p.partners }) {
+		return
+	}
+	e.c.SIP.OptionalClientCertificates = slices.Concat(e.c.side("IN"), e.c.side("OUT"))
 }
 
 // note remembers which profile has added the n-th item of a list.
