@@ -87,7 +87,7 @@ func (c *config) judge(l leg, network string, all []portListener) []verdict {
 	case l.want == wantMedia:
 		v.State, v.Text = c.judgeMedia(l.proto)
 	case l.want == wantFile:
-		v.State, v.Text = c.judgeFile()
+		return []verdict{c.judgeFile(l, v, all)}
 	case l.want == wantNextHop:
 		v.State, v.Text = c.judgeNextHop(network)
 	case l.count() > wideLeg:
@@ -189,8 +189,15 @@ func (c *config) judgeMedia(proto string) (state, text string) {
 	return stateServed, fmt.Sprintf("opened for each call at %s", ports)
 }
 
-func (c *config) judgeFile() (state, text string) {
-	return stateClosed, "no file transfer service is on"
+// judgeFile speaks of the ports of file transfers, which the profiles block all or not at all.
+func (c *config) judgeFile(l leg, v verdict, all []portListener) verdict {
+	if r := c.TFTP.Ports; r.First > 0 {
+		why := portListener{Key: "tftp.ports", Profile: c.from["tftp.ports"]}.why()
+		v.State, v.Text = stateServed, fmt.Sprintf("opened for each file at %d-%d, by %s", r.First, r.Last, why)
+		return v
+	}
+	v.State, v.Text = c.judgePort(l, v.Network, l.ports[0].first, all)
+	return v
 }
 
 // judgeNextHop lists the servers that the edge dials on a network.

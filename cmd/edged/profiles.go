@@ -9,6 +9,7 @@ import (
 	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/sipalg"
 	"edged.dev/edged/pkg/sipalg/flow"
+	"edged.dev/edged/pkg/tftp"
 )
 
 // profileName is the name of a role that the edge plays for some system.
@@ -28,6 +29,8 @@ type profile struct {
 	needs []need
 	// listen are listeners by section; a section whose listeners the file names is left alone.
 	listen []profileListener
+	// files are the ports of file transfers, unless the file has some or says that there are none.
+	files tftp.PortRange
 	// blocked are ports of the role's systems that are nobody's business: blocked where nothing else listens.
 	blocked []string
 	// partners says that servers show certificates at the SIP listeners, and users do not.
@@ -60,6 +63,7 @@ func lcsProfile() profile {
 	return profile{
 		name:  profileLCS,
 		needs: []need{nextHopNeed()},
+		files: tftp.PortRange{First: 6891, Last: 6900},
 		listen: []profileListener{
 			{"sip", "udp://IN:5060", nil}, {"sip", "tcp://IN:5060", nil}, {"sip", "tls://IN:5061", secure},
 			{"sip", "udp://OUT:5060", plain}, {"sip", "tcp://OUT:5060", plain}, {"sip", "tls://OUT:5061", secure},
@@ -82,6 +86,7 @@ func ocsProfile() profile {
 			{"sip", "tcp://IN:5060", nil}, {"sip", "tls://IN:5061", nil},
 			{"sip", "tls://OUT:5061", nil}, {"sip", "tls://OUT:443", nil},
 		},
+		files: tftp.PortRange{First: 6891, Last: 6901},
 		// TURN and the A/V authentication service are served on both sides of Microsoft's edge.
 		blocked: []string{
 			"tcp://IN:443", "tcp://IN:5062", "tcp://IN:8057", "udp://IN:3478",
@@ -169,6 +174,9 @@ func (c *config) expandProfiles(lines map[string]int) []keyText {
 		}
 	}
 	e.certificates(on)
+	for _, p := range on {
+		e.files(p)
+	}
 	used := c.usedPorts()
 	for _, p := range on {
 		for _, text := range p.blocked {
@@ -271,6 +279,23 @@ func (e *expansion) block(from profileName, text string, used map[pinhole.Listen
 	})
 }
 
+// files sets the ports of file transfers to the widest range of the profiles, or blocks them if there shall be none.
+func (e *expansion) files(p profile) {
+	_, given := e.lines["tftp.ports"]
+	switch {
+	case p.files.First == 0:
+	case !given && p.files.Last > e.c.TFTP.Ports.Last:
+		e.c.TFTP.Ports = p.files
+		e.remember(p.name, "tftp.ports")
+	case given && e.c.TFTP.Ports.First == 0:
+		used := e.c.usedPorts()
+		for port := p.files.First; port <= p.files.Last; port++ {
+			e.block(p.name, fmt.Sprintf("tcp://IN:%d", port), used)
+			e.block(p.name, fmt.Sprintf("tcp://OUT:%d", port), used)
+		}
+	}
+}
+
 // certificates has peers of profiles that need it verified where they show certificates, unless the file says who
 // must or may show them.
 func (e *expansion) certificates(on []profile) {
@@ -285,7 +310,10 @@ func (e *expansion) certificates(on []profile) {
 
 // note remembers which profile has added the n-th item of a list.
 func (e *expansion) note(from profileName, key string, n int) {
-	key = fmt.Sprintf("%s[%d]", key, n-1)
+	e.remember(from, fmt.Sprintf("%s[%d]", key, n-1))
+}
+
+func (e *expansion) remember(from profileName, key string) {
 	if e.c.from == nil {
 		e.c.from = map[string]profileName{}
 	}
