@@ -14,6 +14,7 @@ const (
 	handlerH323    = "h323"
 	handlerT120    = "t120"
 	handlerILS     = "ils"
+	handlerTFTP    = "tftp" // of RFC 1350
 	handlerForward = "forward"
 	handlerBlocked = "blocked"
 )
@@ -62,6 +63,7 @@ func (c *config) listeners() []portListener {
 	}{
 		{"t120.listen", handlerT120, c.T120.Listen}, {"ils.listen", handlerILS, c.ILS.Listen},
 		{"h323.listen", handlerH323, c.H323.Listen}, {"h323.ras", handlerH323, c.H323.RAS},
+		{"tftp.trivial.listen", handlerTFTP, c.TFTP.Trivial.Listen},
 		{"blocked", handlerBlocked, c.Blocked},
 	} {
 		for i, l := range s.list {

@@ -156,7 +156,6 @@ func (c *config) validateMedia(l *faultList) {
 // validateSIP adds what concerns other sections too: certificates, and ports that are taken twice.
 func (c *config) validateSIP(l *faultList) {
 	*l = append(*l, sectionFaults("sip", c.SIP.Validate(c.networks()))...)
-	if len(c.SIP.Listen)+len(c.H323.Listen)+len(c.T120.Listen)+len(c.ILS.Listen)+len(c.TFTP.Trivial.Listen)+len(c.Forwards) == 0 {
 	if len(c.listeners())+len(c.Profiles) == 0 {
 		l.add("sip.listen", "no service is on: name at least one listener, e.g. udp://inside:5060")
 	}
