@@ -19,8 +19,9 @@ import (
 
 // buildTFTP builds the ALG of file transfers; SIP, which is built later, shows it what messages carry.
 func buildTFTP(_ context.Context, d *serviceDeps) (*service, error) {
+	nets := d.cfg.networks()
 	editor := tftp.New(d.cfg.TFTP, tftp.Deps{
-		Networks: d.cfg.networks(), Opener: d.opener, Joiner: fileJoiner{d.joiner},
+		Networks: nets, Opener: d.opener, Joiner: fileJoiner{d.joiner}, RouteTo: newRouteTable(nets).network,
 		Record: func(r tftp.Record) { d.events.publish("transfer_ended", r) },
 	}, d.log.Named("tftp"))
 	d.reg.MustRegister(editor.Collector())

@@ -74,11 +74,21 @@ func (a *talker) ok(header textproto.MIMEHeader) {
 	}
 }
 
-// TestFileTransfer sends a file from inside to outside through the daemon, and one that is not allowed.
+// TestFileTransfer sends a file from inside to outside through the daemon, and one that is not allowed; then the same
+// between two hosts inside.
 func TestFileTransfer(t *testing.T) {
+	t.Run("outwards", func(t *testing.T) { testFileTransfer(t, "outside") })
+	t.Run("inside", func(t *testing.T) { testFileTransfer(t, "inside") })
+}
+
+func testFileTransfer(t *testing.T, network string) {
 	pid := os.Getpid()
 	host := func(network, n int) string { return fmt.Sprintf("127.%d.%d.%d", network, pid>>8&255, 1+(pid+n)%250) }
 	edgeIn, alice, edgeOut, bob := host(87, 0), host(87, 1), host(88, 0), host(88, 1)
+	edge := edgeOut // as bob is told
+	if network == "inside" {
+		edge, bob = edgeIn, host(87, 2)
+	}
 	listen := func(at string) net.Listener {
 		var lc net.ListenConfig
 		ln, err := lc.Listen(t.Context(), "tcp", at)
@@ -99,8 +109,8 @@ func TestFileTransfer(t *testing.T) {
 	server, files := listen(bob+":5060"), listen(alice+":6895")
 	d := startDaemon(t, fmt.Sprintf("admin: {listen: '127.0.0.1:0'}\nstate: {dir: %s}\n"+
 		"networks: {inside: {addresses: [%s], subnets: [127.87.0.0/16], trusted: true}, outside: {addresses: [%s], trusted: false}}\n"+
-		"sip: {listen: ['tcp://inside:5060', 'tcp://outside:5060'], domains: {example.org: {network: outside, server: 'tcp:%s:5060'}}}\n"+
-		"tftp: {ports: 6891-6901, deny: [exe]}\n", t.TempDir(), edgeIn, edgeOut, bob))
+		"sip: {listen: ['tcp://inside:5060', 'tcp://outside:5060'], domains: {example.org: {network: %s, server: 'tcp:%s:5060'}}}\n"+
+		"tftp: {ports: 6891-6901, deny: [exe]}\n", t.TempDir(), edgeIn, edgeOut, network, bob))
 
 	a := newTalker(t, dial(alice, edgeIn+":5060"))
 	invite := "Application-GUID: {5D3E02AB-6190-11d3-BBBB-00C04F795683}\r\nInvitation-Command: INVITE\r\nInvitation-Cookie: %d\r\n" +
@@ -133,14 +143,14 @@ func TestFileTransfer(t *testing.T) {
 	edited := pass()
 	port := 0
 	for p := 6891; p <= 6901; p++ {
-		if edited == fmt.Sprintf(accept, edgeOut, p, p^0x3141) {
+		if edited == fmt.Sprintf(accept, edge, p, p^0x3141) {
 			port = p
 		}
 	}
 	if port == 0 {
 		t.Fatalf("%q", edited)
 	}
-	at := fmt.Sprintf("%s:%d", edgeOut, port)
+	at := fmt.Sprintf("%s:%d", edge, port)
 	stranger := dial(bob, at)
 	if got, _ := talk(stranger, "VER MSN_SECURE_FTP", "USR bob@example.org 1234"); len(got) != 1 {
 		t.Fatalf("a stranger heard %q", got)

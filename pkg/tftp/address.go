@@ -96,16 +96,27 @@ func (e *Editor) saidLocked(c Content, t *transfer, inv *invitation.Invitation) 
 		return s, reasonOwnAddress
 	case !clientPorts().has(target.Port()) && !e.cfg.Ports.has(target.Port()):
 		return s, reasonPort
-	case s.trusted && a != s.source && !e.serverMayName(s.network, a):
+	case !e.mayName(s):
 		return s, reasonTarget
 	}
 	return s, ""
 }
 
-// serverMayName tells whether a server, which speaks for others, may name a host: the relay believes a server.
-func (e *Editor) serverMayName(network string, a netip.Addr) bool {
-	of := e.nets.Of(a)
-	return a.IsGlobalUnicast() && (of == "" || of == network)
+// mayName tells whether a client may be dialled at the address that was said: its own, or one that does not
+// lie in another network. The relay would believe a server, and any host outside, more than that.
+func (e *Editor) mayName(s said) bool {
+	a := s.remote().Addr.Addr()
+	if a == s.source {
+		return true
+	}
+	if of := e.nets.Of(a); of != "" || !a.IsGlobalUnicast() {
+		return of == s.network
+	}
+	if e.routeTo == nil {
+		return true
+	}
+	of := e.routeTo(a)
+	return of == s.network || !e.nets[of].Trusted // there may be several ways outside
 }
 
 // target reads IP-Address, and Port or else PortX.

@@ -68,6 +68,9 @@ const (
 type Deps struct {
 	Networks pinhole.Networks
 	Opener   pinhole.Opener
+	// RouteTo names the network to which the kernel would route a host that is in no network's subnets, "" if it
+	// does not know; it may be nil.
+	RouteTo func(netip.Addr) string
 	// Joiner moves what is not read of data connections; nil: it is copied.
 	Joiner msnftp.Joiner
 	// Record is called when a transfer is over, and must not block or call back; it may be nil.
@@ -76,12 +79,13 @@ type Deps struct {
 
 // Editor reads and edits invitations. Its methods may be called concurrently and never block.
 type Editor struct {
-	nets   pinhole.Networks
-	opener pinhole.Opener
-	joiner msnftp.Joiner
-	record func(Record)
-	log    *zap.Logger
-	count  *counters
+	nets    pinhole.Networks
+	opener  pinhole.Opener
+	routeTo func(netip.Addr) string
+	joiner  msnftp.Joiner
+	record  func(Record)
+	log     *zap.Logger
+	count   *counters
 
 	mu       sync.Mutex
 	cfg      Config
@@ -96,7 +100,7 @@ type Editor struct {
 // New returns an editor; cfg must be valid.
 func New(cfg Config, deps Deps, log *zap.Logger) *Editor {
 	return &Editor{
-		nets: deps.Networks, opener: deps.Opener, joiner: deps.Joiner, record: deps.Record, log: log, count: newCounters(), cfg: cfg,
+		nets: deps.Networks, opener: deps.Opener, routeTo: deps.RouteTo, joiner: deps.Joiner, record: deps.Record, log: log, count: newCounters(), cfg: cfg,
 		byKey: map[key]*transfer{}, byCall: map[string]map[*transfer]bool{}, perHost: map[string]int{}, byLocal: map[netip.AddrPort]*transfer{},
 	}
 }

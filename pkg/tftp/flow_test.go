@@ -1,6 +1,7 @@
 package tftp
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -61,6 +62,9 @@ func TestAddresses(t *testing.T) {
 		"server, names the inside":     {"server alice bob alice", "192.0.2.8", 6891, reasonTarget, ""},
 		"server, names loopback":       {"server alice bob alice", "127.0.0.1", 6891, reasonTarget, ""},
 		"server, names multicast":      {"server alice bob alice", "224.0.0.1", 6891, reasonTarget, ""},
+		"server, by its own address":   {"server alice bob alice", "198.51.100.20", 6891, "", "198.51.100.20:6891"},
+		"server, routed inside":        {"server alice bob alice", "10.9.9.9", 6891, reasonTarget, ""},
+		"outside, routed outside":      {"server alice bob alice", "203.0.113.99", 6891, "", "203.0.113.99:6891"},
 		"server, names a mapped inner": {"server alice bob alice", "::ffff:192.0.2.8", 6891, reasonTarget, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -80,6 +84,34 @@ func TestAddresses(t *testing.T) {
 				t.Errorf("dials %s, want %s", got, tt.dials)
 			}
 		})
+	}
+}
+
+// TestEndedWhileRunning: the end of the dialog ends the transfer too.
+func TestEndedWhileRunning(t *testing.T) {
+	w := newWorld(t)
+	w.say("alice bob alice bob", invite("1", textFile))
+	w.say("alice bob alice bob", accept("1", "192.0.2.7", 6891))
+	near, listener := w.pair()
+	defer listener.Close()
+	far, dialler := w.pair()
+	ctx, cancel := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() { served <- w.opener.Leases()[0].Connect(ctx, pinhole.Far, [2]net.Conn{near, far}) }()
+	go play(dialler, "VER MSN_SECURE_FTP\r\n", "VER MSN_SECURE_FTP\r\n", "USR alice@example.org 77\r\n")
+	for deadline := time.Now().Add(time.Minute); w.e.Running() != 1; runtime.Gosched() {
+		if time.Now().After(deadline) {
+			t.Fatal("it does not run")
+		}
+	}
+	w.e.Ended("call-1")
+	if w.opener.Count() != 0 || w.e.Running() != 0 || len(w.records) != 1 || w.records[0].Result != resultEnded {
+		t.Fatalf("%d open, %+v", w.opener.Count(), w.records)
+	}
+	cancel() // as the relay does when a lease is closed
+	<-served
+	if len(w.records) != 1 {
+		t.Fatalf("%+v", w.records)
 	}
 }
 

@@ -66,7 +66,7 @@ func newWorld(t *testing.T, words ...string) *world {
 		t.Fatal(err)
 	}
 	w := &world{t: t, opener: pinholetest.New(networks(), 40000), now: time.Unix(1_000_000, 0)}
-	w.e = New(cfg, Deps{Networks: networks(), Opener: w.opener, Record: func(r Record) { w.records = append(w.records, r) }}, zap.NewNop())
+	w.e = New(cfg, Deps{Networks: networks(), Opener: w.opener, RouteTo: route, Record: func(r Record) { w.records = append(w.records, r) }}, zap.NewNop())
 	return w
 }
 
@@ -105,6 +105,14 @@ func (w *world) join(l *pinholetest.Lease, cookie string, hold <-chan struct{}) 
 	dialler.Close()
 	clients.Wait()
 	return err
+}
+
+// route knows that 10.0.0.0/8 is inside too.
+func route(a netip.Addr) string {
+	if netip.MustParsePrefix("10.0.0.0/8").Contains(a) {
+		return "inside"
+	}
+	return "outside"
 }
 
 // pair returns both ends of a connection.
