@@ -44,6 +44,7 @@ type announcement struct {
 	remote   [2]pinhole.Remote
 	from     [2]netip.Addr     // who calls from a side; not valid if nobody yet
 	to       [2]netip.AddrPort // where a side takes calls; not valid if it is not known, or cannot be reached
+	own      [2]bool           // the side is this edge itself: see beyondLocked
 	sessions map[*session]struct{}
 	timer    *time.Timer
 	idle     bool
@@ -126,9 +127,15 @@ func (a *announcement) Declare(side pinhole.Side, r pinhole.Remote) error {
 		return pinhole.ErrClosed
 	}
 	network := a.request.Networks[side]
-	reachable, err := pinhole.Policy{Networks: s.deps.Networks}.Check(network, r)
+	own := s.ownLocked(a, side, r.Addr)
+	reachable, err := pinhole.Policy{Networks: s.deps.Networks, OwnPort: func(netip.AddrPort) bool { return own }}.Check(network, r)
 	if err != nil {
 		return fmt.Errorf("declare: %w", err)
+	}
+	if own {
+		a.withdrawLocked(side)
+		a.remote[side], a.to[side], a.own[side] = r, netip.AddrPort{}, true
+		return nil
 	}
 	from, to := r.Source.Unmap(), netip.AddrPort{} // a host behind a NAT calls from where its signalling is seen
 	if reachable {
@@ -141,9 +148,43 @@ func (a *announcement) Declare(side pinhole.Side, r pinhole.Remote) error {
 		}
 	}
 	a.withdrawLocked(side)
-	a.remote[side], a.from[side], a.to[side] = r, from, to
+	a.remote[side], a.from[side], a.to[side], a.own[side] = r, from, to, false
 	s.announced[key] = append(s.announced[key], a)
 	return nil
+}
+
+// ownLocked tells whether a side names the edge's own listener because the same call passes the edge twice: two
+// hosts inside call each other through a server outside.
+func (s *Server) ownLocked(a *announcement, side pinhole.Side, named netip.AddrPort) bool {
+	if named != a.local[side].Addr || a.request.Label == "" {
+		return false
+	}
+	return s.twinLocked(a, side) != nil
+}
+
+// twinLocked returns the announcement of the same call's other passage, nil if there is none. What is one's callee
+// is the other's caller.
+func (s *Server) twinLocked(a *announcement, side pinhole.Side) *announcement {
+	for _, list := range s.announced {
+		for _, b := range slices.Backward(list) {
+			if b.root != a.root && b.request.Label == a.request.Label && b.local[side.Other()].Addr == a.local[side].Addr {
+				return b
+			}
+		}
+	}
+	return nil
+}
+
+// beyondLocked returns where a side takes calls. If that is the edge itself, it is whom the call's other passage leads to.
+func (s *Server) beyondLocked(a *announcement, side pinhole.Side) netip.AddrPort {
+	if !a.own[side] {
+		return a.to[side]
+	}
+	b := s.twinLocked(a, side)
+	if b == nil {
+		return netip.AddrPort{}
+	}
+	return b.to[side]
 }
 
 // withdrawLocked forgets who calls from a side.
@@ -247,7 +288,7 @@ func (s *Server) join(c *session) (netip.AddrPort, bool) {
 	a.timer.Stop()
 	heard := a.idle
 	a.idle = false
-	to := a.to[side.Other()]
+	to := s.beyondLocked(a, side.Other())
 	s.mu.Unlock()
 	if heard && a.request.OnIdle != nil {
 		a.request.OnIdle(false)
@@ -260,7 +301,7 @@ func (s *Server) join(c *session) (netip.AddrPort, bool) {
 func (s *Server) announcementLocked(key announceKey) (*announcement, pinhole.Side) {
 	for _, a := range slices.Backward(s.announced[key]) {
 		for side := pinhole.Near; side <= pinhole.Far; side++ {
-			if a.request.Networks[side] == key.network && a.from[side] == key.from && a.to[side.Other()].IsValid() {
+			if a.request.Networks[side] == key.network && a.from[side] == key.from && s.beyondLocked(a, side.Other()).IsValid() {
 				return a, side
 			}
 		}

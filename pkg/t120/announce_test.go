@@ -214,3 +214,52 @@ func TestAnnouncedNowhere(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestAnnouncedTwice: two inside hosts call each other through a server outside, so the call passes the edge twice and
+// each passage names the edge as its other end. Each is brought to the other all the same.
+func TestAnnouncedTwice(t *testing.T) {
+	s, err := New(announcing(), Deps{Networks: loopback()}, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := netip.MustParseAddrPort
+	open := func(label string, networks ...string) pinhole.Lease {
+		t.Helper()
+		l, err := s.Announcer().Open(t.Context(), pinhole.Request{Label: label, Networks: [2]string(networks)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+		return l
+	}
+	alice, bob, edge, server := at("127.1.0.2:1503"), at("127.1.0.3:1503"), at("198.51.100.1:1503"), netip.MustParseAddr("127.2.0.20")
+	there, back := open("call", "inside", "outside"), open("call", "outside", "inside")
+	other := open("other call", "outside", "inside")
+	for _, d := range []struct {
+		l    pinhole.Lease
+		side pinhole.Side
+		r    pinhole.Remote
+		err  error
+	}{
+		{there, pinhole.Near, pinhole.Remote{Addr: alice, Source: alice.Addr()}, nil},
+		{other, pinhole.Near, pinhole.Remote{Addr: edge, Source: server}, pinhole.ErrTarget},
+		{back, pinhole.Near, pinhole.Remote{Addr: edge, Source: server}, nil},
+		{back, pinhole.Far, pinhole.Remote{Addr: bob, Source: bob.Addr()}, nil},
+		{there, pinhole.Far, pinhole.Remote{Addr: edge, Source: server, Trusted: true}, nil},
+	} {
+		if err := d.l.Declare(d.side, d.r); !errors.Is(err, d.err) {
+			t.Errorf("declare %v: %v", d.r.Addr, err)
+		}
+	}
+	for from, want := range map[netip.AddrPort]netip.AddrPort{alice: bob, bob: alice} {
+		c := s.session(Call{Network: "inside", Client: netip.AddrPortFrom(from.Addr(), 4711), Local: at("127.1.0.1:1503")}, nil)
+		if to, ok := s.join(c); !ok || to != want {
+			t.Errorf("%v is brought to %v, %v", from, to, ok)
+		}
+	}
+	back.Close()
+	c := s.session(Call{Network: "inside", Client: at("127.1.0.2:4711"), Local: at("127.1.0.1:1503")}, nil)
+	if to, ok := s.join(c); ok {
+		t.Errorf("brought to %v after the end", to)
+	}
+}

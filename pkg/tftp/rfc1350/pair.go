@@ -12,6 +12,9 @@ import (
 	"edged.dev/edged/pkg/pinhole"
 )
 
+// maxFailures bounds the failed reads of one socket.
+const maxFailures = 100
+
 // pair is the sockets of one transfer: one for the client, one for the server.
 type pair struct {
 	relay  *Relay
@@ -60,28 +63,23 @@ func (p *pair) run() {
 // pump moves what a side sends.
 func (p *pair) pump(from side) {
 	buf := make([]byte, p.transfer.largest()+1)
-	for {
+	for failures := 0; ; {
 		n, addr, err := p.conns[from].ReadFrom(buf)
 		switch {
 		case errors.Is(err, net.ErrClosed):
 			return
-		case err != nil:
-			if p.ended() {
+		case err != nil: // ICMP's word of an earlier packet; but a socket that does nothing else is broken
+			if failures++; failures > maxFailures {
+				p.close("socket")
 				return
 			}
-			continue // ICMP's word of an earlier packet: the timer ends what nobody answers
+			continue
 		case n == len(buf):
 			p.relay.count.drop("oversize")
 			continue
 		}
 		p.receive(from, pinhole.AddrPortOf(addr), buf[:n])
 	}
-}
-
-func (p *pair) ended() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.closed
 }
 
 // receive takes one packet.

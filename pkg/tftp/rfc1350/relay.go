@@ -118,8 +118,12 @@ func (r *Relay) ServePacket(ctx context.Context, network string, pc net.PacketCo
 			return nil
 		case errors.Is(err, net.ErrClosed):
 			return err
-		case err != nil:
-			continue // ICMP's word of an earlier packet
+		case err != nil: // ICMP's word of an earlier packet, or want of memory
+			select {
+			case <-ctx.Done():
+			case <-time.After(10 * time.Millisecond):
+			}
+			continue
 		}
 		key := pairKey{pinhole.AddrPortOf(pc.LocalAddr()), pinhole.AddrPortOf(from)}
 		if f := r.ask(ctx, &work, network, key, buf[:n]); f != nil {
