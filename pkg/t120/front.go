@@ -72,16 +72,16 @@ type front struct {
 	info    gcc.Info
 	nodes   []uint16
 	editor  *gcc.Editor
-	held    []byte  // TPKTs of a unit that is not whole yet
-	unit    []byte  // its data
-	whole   [2]bool // the last DT of a side ended a unit
+	held    []byte   // TPKTs of a unit that is not whole yet
+	unit    []byte   // its data
+	parts   [2]parts // what has come of units and PDUs that are not whole yet
 	change  gcc.Change
 	id      uint32 // of the conference's first connection, after its answer
 	joined  bool   // the conference is up
 }
 
 func newFront(cfg *Config, call Call, decide func(*Call, bool) error, hide func(int) (gcc.Translate, bool)) *front {
-	return &front{cfg: cfg, call: call, decide: decide, hide: hide, whole: [2]bool{true, true}}
+	return &front{cfg: cfg, call: call, decide: decide, hide: hide}
 }
 
 // receive takes a TPKT from a side (0 or 1) and returns what the other side is to get, nothing if more must come
@@ -143,7 +143,7 @@ func printable(b []byte) string {
 func (f *front) data(from int, p tpkt.Packet, t x224.TPDU) ([]byte, error) {
 	switch {
 	case f.stage == open:
-		return f.domain(from, p, t), nil
+		return f.domain(from, p, t)
 	case f.stage == wantConnect && from == f.caller, f.stage == wantAnswer && from != f.caller:
 	default:
 		return nil, errSequence
@@ -236,45 +236,6 @@ func (f *front) count(c gcc.Change) {
 	f.change.Removed += c.Removed
 	f.change.Replaced += c.Replaced
 	f.change.Kept += c.Kept
-}
-
-// gccBroadcast is the channel of GCC's broadcasts (T.124 §7.1); its other PDUs go on the channels of its nodes.
-const gccBroadcast = 1
-
-// maxNodes bounds the nodes of a conference that are remembered.
-const maxNodes = 64
-
-// domain edits the addresses in GCC's PDUs on the way. Those in several segments pass as they are.
-func (f *front) domain(from int, p tpkt.Packet, t x224.TPDU) []byte {
-	alone := f.whole[from] && t.Last
-	f.whole[from] = t.Last
-	d, ok := mcs.ParseSendData(t.User)
-	if !ok || !alone || !d.Whole || d.Channel != gccBroadcast && !slices.Contains(f.nodes, d.Channel) {
-		return f.pass(p)
-	}
-	to, ok := f.hide(from)
-	if !ok {
-		return f.pass(p)
-	}
-	if f.editor == nil {
-		f.editor = gcc.NewEditor()
-	}
-	user, change, nodes, err := f.editor.SendData(t.User, to)
-	for _, n := range nodes {
-		if len(f.nodes) < maxNodes && !slices.Contains(f.nodes, n) {
-			f.nodes = append(f.nodes, n)
-		}
-	}
-	if err != nil || change.Removed+change.Replaced == 0 {
-		f.count(gcc.Change{Kept: change.Kept})
-		return f.pass(p)
-	}
-	out, err := tpkt.Append(nil, p.Second, x224.AppendData(nil, user))
-	if err != nil {
-		return f.pass(p)
-	}
-	f.count(change)
-	return out
 }
 
 // confirmed has the edge itself confirm the request, so that the caller says whom he wants: it returns the CC.

@@ -171,6 +171,29 @@ func (e *Editor) SendData(mcs []byte, to Translate) ([]byte, Change, []uint16, e
 	return append(out, t.Rest()...), c, nodes, nil
 }
 
+// UserData returns the data in a SendData request or indication, valid until the next call.
+func (e *Editor) UserData(mcs []byte) ([]byte, error) {
+	t, err := e.outer.Decode(schema.T125DomainMCSPDU, mcs)
+	if err != nil {
+		return nil, fmt.Errorf("gcc: %w", err)
+	}
+	_, body := t.Chosen(t.Root())
+	user := t.Child(body, "userData")
+	if user == per.None {
+		return nil, ErrKey
+	}
+	return t.Octets(user), nil
+}
+
+// PDU edits the addresses in a GCCPDU that came in several segments, as SendData does.
+func (e *Editor) PDU(pdu []byte, to Translate) ([]byte, Change, []uint16, error) {
+	out, c, err := e.Addresses(pdu, to)
+	if err != nil {
+		return pdu, c, nil, err
+	}
+	return out, c, e.nodes(), nil
+}
+
 // nodes returns the nodes of the roster that was read last.
 func (e *Editor) nodes() (out []uint16) {
 	t := e.last

@@ -224,20 +224,47 @@ func appendElement(dst, tag, contents []byte) []byte {
 	return append(dst, contents...)
 }
 
+// FrontLen is how many octets of a domain PDU with data ParseSendData needs.
+const FrontLen = 7
+
 // SendData is where a domain PDU with data goes.
 type SendData struct {
+	// Front is the kind, the initiator and the channel: what the segments of one piece of data have in common.
+	Front [5]byte
 	// Channel is the id of the channel that it is sent on.
 	Channel uint16
-	// Whole says that it holds all of the data: both segmentation flags are set (T.125 §7, Segmentation).
-	Whole bool
+	// Begin and End are the segmentation flags (T.125 §7): both are set if it holds all of the data.
+	Begin, End bool
+	priority   byte
 }
 
 // ParseSendData reads the front of a SendDataRequest, SendDataIndication or one of their uniform kinds; false
 // for all other domain PDUs.
 func ParseSendData(b []byte) (SendData, bool) {
-	if len(b) < 7 || b[0]>>2 < 25 || b[0]>>2 > 28 {
+	if len(b) < FrontLen || b[0]>>2 < 25 || b[0]>>2 > 28 {
 		return SendData{}, false
 	}
 	// choice 6 bits and padding; initiator and channel 2 octets each; priority 2 bits, begin, end
-	return SendData{binary.BigEndian.Uint16(b[3:]), b[5]&0x30 == 0x30}, true
+	return SendData{[5]byte(b), binary.BigEndian.Uint16(b[3:]), b[5]&0x20 != 0, b[5]&0x10 != 0, b[5] &^ 0x30}, true
+}
+
+// MaxSegment is how many octets a segment may hold here: more would be written in fragments (X.691 §10.9).
+const MaxSegment = 16<<10 - 1
+
+// AppendSegment appends a PDU of the same front with up to MaxSegment octets of data.
+func (d SendData) AppendSegment(dst, user []byte, begin, end bool) []byte {
+	flags := d.priority
+	if begin {
+		flags |= 0x20
+	}
+	if end {
+		flags |= 0x10
+	}
+	dst = append(append(dst, d.Front[:]...), flags)
+	if len(user) < 0x80 {
+		dst = append(dst, byte(len(user)))
+	} else {
+		dst = append(dst, 0x80|byte(len(user)>>8), byte(len(user)))
+	}
+	return append(dst, user...)
 }

@@ -120,19 +120,28 @@ func TestRefused(t *testing.T) {
 
 func TestSendData(t *testing.T) {
 	for _, tc := range []struct {
-		in   string
-		want SendData
-		ok   bool
+		in         string
+		channel    uint16
+		begin, end bool
+		ok         bool
 	}{
-		{"64 0006 03eb 70 01 00", SendData{0x3eb, true}, true},
-		{"68 0006 0001 70 01 00", SendData{1, true}, true},
-		{"70 0006 0001 60 01 00", SendData{1, false}, true},
-		{"6c 0006 0001 50 01 00", SendData{1, false}, true},
-		{"38 0007 03f0 00 00 00", SendData{}, false},
-		{"64 0006 03eb 70", SendData{}, false},
+		{"64 0006 03eb 70 01 00", 0x3eb, true, true, true},
+		{"68 0006 0001 70 01 00", 1, true, true, true},
+		{"70 0006 0001 60 01 00", 1, true, false, true},
+		{"6c 0006 0001 50 01 00", 1, false, true, true},
+		{"38 0007 03f0 00 00 00", 0, false, false, false},
+		{"64 0006 03eb 70", 0, false, false, false},
 	} {
-		if got, ok := ParseSendData(unhex(t, tc.in)); got != tc.want || ok != tc.ok {
+		b := unhex(t, tc.in)
+		got, ok := ParseSendData(b)
+		if got.Channel != tc.channel || got.Begin != tc.begin || got.End != tc.end || ok != tc.ok {
 			t.Errorf("%s: %+v, %v", tc.in, got, ok)
+		}
+		if !ok {
+			continue
+		}
+		if back := got.AppendSegment(nil, b[7:], got.Begin, got.End); !bytes.Equal(back, b) {
+			t.Errorf("%s written as %x", tc.in, back)
 		}
 	}
 }
