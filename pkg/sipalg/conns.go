@@ -115,10 +115,8 @@ func (c *Core) sweepCalls() {
 	}
 }
 
-const (
-	minPing = 10 * time.Second
-	maxPing = time.Hour
-)
+// minPing is the shortest interval at which a connection is kept open.
+const minPing = 10 * time.Second
 
 // keepServer keeps the connection to a registrar open by CRLFs, as the answer at hand says that the client
 // will ([MS-CONMGMT]):
@@ -142,7 +140,7 @@ func (c *Core) keepServer(f flow.Flow) {
 	if !bytes.EqualFold(hop, []byte("yes")) || !ok || n == 0 || s == nil {
 		return
 	}
-	every := min(max(time.Duration(n)*time.Second*2/3, minPing), maxPing)
+	every := max(time.Duration(min(n, 3600))*time.Second*2/3, minPing)
 	if s.every != 0 && s.every <= every {
 		return
 	}

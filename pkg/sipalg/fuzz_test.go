@@ -17,7 +17,10 @@ import (
 
 // liveWorld has a registered phone, a call that is up, one that rings and a subscription.
 func liveWorld(t testing.TB) *world {
-	w := newWorld(t, nil)
+	w := newWorld(t, func(c *Config) { c.IMURLs.Mode = "block" })
+	w.withEditor(func(c Content) Verdict {
+		return Verdict{Body: append([]byte("http://"), c.Body...), Type: "text/html", Refuse: len(c.Body) % 2 * 606, EchoBody: true}
+	})
 	w.showsIn = true // a fuzzer may write what it likes
 	w.core.log = zap.NewNop()
 	w.core.limits.MessagesPerSecond = 0
@@ -40,6 +43,13 @@ func FuzzCore(f *testing.F) {
 		if !e.toWho {
 			f.Add([]byte(e.raw), uint8(len(e.who)))
 		}
+	}
+	d := w.phone("carol", flow.TCP, "10.0.0.7:40000", "10.0.0.1:5060").dial("sip:bob@example.com")
+	multi := withType("Content-Type: multipart/mixed;boundary=b\n", "x", "--b\r\nContent-Type: text/html\r\n\r\nwww.example.org\r\n--b--")
+	for _, line := range []string{"ms-text-format: text/plain;ms-body=aGk=", sign("s1"), "Compression: LZ77-64K"} {
+		f.Add([]byte(d.text("INVITE", sdpOf("10.0.0.7", 4000), line)), uint8(3))
+		f.Add([]byte(d.text("NEGOTIATE", "", line)), uint8(3))
+		f.Add([]byte(strings.Replace(d.text("MESSAGE", "", line), "Content-Length: 0\r\n\r\n", multi, 1)), uint8(3))
 	}
 	for _, name := range rfc4475 {
 		raw, err := os.ReadFile(filepath.Join(repository(f), "..", "shared", "corpora", "sip-torture", "rfc4475-"+name.name+".dat"))
