@@ -4,7 +4,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 FUZZTIME ?= 60s
 
-.PHONY: help build demo test packages need-go fmt vet unit oracle fuzz fuzz-short lab lab-user lab-full bench-sip bench-media bench-tcp bench-h323 soak-tcp tables lint cover clean
+.PHONY: help build demo test packages need-go fmt vet unit oracle fuzz fuzz-short lab lab-user lab-full bench-sip bench-media bench-tcp bench-h323 bench-ft soak-tcp tables lint cover clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -73,6 +73,9 @@ bench-tcp: need-go ## TCP through the gateway against HAProxy, nginx, NAT and ro
 
 bench-h323: need-go ## H.323 call set-ups against the kernel's helper; needs root
 	go run ./bench/h323
+
+bench-ft: need-go ## a Messenger file transfer through the gateway against HAProxy; needs root
+	go run ./bench/ft
 
 soak-tcp: need-go ## 100 random streams of 1 GiB through a joined pair of connections; half an hour
 	EDGED_SOAK=1 go test -count=1 -timeout 3h -v -run 'TestStreams/loop' ./pkg/splice
