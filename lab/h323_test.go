@@ -39,7 +39,11 @@ func h323Call(t *testing.T, e *Edge, from, to *Host, gate netip.AddrPort, caller
 	t.Helper()
 	bob := to.H323Phone(t, h323Spec{Name: "bob", At: netip.AddrPortFrom(to.IP, 1720), Mode: callee})
 	alice := from.H323Phone(t, h323Spec{Name: "alice", At: netip.AddrPortFrom(from.IP, 1720), Mode: caller, To: gate, Called: "bob"})
-	h323Talk(t, e, alice, bob, caller.T120 || caller.T120InAck)
+	data := caller.T120 || caller.T120InAck
+	h323Talk(t, e, alice, bob, data)
+	if n := e.Metric("edged_t120_connections_total"); data && n != 1 {
+		t.Errorf("the front of %v data conferences was checked", n)
+	}
 }
 
 // h323Between checks that both hear each other, and that no call is left when one has hung up; their doors stay.

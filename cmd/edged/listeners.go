@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 
+	"edged.dev/edged/pkg/h323"
 	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/sipalg/flow"
 )
@@ -72,6 +73,12 @@ func (c *config) listeners() []portListener {
 				Key: fmt.Sprintf("%s[%d]", s.key, i),
 			})
 		}
+	}
+	for i, network := range c.H323.Discovery {
+		add(portListener{
+			Proto: "udp", Network: network, Port: h323.DiscoveryGroup().Port(), Handler: handlerH323, Scheme: "udp",
+			Key: fmt.Sprintf("h323.discovery[%d]", i),
+		})
 	}
 	for i, r := range c.Forwards {
 		add(portListener{

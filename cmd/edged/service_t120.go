@@ -27,9 +27,12 @@ func buildT120(ctx context.Context, d *serviceDeps) (*service, error) {
 		return nil, err
 	}
 	d.reg.MustRegister(server.Collector())
-	d.t120, d.conferences = server.ServePair, server.Announcer()
+	d.t120 = server.ServePair
+	if len(socks) > 0 {
+		d.conferences = server.Announcer()
+	}
 	return &service{
-		serve: func(ctx context.Context) error { return serveStreams(ctx, socks, server.ServeListener) },
+		serve: func(ctx context.Context) error { return serveStreams(ctx, socks, server.ServeListener, untilEnd) },
 		alive: func() { server.Open() },
 		reload: func(c *config) error {
 			server.SetPerSource(c.Limits.PerSource.Connections)
@@ -41,6 +44,12 @@ func buildT120(ctx context.Context, d *serviceDeps) (*service, error) {
 			return map[string]any{"connections": server.Open(), "listeners": streamNames(socks)}
 		},
 	}, nil
+}
+
+// untilEnd does nothing until ctx ends: without listeners the service still serves what H.323 opens.
+func untilEnd(ctx context.Context) error {
+	<-ctx.Done()
+	return nil
 }
 
 // t120Router has data conferences routed by the entries of the ILS.

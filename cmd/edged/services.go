@@ -71,7 +71,8 @@ func buildServices(ctx context.Context, d *serviceDeps) ([]*service, error) {
 		{"splice", true, buildSplice},
 		{"media", true, buildMedia},
 		{"ils", len(d.cfg.ILS.Listen) > 0, buildILS},
-		{"t120", len(d.cfg.T120.Listen) > 0, buildT120},
+		// H.323 opens T.120 too: what is said there is checked whether there are listeners or not.
+		{"t120", len(d.cfg.T120.Listen) > 0 || len(d.cfg.H323.Listen) > 0, buildT120},
 		{"tftp", d.cfg.TFTP.Ports.First > 0, buildTFTP},
 		{"ports", len(d.cfg.sharedListens()) > 0, buildShared},
 		{"sip", len(d.cfg.SIP.Listen) > 0, buildSIP},

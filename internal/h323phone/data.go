@@ -6,14 +6,17 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
 	"edged.dev/edged/internal/per"
+	"edged.dev/edged/internal/per/schema"
 	"edged.dev/edged/pkg/h323/h245"
 )
 
-// data is the T.120 connection of a call: an X.224 connection request and its confirm, then ten data TPDUs each way.
+// data is the T.120 connection of a call: X.224's connection request and confirm, MCS's Connect-Initial with a
+// conference of GCC in it and Connect-Response, then ten SendData each way.
 type data struct {
 	addr netip.Addr
 	mu   sync.Mutex
@@ -55,42 +58,83 @@ func (d *data) dial(to netip.AddrPort) error {
 	return nil
 }
 
-var (
-	request = []byte{6, 0xe0, 0, 0, 0, 1, 0}         //nolint:gochecknoglobals // a constant
-	confirm = []byte{6, 0xd0, 0, 1, 0, 2, 0}         //nolint:gochecknoglobals // a constant
-	tpdu    = []byte("\x02\xf0\x80T.120 says hello") //nolint:gochecknoglobals // a constant
-)
-
-// exchange speaks on the connection; whoever dialled asks first.
+// exchange speaks on the connection: each says one thing after the other has; who dialled begins.
 func (d *data) exchange(conn net.Conn, dialled bool) {
 	d.mu.Lock()
 	d.conn = conn
 	d.mu.Unlock()
 	conn.SetDeadline(time.Now().Add(time.Minute))
-	say, want := confirm, request
+	asks, answers, err := conference()
+	if err != nil {
+		return
+	}
+	say, want := answers, asks
 	if dialled {
-		say, want = request, confirm
-		if write(conn, say) != nil {
+		say, want = asks, answers
+		if write(conn, say[0]) != nil {
 			return
 		}
+		say = say[1:]
 	}
-	got := 0
 	_ = read(conn, func(b []byte) error {
-		switch {
-		case got == 0 && !bytes.Equal(b, want), got > 0 && !bytes.Equal(b, tpdu):
+		if !bytes.Equal(b, want[0]) {
 			return io.ErrUnexpectedEOF
-		case got == 0 && !dialled:
-			if err := write(conn, say); err != nil {
+		}
+		if want = want[1:]; len(say) > 0 {
+			if err := write(conn, say[0]); err != nil {
 				return err
 			}
+			say = say[1:]
 		}
-		if got++; got > dataFrames {
+		if len(want) == 0 {
 			close(d.ready)
 			return io.EOF
 		}
-		return write(conn, tpdu)
+		return nil
 	})
 }
+
+// conference returns what the side that connects says, and what the other answers, TPDU by TPDU (T.123 §8, T.125 §7 and
+// T.124 §8).
+func conference() (asks, answers [][]byte, err error) {
+	create, err := connectData("conferenceCreateRequest",
+		per.F("conferenceName", per.Fields(per.F("numeric", per.Text("1")), per.F("text", per.Text("Phones")))),
+		per.F("lockedConference", per.Truth(false)), per.F("listedConference", per.Truth(true)), per.F("conductibleConference", per.Truth(false)),
+		per.F("terminationMethod", per.Number(0)))
+	if err != nil {
+		return nil, nil, err
+	}
+	created, err := connectData("conferenceCreateResponse", per.F("nodeID", per.Number(1001)), per.F("tag", per.Number(1)), per.F("result", per.Number(0)))
+	if err != nil {
+		return nil, nil, err
+	}
+	domain := []byte{0x30, 0x1a, 2, 1, 34, 2, 1, 2, 2, 1, 0, 2, 1, 1, 2, 1, 0, 2, 1, 1, 2, 3, 0, 0xff, 0xff, 2, 1, 2}
+	initial := slices.Concat([]byte{4, 1, 1, 4, 1, 1, 1, 1, 0xff}, domain, domain, domain, berOf([]byte{4}, create))
+	response := slices.Concat([]byte{0x0a, 1, 0, 2, 1, 1}, domain, berOf([]byte{4}, created))
+	asks = [][]byte{{6, 0xe0, 0, 0, 0, 1, 0}, dt(berOf([]byte{0x7f, 0x65}, initial))}
+	answers = [][]byte{{6, 0xd0, 0, 1, 0, 2, 0}, dt(berOf([]byte{0x7f, 0x66}, response))}
+	hello := []byte("T.120 says hello")
+	for range dataFrames {
+		// initiator 1001, channel 8, top priority, one segment
+		asks = append(asks, dt(append([]byte{0x64, 0, 0, 0, 8, 0x30, byte(len(hello))}, hello...)))
+		answers = append(answers, dt(append([]byte{0x68, 0, 0, 0, 8, 0x30, byte(len(hello))}, hello...)))
+	}
+	return asks, answers, nil
+}
+
+func connectData(name string, f ...per.Field) ([]byte, error) {
+	return schema.Tables().Encode(nil, schema.T124ConnectData, per.Fields(
+		per.F("t124Identifier", per.Alternative("object", per.Identifier("0.0.20.124.0.1"))),
+		per.F("connectPDU", per.Encoded(per.Alternative(name, per.Fields(f...))))))
+}
+
+// berOf is an element with contents of less than 64 KiB.
+func berOf(tag, contents []byte) []byte {
+	return append(append(slices.Clone(tag), 0x82, byte(len(contents)>>8), byte(len(contents))), contents...)
+}
+
+// dt is a data TPDU.
+func dt(b []byte) []byte { return append([]byte{2, 0xf0, 0x80}, b...) }
 
 func (d *data) close() {
 	d.mu.Lock()
@@ -103,7 +147,7 @@ func (d *data) close() {
 	}
 }
 
-// Data is closed when ten data TPDUs have come by T.120.
+// Data is closed when a conference is up and ten SendData have come by T.120.
 func (c *Call) Data() <-chan struct{} { return c.data.ready }
 
 func dataType() per.Value {
