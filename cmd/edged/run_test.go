@@ -398,7 +398,11 @@ func otherMetrics(t *testing.T) (names []string) {
 		t.Fatal(err)
 	}
 	reg := prometheus.NewRegistry()
-	reg.MustRegister(server.Collector(), trivial.Collector(), tftp.New(tftp.DefaultConfig(), tftp.Deps{}, zap.NewNop()).Collector())
+	files, err := tftp.New(tftp.DefaultConfig(), tftp.Deps{}, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	reg.MustRegister(server.Collector(), trivial.Collector(), files.Collector())
 	families, err := reg.Gather()
 	if err != nil {
 		t.Fatal(err)

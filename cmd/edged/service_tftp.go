@@ -20,19 +20,19 @@ import (
 // buildTFTP builds the ALG of file transfers; SIP, which is built later, shows it what messages carry.
 func buildTFTP(_ context.Context, d *serviceDeps) (*service, error) {
 	nets := d.cfg.networks()
-	editor := tftp.New(d.cfg.TFTP, tftp.Deps{
+	editor, err := tftp.New(d.cfg.TFTP, tftp.Deps{
 		Networks: nets, Opener: d.opener, Joiner: fileJoiner{d.joiner}, RouteTo: newRouteTable(nets).network,
 		Record: func(r tftp.Record) { d.events.publish("transfer_ended", r) },
 	}, d.log.Named("tftp"))
+	if err != nil {
+		return nil, err
+	}
 	d.reg.MustRegister(editor.Collector())
 	d.contents = contentEditor{editor}
 	return &service{
-		serve: editor.Run,
-		alive: func() { editor.Running() },
-		reload: func(c *config) error {
-			editor.Reload(c.TFTP)
-			return nil
-		},
+		serve:  editor.Run,
+		alive:  func() { editor.Running() },
+		reload: func(c *config) error { return editor.Reload(c.TFTP) },
 		drain:  editor.Drain,
 		busy:   editor.Running,
 		status: func() any { return map[string]any{"running": editor.Running(), "ports": d.cfg.TFTP.Ports} },
@@ -76,6 +76,7 @@ func (j fileJoiner) Join(ctx context.Context, conns [2]net.Conn, o msnftp.JoinOp
 // validateTFTP adds what concerns other sections: SIP, which brings the invitations, and ports that are taken.
 func (c *config) validateTFTP(l *faultList, ports map[forward.Listen]string) {
 	*l = append(*l, sectionFaults("tftp", c.TFTP.Validate())...)
+	*l = append(*l, sectionFaults("tftp.content", c.TFTP.Content.Validate())...)
 	r := c.TFTP.Ports
 	if r.First == 0 {
 		return

@@ -165,7 +165,9 @@ func (e *Editor) openLocked(now time.Time, c Content, t *transfer, s said) (reas
 		Listen:   [2]bool{pinhole.Far: true}, Once: true,
 		Idle: e.cfg.Pending + e.cfg.Idle, OnIdle: func(bool) {}, // both times are kept elsewhere
 	}
-	e.carryLocked(t, s, &r)
+	if reason := e.carryLocked(t, s, &r); reason != "" {
+		return reason
+	}
 	lease, err := e.opener.Open(context.Background(), r)
 	if err != nil {
 		return refusal(err)
@@ -180,14 +182,21 @@ func (e *Editor) openLocked(now time.Time, c Content, t *transfer, s said) (reas
 	return ""
 }
 
-// carryLocked fills in what the relay calls with the connections of the pinhole.
-func (e *Editor) carryLocked(t *transfer, s said, r *pinhole.Request) {
+// carryLocked fills in what the relay calls with the connections of the pinhole, or returns why it cannot.
+func (e *Editor) carryLocked(t *transfer, s said, r *pinhole.Request) (reason string) {
+	check, reason := e.inspect(t)
+	if reason != "" {
+		return reason
+	}
 	t.opening++
 	opening := t.opening
 	data := &msnftp.Transfer{
-		Receiver: pinhole.Far, Cookie: s.authCookie, Plain: e.cfg.Plain, MaxSize: int64(e.cfg.MaxSize), Idle: e.cfg.Idle, Joiner: e.joiner,
+		Receiver: pinhole.Far, Cookie: s.authCookie, Plain: e.cfg.Plain, MaxSize: int64(e.cfg.MaxSize), Idle: e.cfg.Idle, Joiner: e.joiner, Check: check,
 		Refused: func(host netip.Addr, err error) { e.refusedCaller(t, host, err) },
-		Ended:   func(o msnftp.Outcome) { e.finished(t, opening, msnftp.Reason(o.Err)) },
+		Ended: func(o msnftp.Outcome) {
+			result, detail := outcome(o.Err)
+			e.finished(t, opening, result, detail)
+		},
 	}
 	if s.receives {
 		data.Receiver = pinhole.Near
@@ -201,7 +210,8 @@ func (e *Editor) carryLocked(t *transfer, s said, r *pinhole.Request) {
 			data.Serve(ctx, conns, moved)
 		}
 	}
-	r.Unjoined = func(error) { e.finished(t, opening, resultUnreachable) }
+	r.Unjoined = func(err error) { e.finished(t, opening, resultUnreachable, err.Error()) }
+	return ""
 }
 
 // refusedCaller counts somebody who came to a port and could not say what he must.
@@ -225,10 +235,11 @@ func (e *Editor) started(t *transfer, opening int) bool {
 }
 
 // finished ends the transfer if the connection was of its present pinhole; the first result counts.
-func (e *Editor) finished(t *transfer, opening int, result string) {
+func (e *Editor) finished(t *transfer, opening int, result, detail string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if t.opening == opening && t.lease != nil {
+		t.detail = printable(detail)
 		e.endLocked(t, result)
 	}
 }

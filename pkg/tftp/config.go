@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"edged.dev/edged/pkg/pinhole"
+	"edged.dev/edged/pkg/tftp/content"
 	"edged.dev/edged/pkg/tftp/rfc1350"
 )
 
@@ -35,6 +36,8 @@ type Config struct {
 	Idle time.Duration `yaml:"idle" json:"idle,omitempty" jsonschema:"type=string,default=1m,description=a transfer on which nothing passes for so long is ended"`
 	// MaxInvitations bounds the invitations that are remembered.
 	MaxInvitations int `yaml:"max_invitations" json:"max_invitations,omitempty" jsonschema:"minimum=1,default=4096,description=invitations that are remembered at the same time"`
+	// Content tells what is looked at in files while they pass.
+	Content content.Config `yaml:"content" json:"content,omitempty" jsonschema:"description=what is looked at in files while they pass; without any of it they are not read"`
 	// Trivial is the relay of RFC 1350, another protocol by the same name, with listeners of its own.
 	Trivial rfc1350.Config `yaml:"trivial" json:"trivial,omitempty" jsonschema:"description=relay of TFTP on UDP 69 (RFC 1350): another protocol by the same name; max_size counts here too"`
 }
@@ -126,7 +129,7 @@ func (s Size) MarshalText() ([]byte, error) {
 
 // DefaultConfig returns the defaults; the section is off as long as Ports is zero.
 func DefaultConfig() Config {
-	return Config{Directions: Both, Pending: 2 * time.Minute, Idle: time.Minute, MaxInvitations: 4096, Trivial: rfc1350.DefaultConfig()}
+	return Config{Directions: Both, Pending: 2 * time.Minute, Idle: time.Minute, MaxInvitations: 4096, Content: content.DefaultConfig(), Trivial: rfc1350.DefaultConfig()}
 }
 
 // Validate returns all faults of the section, each a [pinhole.Fault], joined.

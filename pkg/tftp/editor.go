@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"edged.dev/edged/pkg/pinhole"
+	"edged.dev/edged/pkg/tftp/content"
 	"edged.dev/edged/pkg/tftp/invitation"
 	"edged.dev/edged/pkg/tftp/msnftp"
 )
@@ -89,6 +90,7 @@ type Editor struct {
 
 	mu       sync.Mutex
 	cfg      Config
+	checker  *content.Checker // nil if nothing is to be looked at
 	draining bool
 	byKey    map[key]*transfer
 	byCall   map[string]map[*transfer]bool
@@ -97,12 +99,16 @@ type Editor struct {
 	byLocal map[netip.AddrPort]*transfer
 }
 
-// New returns an editor; cfg must be valid.
-func New(cfg Config, deps Deps, log *zap.Logger) *Editor {
-	return &Editor{
-		nets: deps.Networks, opener: deps.Opener, routeTo: deps.RouteTo, joiner: deps.Joiner, record: deps.Record, log: log, count: newCounters(), cfg: cfg,
-		byKey: map[key]*transfer{}, byCall: map[string]map[*transfer]bool{}, perHost: map[string]int{}, byLocal: map[netip.AddrPort]*transfer{},
+// New returns an editor after checking what of cfg can be checked without the whole configuration.
+func New(cfg Config, deps Deps, log *zap.Logger) (*Editor, error) {
+	checker, err := newChecker(cfg.Content, log)
+	if err != nil {
+		return nil, err
 	}
+	return &Editor{
+		nets: deps.Networks, opener: deps.Opener, routeTo: deps.RouteTo, joiner: deps.Joiner, record: deps.Record, log: log, count: newCounters(), cfg: cfg, checker: checker,
+		byKey: map[key]*transfer{}, byCall: map[string]map[*transfer]bool{}, perHost: map[string]int{}, byLocal: map[netip.AddrPort]*transfer{},
+	}, nil
 }
 
 // Run ends what nobody takes up, until ctx ends; then it ends everything.
@@ -125,10 +131,15 @@ func (e *Editor) Run(ctx context.Context) error {
 }
 
 // Reload takes over the section's keys, for what comes from now on.
-func (e *Editor) Reload(cfg Config) {
+func (e *Editor) Reload(cfg Config) error {
+	checker, err := newChecker(cfg.Content, e.log)
+	if err != nil {
+		return err
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.cfg = cfg
+	e.cfg, e.checker = cfg, checker
+	return nil
 }
 
 // Drain refuses invitations from now on.

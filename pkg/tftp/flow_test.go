@@ -178,7 +178,9 @@ func TestPolicy(t *testing.T) {
 			t.Fatalf("%s: %v", name, err)
 		}
 		w := newWorld(t)
-		w.e.Reload(tt.cfg)
+		if err := w.e.Reload(tt.cfg); err != nil {
+			t.Fatal(err)
+		}
 		v := w.say(tt.words, tt.body)
 		if refused := v.Refuse == 606; refused != (tt.reason != "") || tt.reason != "" && w.e.count.denials[tt.reason] != 1 {
 			t.Errorf("%s: %+v, denials %v", name, v, w.e.count.denials)
@@ -347,7 +349,9 @@ func TestBounds(t *testing.T) {
 	}
 	cfg := w.e.cfg
 	cfg.MaxInvitations = maxPerHost + 1
-	w.e.Reload(cfg)
+	if err := w.e.Reload(cfg); err != nil {
+		t.Fatal(err)
+	}
 	if v := w.say("bob alice bob alice", invite("x", textFile)); v.Refuse == 0 {
 		t.Fatal("the table has no bound")
 	}

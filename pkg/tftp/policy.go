@@ -30,6 +30,7 @@ const (
 	reasonExhausted   = "exhausted"
 	reasonLimit       = "limit"
 	reasonNetwork     = "network"
+	reasonKeys        = "keys"
 )
 
 // isInvitation tells whether a media type is that of invitations, and whether its text is UTF-8.

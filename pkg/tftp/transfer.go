@@ -72,6 +72,7 @@ type transfer struct {
 	toward  string
 	local   netip.AddrPort
 	running bool
+	detail  string // of its end
 }
 
 // said is what one acceptance says, and who said it.
@@ -97,6 +98,8 @@ type Record struct {
 	// Bytes passed between the clients, in both directions.
 	Bytes  uint64 `json:"bytes"`
 	Result string `json:"result"`
+	// Detail says more of some results: the virus, the kind of file, why the client could not be reached.
+	Detail string `json:"detail,omitempty"`
 }
 
 // View is a transfer as operators see it.
@@ -181,8 +184,8 @@ func (e *Editor) endLocked(t *transfer, result string) {
 	if !offered {
 		return
 	}
-	r := Record{t.key.call, t.from, t.to, t.file, t.size, t.created, bytes, result}
-	e.log.Info("file transfer ended", zap.String("result", result), zap.String("from", printable(r.From)), zap.String("to", printable(r.To)),
+	r := Record{t.key.call, t.from, t.to, t.file, t.size, t.created, bytes, result, t.detail}
+	e.log.Info("file transfer ended", zap.String("result", result), zap.String("detail", r.Detail), zap.String("from", printable(r.From)), zap.String("to", printable(r.To)),
 		zap.String("file", r.File), zap.Int64("size", r.Size), zap.Uint64("bytes", bytes), zap.String("call_id", printable(r.CallID)))
 	if e.record != nil {
 		e.record(r)

@@ -34,6 +34,8 @@ type world struct {
 	opener  *pinholetest.Opener
 	now     time.Time
 	records []Record
+	// file is what senders send, four octets as they are on the wire, and mac what they say of it.
+	file, mac string
 }
 
 // newWorld returns a world; words are "key=value" of the configuration.
@@ -65,8 +67,12 @@ func newWorld(t *testing.T, words ...string) *world {
 	if err := cfg.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, opener: pinholetest.New(networks(), 40000), now: time.Unix(1_000_000, 0)}
-	w.e = New(cfg, Deps{Networks: networks(), Opener: w.opener, RouteTo: route, Record: func(r Record) { w.records = append(w.records, r) }}, zap.NewNop())
+	w := &world{t: t, opener: pinholetest.New(networks(), 40000), now: time.Unix(1_000_000, 0), file: "file", mac: "AAAAAAAAAAAAAAAAAAAAAAAAAAA="}
+	e, err := New(cfg, Deps{Networks: networks(), Opener: w.opener, RouteTo: route, Record: func(r Record) { w.records = append(w.records, r) }}, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.e = e
 	return w
 }
 
@@ -89,15 +95,15 @@ func (w *world) join(l *pinholetest.Lease, cookie string, hold <-chan struct{}) 
 	var clients sync.WaitGroup
 	clients.Go(func() {
 		play(sender, "", "VER MSN_SECURE_FTP\r\n", "VER MSN_SECURE_FTP\r\n", "USR alice@example.org "+cookie+"\r\n", "FIL 4\r\n", "TFR\r\n",
-			"\x00\x04\x00file", "BYE 16777989\r\n", "MAC AAAAAAAAAAAAAAAAAAAAAAAAAAA=\x00\r\n")
+			"\x00\x04\x00"+w.file, "BYE 16777989\r\n", "MAC "+w.mac+"\x00\r\n")
 		sender.Close()
 	})
 	clients.Go(func() {
-		play(receiver, "VER MSN_SECURE_FTP\r\n", "VER MSN_SECURE_FTP\r\n", "USR alice@example.org "+cookie+"\r\n", "FIL 4\r\n", "TFR\r\n", "\x00\x04\x00file")
+		play(receiver, "VER MSN_SECURE_FTP\r\n", "VER MSN_SECURE_FTP\r\n", "USR alice@example.org "+cookie+"\r\n", "FIL 4\r\n", "TFR\r\n", "\x00\x04\x00"+w.file)
 		if hold != nil {
 			<-hold
 		}
-		play(receiver, "BYE 16777989\r\n", "MAC AAAAAAAAAAAAAAAAAAAAAAAAAAA=\x00\r\n")
+		play(receiver, "BYE 16777989\r\n", "MAC "+w.mac+"\x00\r\n")
 		receiver.Close()
 	})
 	err := l.Connect(w.t.Context(), pinhole.Far, [2]net.Conn{near, far})
