@@ -38,16 +38,16 @@ const (
 // Config is the section "content" of the file transfer's.
 type Config struct {
 	// Verify has the sender's MAC checked, also where nothing else is to be looked at.
-	Verify bool `yaml:"verify" json:"verify"`
+	Verify bool `yaml:"verify" json:"verify,omitempty" jsonschema:"default=false,description=check the sender's MAC also where nothing else is looked at"`
 	// Types are the kinds of files that are denied whatever their names, by what they begin with: a kind or a
 	// group of kinds, see [Kinds].
-	Types []string `yaml:"types" json:"types"`
+	Types []string `yaml:"types" json:"types,omitempty" jsonschema:"description=kinds of files (exe; elf; zip; ...) or groups of them (executable; archive; document; media) that are refused whatever their names; by what they begin with"`
 	// Scanner is "clamd://HOST:PORT", "clamd:///run/clamav/clamd.ctl", or "icap://HOST:PORT/SERVICE"; empty for none.
-	Scanner string `yaml:"scanner" json:"scanner"`
+	Scanner string `yaml:"scanner" json:"scanner,omitempty" jsonschema:"description=virus scanner: clamd://HOST:PORT or clamd:///SOCKET or icap://HOST:PORT/SERVICE"`
 	// OnError says what becomes of a file that the scanner did not judge: OnErrorDeny or OnErrorPass.
-	OnError string `yaml:"on_error" json:"on_error"`
+	OnError string `yaml:"on_error" json:"on_error,omitempty" jsonschema:"enum=deny,enum=pass,default=deny,description=what becomes of files that the scanner did not judge"`
 	// Timeout bounds each wait for the scanner, 1s-10m.
-	Timeout time.Duration `yaml:"timeout" json:"timeout"`
+	Timeout time.Duration `yaml:"timeout" json:"timeout,omitempty" jsonschema:"type=string,default=30s,description=longest wait for the scanner; 1s-10m"`
 }
 
 // DefaultConfig returns the section as it is when nothing is written.
