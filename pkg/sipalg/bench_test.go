@@ -35,7 +35,13 @@ func (l *freeLease) Close() pinhole.Summary                         { return pin
 // transactions, session, pinhole, session description, 100 and the INVITE as sent on. Calls are refused
 // and forgotten outside of the measured time, 256 at once.
 func BenchmarkForwardInvite(b *testing.B) {
+	b.Run("plain", func(b *testing.B) { benchmarkForwardInvite(b, nil) })
+	b.Run("editor", func(b *testing.B) { benchmarkForwardInvite(b, &editor{}) }) // who has no contents pays nothing
+}
+
+func benchmarkForwardInvite(b *testing.B, e ContentEditor) {
 	core, raw, phone, server := deskCall(b)
+	core.contents = e
 	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	var out, more Output
 	core.Begin(now, &out)

@@ -181,6 +181,13 @@ func (c Config) Validate(nets pinhole.Networks) error {
 	for name := range c.Access {
 		known("access."+name, name)
 	}
+	c.validateCertificates(fault, known)
+	errs = append(errs, c.IMURLs.Validate(nets))
+	return errors.Join(errs...)
+}
+
+// validateCertificates judges what concerns clients' certificates.
+func (c Config) validateCertificates(fault func(key, format string, a ...any), known func(key, network string)) {
 	for i, name := range c.ClientCertificates {
 		known(fmt.Sprintf("client_certificates[%d]", i), name)
 	}
@@ -199,8 +206,6 @@ func (c Config) Validate(nets pinhole.Networks) error {
 	if len(c.Peers) > 0 && len(c.ClientCertificates)+len(c.OptionalClientCertificates) == 0 {
 		fault("peers", "needs networks under client_certificates or optional_client_certificates")
 	}
-	errs = append(errs, c.IMURLs.Validate(nets))
-	return errors.Join(errs...)
 }
 
 // server is a parsed [PROTO:]HOST[:PORT].

@@ -26,6 +26,8 @@ const (
 	maxConnCalls = 1 << 12
 	// callLife is how long after its last content a call is still told: an invitation waits for two minutes.
 	callLife = 10 * time.Minute
+	// maxName bounds Call-IDs and URIs that are kept for longer than a transaction.
+	maxName = 256
 )
 
 // noteConn remembers that a connection lives, before anything comes by it.
@@ -71,7 +73,7 @@ func (c *Core) leaveConn(a *alias) {
 // noteCall remembers that a call's content came by a connection.
 func (c *Core) noteCall(f flow.Flow, callID string) {
 	s := c.connOf(f)
-	if s == nil {
+	if s == nil || len(callID) > maxName {
 		return
 	}
 	if s.calls == nil {

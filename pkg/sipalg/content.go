@@ -97,7 +97,7 @@ func carries(method string) bool {
 // editRequestContent shows the request at hand to the editor. body is what the body has become already, nil if
 // nothing; so is the result. What a refusal says is left in the core.
 func (c *Core) editRequestContent(t *tx, l *local, dest flow.Flow, body []byte) (edited []byte, status int, reason string) {
-	if !c.looks() || !carries(t.method) {
+	if !c.looks(t.method) {
 		return body, 0, ""
 	}
 	leg := contentLeg{from: t.up, to: dest, l: l, signed: c.signedLeg(t.up)}
@@ -119,7 +119,7 @@ func (c *Core) editRequestContent(t *tx, l *local, dest flow.Flow, body []byte) 
 
 // editResponseContent shows the response at hand, by f to the request t, to the editor.
 func (c *Core) editResponseContent(t *tx, f flow.Flow, up *local, body []byte) []byte {
-	if !c.looks() || !carries(t.method) {
+	if !c.looks(t.method) {
 		return body
 	}
 	leg := contentLeg{from: f, to: t.up, l: up, status: c.m.Status(), signed: c.signedLeg(f)}
@@ -152,8 +152,26 @@ func (c *Core) editContent(method string, leg *contentLeg, body []byte) []byte {
 	return c.editBodies(body, show)
 }
 
-// looks tells whether anybody wants to see contents.
-func (c *Core) looks() bool { return c.contents != nil || c.urls != nil }
+// looks tells whether somebody wants to see contents, and the message at hand, of a transaction with this method,
+// has any.
+func (c *Core) looks(method string) bool {
+	if c.contents == nil && c.urls == nil || !carries(method) {
+		return false
+	}
+	if len(c.m.Body()) > 0 && !sdp.IsSDP(c.m.ContentType()) {
+		return true
+	}
+	for i := range c.m.Len() {
+		if isTextHeader(c.m.Header(i)) {
+			return true
+		}
+	}
+	return false
+}
+
+func isTextHeader(h sipmsg.Header) bool {
+	return h.ID == sipmsg.HeaderOther && bytes.EqualFold(h.Name, []byte("ms-text-format"))
+}
 
 // judgeContent asks the editor and then, of what is left, the filter of links.
 func (c *Core) judgeContent(in Content) (v Verdict) {
@@ -212,7 +230,7 @@ func (c *Core) editTextHeaders(show showFunc) {
 	n := 0
 	for i := range c.m.Len() {
 		h := c.m.Header(i)
-		if h.ID != sipmsg.HeaderOther || !bytes.EqualFold(h.Name, []byte("ms-text-format")) {
+		if !isTextHeader(h) {
 			continue
 		}
 		at := bytes.IndexByte(h.Value, ';')

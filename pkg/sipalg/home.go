@@ -33,7 +33,7 @@ const (
 
 // keepHome remembers that the redirection at hand, from a configured server, leads t's client to a.
 func (c *Core) keepHome(t *tx, f flow.Flow, a *alias) {
-	if t.method != "REGISTER" || t.hop.domain == "" || !c.servers[f.Remote.Addr().Unmap()] || c.m.Status() > 302 {
+	if t.method != "REGISTER" || t.hop.domain == "" || !c.servers[f.Remote.Addr().Unmap()] || c.m.Status() > 302 || len(c.m.From().URI) > maxName {
 		return
 	}
 	k := homeKey{t.up.Network, t.up.Remote.Addr().Unmap(), string(c.m.From().URI)}

@@ -309,9 +309,7 @@ func (c *Core) cancelRequest(f flow.Flow, via *sipmsg.Via, t *tx) {
 		return
 	}
 	if signedByClient(&c.m) {
-		if t.state < txCompleted { // the server's own answer goes back
-			c.credits[t.id] = appendCredentials(nil, &c.m)
-		}
+		c.keepCredentials(t) // the server's own answer goes back
 	} else {
 		c.buf = c.appendReply(c.buf[:0], f, via, 200, "OK", []byte("edge"))
 		c.out.sendCopy(backFlow(f, via), c.buf)

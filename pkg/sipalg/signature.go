@@ -72,15 +72,25 @@ func (c *Core) unheard(req *sipmsg.Message, status int, f flow.Flow) bool {
 	return true
 }
 
-// appendCredentials appends the header lines of a message by which its client signs, unless they are so long
-// that they are no signature.
-func appendCredentials(dst []byte, m *sipmsg.Message) []byte {
-	for i := range m.Len() {
-		if h := m.Header(i); (h.ID == sipmsg.Authorization || h.ID == sipmsg.ProxyAuthorization) && len(dst)+len(h.Line) <= maxText {
-			dst = append(dst, h.Line...)
+// maxCredentials bounds what is kept of a CANCEL, in bytes: a signature takes 300.
+const maxCredentials = 1 << 10
+
+// keepCredentials keeps the header lines by which the CANCEL at hand, for t, is signed: the edge's own CANCEL
+// to the next hop has the same fields that they cover.
+func (c *Core) keepCredentials(t *tx) {
+	if t.state >= txCompleted || c.credits[t.id] != nil {
+		return
+	}
+	var lines []byte
+	for i := range c.m.Len() {
+		if h := c.m.Header(i); h.ID == sipmsg.Authorization || h.ID == sipmsg.ProxyAuthorization {
+			lines = append(lines, h.Line...)
 		}
 	}
-	return dst
+	if len(lines) <= maxCredentials && c.held < maxHeld {
+		c.credits[t.id] = lines
+		c.held += len(lines)
+	}
 }
 
 // cancelAnswered passes the answer at hand to t's CANCEL back, for its signature.

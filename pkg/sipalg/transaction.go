@@ -183,6 +183,7 @@ func (c *Core) end(t *tx) {
 	c.stop(&t.clientTimer)
 	t.resp, t.raw, t.hop = nil, nil, hop{} // the session may keep t itself
 	delete(c.client, t.id)
+	c.held -= len(c.credits[t.id])
 	delete(c.credits, t.id)
 	if t.key != 0 {
 		if c.server[t.key] == t {

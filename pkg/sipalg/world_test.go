@@ -396,7 +396,7 @@ func (w *world) clean() {
 	left := map[string]int{
 		"client": len(c.client), "server": len(c.server), "sessions": len(c.sessions), "calls": len(c.calls),
 		"aliases": len(c.aliases) - len(c.bindings) - len(c.homes), "tokens": len(c.tokens) - len(c.bindings) - len(c.homes),
-		"credentials": len(c.credits), "conns": len(c.conns),
+		"credentials": len(c.credits), "held bytes": c.held, "conns": len(c.conns),
 		"waiting": len(c.waiting), "sources": len(c.sources), "timers": len(c.timers) - 1 - len(c.bindings) - probes, "pinholes": w.opener.Count(),
 	}
 	for what, n := range left {
