@@ -27,7 +27,8 @@ type EdgeConfig struct {
 	Pinholes string   // the value of pinholes, "{udp: 50000-51999}" if empty
 	More     string   // more sections
 	TLS      *Certificates
-	Drain    string // of SIGTERM, 1s if empty
+	Roles    []string // profiles, which say what sip.listen is
+	Drain    string   // of SIGTERM, 1s if empty
 }
 
 // Edge is a running edged, or the reference in its place.
@@ -147,6 +148,10 @@ func (c EdgeConfig) yaml(r *Rig) string {
 	if c.TLS != nil {
 		fmt.Fprintf(&b, "tls: {certificates: [{cert: %s, key: %s}], client_ca: %s}\n", c.TLS.Cert, c.TLS.Key, c.TLS.CA)
 		listen = append(listen, "tls://inside:5061", "tls://outside:5061")
+	}
+	if len(c.Roles) > 0 {
+		fmt.Fprintf(&b, "profiles: [%s]\nsip:\n  domains:\n%s%s%s", strings.Join(c.Roles, ", "), indent(c.Domains, "    "), indent(c.SIP, "  "), c.More)
+		return b.String()
 	}
 	fmt.Fprintf(&b, "sip:\n  listen: [\"%s\"]\n  domains:\n%s%s%s", strings.Join(listen, `", "`), indent(c.Domains, "    "), indent(c.SIP, "  "), c.More)
 	return b.String()

@@ -35,10 +35,7 @@ func newCheckCmd() *cobra.Command {
 			if !explain {
 				return nil
 			}
-			table, err := cfg.explain()
-			if err != nil {
-				return err
-			}
+			table := cfg.explain()
 			if asJSON {
 				enc := json.NewEncoder(cmd.OutOrStdout())
 				enc.SetIndent("", "  ")

@@ -40,6 +40,13 @@ func (r *reloader) snapshot() reloadState {
 	return r.state
 }
 
+// config returns what runs. It is not changed any more.
+func (r *reloader) config() *config {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.running
+}
+
 // reload reads the whole file first; if anything is wrong with it, what runs stays.
 func (r *reloader) reload() {
 	r.mu.Lock()

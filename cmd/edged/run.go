@@ -113,10 +113,6 @@ func assemble(ctx context.Context, o runOptions, admin net.Listener, ph *phase) 
 	if err != nil {
 		return nil, nil, err
 	}
-	ports, err := o.config.explain()
-	if err != nil {
-		return nil, nil, err
-	}
 	re := &reloader{
 		load: o.load, services: services, tls: store, level: o.level, log: o.log, metrics: newReloadMetrics(reg),
 		events: events, running: o.config, state: reloadState{LoadedAt: time.Now().UTC()},
@@ -126,7 +122,7 @@ func assemble(ctx context.Context, o runOptions, admin net.Listener, ph *phase) 
 		serve: func(ctx context.Context) error { return feedWatchdog(ctx, alive, o.log) }})
 	if admin != nil {
 		shown := views(services, statusView(build, ph, re, services))
-		shown["ports"] = func() any { return ports }
+		shown["ports"] = func() any { return re.config().explain() }
 		h := adminHandler(adminDeps{
 			Token: o.config.Admin.Token, Registry: reg, Events: events, Ready: ph.notReady, Alive: alive,
 			Views: shown,
