@@ -132,6 +132,9 @@ events:
 func (m *Messenger) wants(t testing.TB, prefix string, texts ...string) {
 	t.Helper()
 	if !m.counts(messengerTime, 1, prefix, texts...) {
+		if !m.proc.Alive() {
+			t.Fatalf("%s ended: %v", m.User, m.proc.err)
+		}
 		t.Fatalf("%s does not report %q %q; it reports:\n%s", m.User, prefix, texts, strings.Join(m.events(""), "\n"))
 	}
 }

@@ -202,7 +202,10 @@ static void update_progress(PurpleXfer *xfer, double percent)
 		purple_xfer_set_completed(xfer, TRUE);
 }
 
-static PurpleXferUiOps xfer_ops = { .update_progress = update_progress };
+/* sipe 1.25 cancels a transfer once more, when the INVITE that offered it was refused, after it is freed. */
+static void keep(PurpleXfer *xfer) { purple_xfer_ref(xfer); }
+
+static PurpleXferUiOps xfer_ops = { .new_xfer = keep, .update_progress = update_progress };
 
 /* The connection. */
 
