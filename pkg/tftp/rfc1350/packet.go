@@ -164,9 +164,9 @@ func parsePacket(b []byte) (packet, error) {
 	return p, errMalformed
 }
 
-// appendError writes an ERROR packet.
-func appendError(dst []byte, code uint16, message string) []byte {
-	dst = binary.BigEndian.AppendUint16(dst, opError)
+// errorPacket returns an ERROR packet.
+func errorPacket(code uint16, message string) []byte {
+	dst := binary.BigEndian.AppendUint16(nil, opError)
 	dst = binary.BigEndian.AppendUint16(dst, code)
 	return append(append(dst, message...), 0)
 }

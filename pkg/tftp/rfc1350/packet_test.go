@@ -69,7 +69,7 @@ func TestParseRequest(t *testing.T) {
 func TestParsePacket(t *testing.T) {
 	for name, b := range map[string][]byte{
 		"empty": nil, "short": {0, 3, 0}, "long ack": append(ack(1), 0), "opcode": {0, 9, 0, 0}, "request": ask(opRead, "a", "octet"),
-		"long error": appendError(nil, 0, strings.Repeat("x", 600)), "option": append(oack(), "blksize"...),
+		"long error": errorPacket(0, strings.Repeat("x", 600)), "option": append(oack(), "blksize"...),
 	} {
 		if p, err := parsePacket(b); err == nil {
 			t.Errorf("%s: %+v", name, p)
@@ -78,7 +78,7 @@ func TestParsePacket(t *testing.T) {
 	if p, err := parsePacket(data(7, 3)); err != nil || p.block != 7 || string(p.data) != "xxx" {
 		t.Errorf("%+v, %v", p, err)
 	}
-	if p, err := parsePacket(appendError(nil, codeFull, "full")); err != nil || p.op != opError || p.block != codeFull {
+	if p, err := parsePacket(errorPacket(codeFull, "full")); err != nil || p.op != opError || p.block != codeFull {
 		t.Errorf("%+v, %v", p, err)
 	}
 }

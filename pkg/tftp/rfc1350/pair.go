@@ -91,11 +91,11 @@ func (p *pair) receive(from side, source netip.AddrPort, b []byte) {
 		return
 	}
 	v := p.transfer.receive(from, b)
-	if v == pass && from == server {
+	if v.passes() && from == server {
 		p.answerer = source
 	}
 	answerer, done, failed := p.answerer, p.transfer.done, p.transfer.failed
-	if v == pass && p.result == "" && done {
+	if v.passes() && p.result == "" && done {
 		p.result = "completed"
 		if failed {
 			p.result = "error"
@@ -121,7 +121,7 @@ func (p *pair) receive(from side, source netip.AddrPort, b []byte) {
 func (p *pair) stranger(from side, source netip.AddrPort, b []byte, reason string) {
 	p.relay.count.drop(reason)
 	if q, err := parsePacket(b); reason == "unknown_tid" && err == nil && q.op != opError {
-		p.write(from, appendError(nil, codeUnknown, "unknown transfer ID"), source)
+		p.write(from, errorPacket(codeUnknown, "unknown transfer ID"), source)
 	}
 }
 
@@ -153,7 +153,7 @@ func (p *pair) fail(f *fault, targets [2]netip.AddrPort) {
 	p.relay.count.drop(f.reason)
 	for to, at := range targets {
 		if at.IsValid() {
-			p.write(side(to), appendError(nil, f.code, f.message), at)
+			p.write(side(to), errorPacket(f.code, f.message), at)
 		}
 	}
 	p.close("refused")

@@ -284,6 +284,6 @@ func (r *Relay) tell(pc net.PacketConn, to net.Addr, f *fault) {
 	quiet := r.told > refusals || r.draining
 	r.mu.Unlock()
 	if !quiet {
-		_, _ = pc.WriteTo(appendError(nil, f.code, f.message), to) // a datagram may get lost anyway
+		_, _ = pc.WriteTo(errorPacket(f.code, f.message), to) // a datagram may get lost anyway
 	}
 }

@@ -251,7 +251,7 @@ func TestGet(t *testing.T) {
 		s.server.nothing()
 		second := s.host("198.51.100.20:50001") // what the repeated request has begun is ended
 		second.to(far, data(1, 512))
-		second.get(appendError(nil, codeUnknown, "unknown transfer ID"))
+		second.get(errorPacket(codeUnknown, "unknown transfer ID"))
 		other := s.host("10.0.0.6:3000")
 		other.to(near, ack(0))
 		srv.nothing()
@@ -315,8 +315,8 @@ func TestErrors(t *testing.T) {
 		c := s.host("10.0.0.5:3000")
 		c.to(s.edge, ask(opRead, "gone", "octet"))
 		far := s.server.get(ask(opRead, "gone", "octet"))
-		s.server.to(far, appendError(nil, 1, "File not found")) // some answer errors from 69
-		c.get(appendError(nil, 1, "File not found"))
+		s.server.to(far, errorPacket(1, "File not found")) // some answer errors from 69
+		c.get(errorPacket(1, "File not found"))
 		s.result("error", 1)
 		if n := s.relay.Open(); n != 0 {
 			t.Errorf("%d transfers", n)
@@ -332,12 +332,12 @@ func TestRefused(t *testing.T) {
 		want   []byte
 		change func(*Config, *Deps)
 	}{
-		{"malformed", []byte("nonsense"), appendError(nil, codeIllegal, "illegal request"), nil},
-		{"malformed", bytes.Repeat([]byte{0, 1}, 400), appendError(nil, codeIllegal, "illegal request"), nil},
-		{"write", ask(opWrite, "a", "octet"), appendError(nil, codeAccess, "read only"), func(c *Config, _ *Deps) { c.Write = false }},
-		{"name", ask(opRead, "../../etc/passwd", "octet"), appendError(nil, codeAccess, "not allowed"), nil},
-		{"client", ask(opRead, "a", "octet"), appendError(nil, codeAccess, "not allowed"), func(c *Config, _ *Deps) { c.Clients = []netip.Prefix{netip.MustParsePrefix("10.0.0.64/26")} }},
-		{"too_large", ask(opWrite, "a", "octet", "tsize", "1001"), appendError(nil, codeFull, "file too large"), func(_ *Config, d *Deps) { d.MaxSize = 1000 }},
+		{"malformed", []byte("nonsense"), errorPacket(codeIllegal, "illegal request"), nil},
+		{"malformed", bytes.Repeat([]byte{0, 1}, 400), errorPacket(codeIllegal, "illegal request"), nil},
+		{"write", ask(opWrite, "a", "octet"), errorPacket(codeAccess, "read only"), func(c *Config, _ *Deps) { c.Write = false }},
+		{"name", ask(opRead, "../../etc/passwd", "octet"), errorPacket(codeAccess, "not allowed"), nil},
+		{"client", ask(opRead, "a", "octet"), errorPacket(codeAccess, "not allowed"), func(c *Config, _ *Deps) { c.Clients = []netip.Prefix{netip.MustParsePrefix("10.0.0.64/26")} }},
+		{"too_large", ask(opWrite, "a", "octet", "tsize", "1001"), errorPacket(codeFull, "file too large"), func(_ *Config, d *Deps) { d.MaxSize = 1000 }},
 	} {
 		t.Run(tt.reason, func(t *testing.T) {
 			run(t, tt.change, func(s *scene) {
@@ -356,7 +356,7 @@ func TestRefused(t *testing.T) {
 // TestLimits: transfers of one client and of all are bounded, what nobody answers ends, and refusals are not endless.
 func TestLimits(t *testing.T) {
 	run(t, func(c *Config, _ *Deps) { c.PerSource, c.Transfers = 2, 3 }, func(s *scene) {
-		rrq, busy := ask(opRead, "a", "octet"), appendError(nil, codeUndefined, "busy")
+		rrq, busy := ask(opRead, "a", "octet"), errorPacket(codeUndefined, "busy")
 		for _, at := range []string{"10.0.0.5:3000", "10.0.0.5:3001"} {
 			s.host(at).to(s.edge, rrq)
 			s.server.get(rrq)
@@ -410,7 +410,7 @@ func TestManyShort(t *testing.T) {
 func TestTooLarge(t *testing.T) {
 	run(t, func(_ *Config, d *Deps) { d.MaxSize = 600 }, func(s *scene) {
 		c, srv := s.host("10.0.0.5:3000"), s.host("198.51.100.20:50000")
-		full := appendError(nil, codeFull, "file too large")
+		full := errorPacket(codeFull, "file too large")
 		c.to(s.edge, ask(opRead, "a", "octet"))
 		far := s.server.get(ask(opRead, "a", "octet"))
 		srv.to(far, data(1, 512))
@@ -444,7 +444,7 @@ func TestNoSocket(t *testing.T) {
 		s.wire.fail = true
 		s.wire.mu.Unlock()
 		c.to(s.edge, ask(opRead, "a", "octet"))
-		c.get(appendError(nil, codeUndefined, "busy"))
+		c.get(errorPacket(codeUndefined, "busy"))
 		s.drops("socket", 1)
 	})
 }

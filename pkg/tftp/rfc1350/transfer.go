@@ -23,7 +23,8 @@ type verdict struct {
 	fail *fault
 }
 
-var pass = verdict{}
+// passes tells whether the packet goes on to the other side.
+func (v verdict) passes() bool { return v == verdict{} }
 
 func dropped(reason string) verdict { return verdict{drop: reason} }
 
@@ -97,7 +98,7 @@ func (t *transfer) receive(from side, b []byte) verdict {
 	default:
 		v = dropped("unexpected")
 	}
-	if v == pass && from == server {
+	if v.passes() && from == server {
 		t.answered = true
 	}
 	return v
@@ -129,7 +130,7 @@ func (t *transfer) options(list []option) verdict {
 	if size, ok := number(list, "tsize", 0, 1<<62); ok && t.tooLarge(size) {
 		return verdict{fail: &fault{codeFull, "file too large", "too_large"}}
 	}
-	return pass
+	return verdict{}
 }
 
 // data takes a block. What comes again, or out of turn, is not counted again.
@@ -139,7 +140,7 @@ func (t *transfer) data(p packet) verdict {
 	}
 	t.began = true
 	if p.block != t.next {
-		return pass
+		return verdict{}
 	}
 	t.next++
 	t.octets += int64(len(p.data))
@@ -149,5 +150,5 @@ func (t *transfer) data(p packet) verdict {
 	if len(p.data) < t.block {
 		t.last, t.end = true, p.block
 	}
-	return pass
+	return verdict{}
 }

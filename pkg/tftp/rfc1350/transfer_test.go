@@ -39,13 +39,13 @@ func TestTransfer(t *testing.T) {
 			{server, data(1, 1428), "ok"}, {server, data(2, 1428), "ok"}, {client, ack(2), "ok"}, {server, data(3, 144), "ok"}, {client, ack(3), "done"},
 		}, 3000},
 		{"server takes no options", big, 0, []step{{server, data(1, 512), "ok"}, {client, ack(1), "ok"}, {server, data(2, 1428), "oversize"}, {server, data(2, 3), "ok"}, {client, ack(2), "done"}}, 515},
-		{"client refuses the options", big, 0, []step{{server, oack("blksize", "1428"), "ok"}, {client, appendError(nil, codeOptions, "no"), "done"}}, 0},
+		{"client refuses the options", big, 0, []step{{server, oack("blksize", "1428"), "ok"}, {client, errorPacket(codeOptions, "no"), "done"}}, 0},
 		{"option that was not asked", read, 0, []step{{server, oack("blksize", "1428"), "fail bad_option"}}, 0},
 		{"larger blocks than asked", big, 0, []step{{server, oack("blksize", "2000"), "fail bad_option"}}, 0},
 		{"no number", big, 0, []step{{server, oack("windowsize", "-1"), "fail bad_option"}}, 0},
 		{"options after data", big, 0, []step{{server, data(1, 512), "ok"}, {server, oack("blksize", "1428"), "unexpected"}}, 512},
 		{"wrong way", read, 0, []step{{server, data(1, 512), "ok"}, {client, data(1, 512), "unexpected"}, {server, ack(1), "unexpected"}, {client, oack(), "unexpected"}, {client, read, "malformed"}}, 512},
-		{"error", read, 0, []step{{server, appendError(nil, 1, "not found"), "done"}}, 0},
+		{"error", read, 0, []step{{server, errorPacket(1, "not found"), "done"}}, 0},
 		{"announced too large", big, 2000, []step{{server, oack("tsize", "2001"), "fail too_large"}}, 0},
 		{"too large", read, 600, []step{{server, data(1, 512), "ok"}, {server, data(1, 512), "ok"}, {client, ack(1), "ok"}, {server, data(2, 89), "fail too_large"}}, 601},
 	} {
@@ -61,9 +61,9 @@ func TestTransfer(t *testing.T) {
 				switch {
 				case v.fail != nil:
 					got = "fail " + v.fail.reason
-				case v == pass && x.done:
+				case v.passes() && x.done:
 					got = "done"
-				case v == pass:
+				case v.passes():
 					got = "ok"
 				}
 				if got != s.want {
@@ -86,7 +86,7 @@ func TestLongFile(t *testing.T) {
 	x := newTransfer(r, 0)
 	x.receive(server, oack("blksize", "8"))
 	for i := range 70000 {
-		if v := x.receive(server, data(uint16(i+1), 8)); v != pass {
+		if v := x.receive(server, data(uint16(i+1), 8)); !v.passes() {
 			t.Fatalf("block %d: %+v", i, v)
 		}
 	}
