@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,11 +22,12 @@ import (
 
 // EdgeConfig is what a case may vary of edged's configuration.
 type EdgeConfig struct {
-	Listen   []string // more of sip.listen
-	Domains  string   // lines of sip.domains
-	SIP      string   // more lines of the section sip
-	Pinholes string   // the value of pinholes, "{udp: 50000-51999}" if empty
-	More     string   // more sections
+	Listen   []string     // more of sip.listen
+	Domains  string       // lines of sip.domains
+	SIP      string       // more lines of the section sip
+	Outside  []netip.Addr // more addresses of the network outside
+	Pinholes string       // the value of pinholes, "{udp: 50000-51999}" if empty
+	More     string       // more sections
 	TLS      *Certificates
 	Roles    []string // profiles, which say what sip.listen is
 	Drain    string   // of SIGTERM, 1s if empty
@@ -135,7 +137,11 @@ func (c EdgeConfig) yaml(r *Rig) string {
 	fmt.Fprintf(&b, "log: {level: debug}\nadmin: {listen: 127.0.0.1:9060}\nstate: {dir: %s}\n", filepath.Join(r.Dir, "state"))
 	fmt.Fprintf(&b, "networks:\n  inside: {addresses: [%q, %q], subnets: [%s0/24, %q], trusted: true}\n",
 		gw.IPOn(inside, 4), gw.IPOn(inside, 6), nets4[inside], nets6[inside]+"/64")
-	fmt.Fprintf(&b, "  outside: {addresses: [%q, %q], trusted: false}\n", gw.IPOn(outside, 4), gw.IPOn(outside, 6))
+	own := []string{gw.IPOn(outside, 4).String(), gw.IPOn(outside, 6).String()}
+	for _, a := range c.Outside {
+		own = append(own, a.String())
+	}
+	fmt.Fprintf(&b, "  outside: {addresses: [%s], trusted: false}\n", `"`+strings.Join(own, `", "`)+`"`)
 	if c.Pinholes == "" {
 		c.Pinholes = "{udp: 50000-51999}"
 	}
