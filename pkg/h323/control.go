@@ -149,6 +149,9 @@ func (x *exchange) channel(key channelKey, ch h245.Channel, ack bool) error {
 			return err
 		}
 	}
+	if err := x.dropDirect(ch); err != nil {
+		return err
+	}
 	return x.traversal(s, ch, ack)
 }
 

@@ -37,6 +37,7 @@ const (
 	droppedNoCall      = "no_call"
 	droppedQueue       = "queue_full"
 	droppedEdit        = "edit_failed"
+	droppedTunnelled   = "h460_17"
 )
 
 // The bounds of what a peer can make the core keep.
@@ -310,6 +311,9 @@ func (c *Core) Message(now time.Time, id ConnID, p tpkt.Packet, out *Output) {
 	case m.Type == q931.Setup && !m.FromDest:
 		c.setup(now, l, m, p.Second, out)
 	case c.meet(l, m, out):
+	case tunnelsRAS(m):
+		c.counts.drop(droppedTunnelled)
+		c.closeLeg(l, out)
 	case m.Type == q931.ReleaseComplete, m.CallRef == 0: // the global call reference: of the connection, which ends here
 		c.counts.drop(droppedNoCall)
 	default:

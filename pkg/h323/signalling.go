@@ -79,6 +79,9 @@ func (c *Core) rewrite(now time.Time, k *call, from pinhole.Side, m *h225.Messag
 	if err := x.carried(m); err != nil {
 		return nil, err
 	}
+	if err := x.declineDirect(); err != nil {
+		return nil, err
+	}
 	if err := x.offerTraversal(m); err != nil {
 		return nil, err
 	}

@@ -90,6 +90,9 @@ func (g *Gatekeeper) Handle(now time.Time, network string, from netip.AddrPort, 
 		return nil
 	}
 	r := request{m, now, network, from}
+	if kind := refusalOf(m.Kind); kind != "" && needs(r) {
+		return g.reply(r, kind, []per.Field{protocol(), g.identifier(), per.F("rejectReason", per.Alternative("neededFeatureNotSupported", per.Nothing()))})
+	}
 	if e := g.table.byID[m.EndpointID()]; e != nil && e.host == from.Addr() {
 		e.asks = 0 // it is there
 	}
@@ -97,7 +100,12 @@ func (g *Gatekeeper) Handle(now time.Time, network string, from netip.AddrPort, 
 	if kind == "" {
 		return nil
 	}
-	b, err := ras.Append(nil, kind, append([]per.Field{per.F("requestSeqNum", per.Number(int64(max(m.SeqNum(), 1))))}, fields...)...)
+	return g.reply(r, kind, fields)
+}
+
+// reply encodes an answer and counts it.
+func (g *Gatekeeper) reply(r request, kind ras.Kind, fields []per.Field) []byte {
+	b, err := ras.Append(nil, kind, append([]per.Field{per.F("requestSeqNum", per.Number(int64(max(r.SeqNum(), 1))))}, fields...)...)
 	if err != nil {
 		g.Outcomes[Malformed]++ // an echo of something that cannot be encoded
 		return nil
@@ -108,6 +116,30 @@ func (g *Gatekeeper) Handle(now time.Time, network string, from netip.AddrPort, 
 		g.Outcomes[Confirmed]++
 	}
 	return b
+}
+
+// refusalOf returns how a request is refused whose sender needs what the gatekeeper has not; "" for others than those of
+// discovery and registration.
+func refusalOf(k ras.Kind) ras.Kind {
+	switch k {
+	case ras.GRQ:
+		return ras.GRJ
+	case ras.RRQ:
+		return ras.RRJ
+	}
+	return ""
+}
+
+// needs tells whether the sender cannot do without a feature that the gatekeeper has not (H.225.0 §7.2.5): all but
+// H.460.18, and H.460.19, which is for calls. Features that are only supported or desired, such as H.460.17, .23, .24 and .26, are
+// declined by not being in the answer.
+func needs(r request) bool {
+	for _, f := range r.Features(nil) {
+		if f.Field == "neededFeatures" && f.ID != signallingTraversal && f.ID != mediaTraversal {
+			return true
+		}
+	}
+	return false
 }
 
 // answer returns the reply to a request, "" for none.

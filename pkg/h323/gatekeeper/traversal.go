@@ -17,6 +17,8 @@ import (
 const (
 	// signallingTraversal is the feature of H.460.18.
 	signallingTraversal = 18
+	// mediaTraversal is that of H.460.19.
+	mediaTraversal = 19
 	// incomingCallIndication is its parameter in SCI.
 	incomingCallIndication = 1
 	// traversalLife is the longest lifetime of a registration through a NAT, which forgets UDP in 30 s or more.

@@ -97,3 +97,33 @@ func TestIncoming(t *testing.T) {
 		t.Errorf("call %x", got)
 	}
 }
+
+// TestNeeds: who cannot do without a feature that the gatekeeper has not is refused; who only could do more is not.
+func TestNeeds(t *testing.T) {
+	for _, tt := range []struct {
+		list string
+		id   int64
+		ok   bool
+	}{
+		{"supportedFeatures", 17, true}, {"desiredFeatures", 24, true}, {"supportedFeatures", 26, true},
+		{"neededFeatures", 18, true}, {"neededFeatures", 19, true},
+		{"neededFeatures", 17, false}, {"neededFeatures", 23, false}, {"neededFeatures", 26, false},
+	} {
+		g := newGatekeeper()
+		set := per.F("featureSet", per.Fields(per.F("replacementFeatureSet", per.Truth(false)), per.F(tt.list, per.Elements(h225.GenericData(tt.id)))))
+		grq := []per.Field{protocol(), per.F("rasAddress", h245.CallAddress(alice)), per.F("endpointType", terminal()), set}
+		k, m := ask(t, g, begin, "inside", alice, ras.GRQ, grq...)
+		if ok := k == ras.GCF; ok != tt.ok || !ok && m.RejectReason() != "neededFeatureNotSupported" {
+			t.Errorf("GRQ with %s %d: %s %s", tt.list, tt.id, k, m.RejectReason())
+		}
+		k, m = ask(t, g, begin, "inside", alice, ras.RRQ, rrq(signalling(alice), aliases("terminalAlias", "alice"), set)...)
+		if ok := k == ras.RCF; ok != tt.ok || !ok && m.RejectReason() != "neededFeatureNotSupported" {
+			t.Errorf("RRQ with %s %d: %s %s", tt.list, tt.id, k, m.RejectReason())
+		}
+		for _, f := range h225.Features(nil, m.Tree) {
+			if f.ID != signallingTraversal || tt.id != signallingTraversal {
+				t.Errorf("the answer offers %d", f.ID)
+			}
+		}
+	}
+}

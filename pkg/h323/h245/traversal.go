@@ -3,6 +3,7 @@ package h245
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
 	"edged.dev/edged/internal/per"
@@ -27,6 +28,19 @@ type Traversal struct {
 // TraversalAt finds the octets of TraversalParameters in an OpenLogicalChannel, its
 // Ack or another message; None if there are none.
 func TraversalAt(t *per.Tree, r per.Ref) per.Ref { return Generic(t, r, TraversalOID, 1) }
+
+// directOID is how the messageIdentifiers of H.460.24 begin.
+const directOID = "0.0.8.460.24."
+
+// DirectAt returns the elements of genericInformation by which H.460.24 names addresses for media.
+func DirectAt(t *per.Tree, list per.Ref) (out []per.Ref) {
+	for g := range each(t, list, schema.H245GenericMessage) {
+		if strings.HasPrefix(per.DottedOID(t.Octets(t.Find(g, "messageIdentifier", "standard")))+".", directOID) {
+			out = append(out, g)
+		}
+	}
+	return out
+}
 
 // GenericOf returns what is to be dropped with the octets that TraversalAt found: the element of genericInformation, or
 // the whole list if there is no other.
