@@ -71,7 +71,7 @@ type networkConfig struct {
 type tlsConfig struct {
 	Certificates []certConfig `yaml:"certificates" jsonschema_description:"the edge's certificates, chosen by server name; the first is the default; live"`
 	ClientCA     string       `yaml:"client_ca" jsonschema:"default=" jsonschema_description:"PEM file with the authorities of peers: of client certificates and, beside the system's, of servers that the edge dials"`
-	Legacy       []string     `yaml:"legacy" jsonschema_description:"networks on whose listeners TLS 1.0 and 1.1 with RSA and CBC are accepted, for clients of the time of Windows XP; live"`
+	Legacy       []string     `yaml:"legacy" jsonschema_description:"networks on which TLS 1.0 and 1.1 with RSA and CBC are accepted, for clients and servers of the time of Windows XP; live"`
 }
 
 type certConfig struct {

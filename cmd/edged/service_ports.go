@@ -247,7 +247,7 @@ func (f forwardTLS) Accept(network string, c forward.ClientCerts) *tls.Config {
 
 // Dial implements [forward.TLSConfigs].
 func (f forwardTLS) Dial(name string) *tls.Config {
-	conf := f.store.current.Load().client.Clone()
+	conf := f.store.current.Load().client[0].Clone()
 	conf.ServerName = name
 	return conf
 }

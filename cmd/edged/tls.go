@@ -37,8 +37,8 @@ type certificates struct {
 	// One configuration for each purpose, made once so that sessions can be resumed; servers by whether they
 	// take old versions, and by what they ask of clients.
 	server [2]map[tls.ClientAuthType]*tls.Config
-	client *tls.Config
-	// legacy are the networks whose listeners take TLS 1.0 and 1.1.
+	client [2]*tls.Config
+	// legacy are the networks on which TLS 1.0 and 1.1 are taken.
 	legacy []string
 }
 
@@ -79,8 +79,9 @@ func (c *certificates) configure() {
 			}
 			c.server[i][ask] = conf
 		}
+		c.client[i] = base.Clone()
+		c.client[i].Certificates, c.client[i].RootCAs = c.own, c.roots
 	}
-	c.client = &tls.Config{MinVersion: tls.VersionTLS12, Certificates: c.own, RootCAs: c.roots}
 }
 
 // legacySuites are those of usual servers and, after them, what Windows XP and 2003 have: key exchange by RSA, CBC, and
@@ -96,7 +97,7 @@ func legacySuites() []uint16 {
 		tls.TLS_RSA_WITH_AES_256_CBC_SHA, tls.TLS_RSA_WITH_AES_128_CBC_SHA, tls.TLS_RSA_WITH_3DES_EDE_CBC_SHA)
 }
 
-// warn says which certificates have ended or soon will, and which listeners take old versions of TLS. All are
+// warn says which certificates have ended or soon will, and where old versions of TLS are taken. All are
 // used all the same: peers that do not verify still connect.
 func (c *certificates) warn(now time.Time, log *zap.Logger) {
 	for _, network := range c.legacy {
@@ -155,19 +156,27 @@ var _ transport.TLSSource = (*tlsStore)(nil)
 
 // Server returns the configuration of a network's TLS and WSS listeners.
 func (s *tlsStore) Server(network string, _ flow.Proto) *tls.Config {
-	c, ask, age := s.current.Load(), tls.NoClientCert, 0
+	c, ask := s.current.Load(), tls.NoClientCert
 	switch {
 	case slices.Contains(s.demand, network):
 		ask = tls.RequireAndVerifyClientCert
 	case slices.Contains(s.optional, network):
 		ask = tls.VerifyClientCertIfGiven
 	}
-	if slices.Contains(c.legacy, network) {
-		age = 1
-	}
-	return c.server[age][ask]
+	return c.server[c.age(network)][ask]
 }
 
-// Client returns the configuration for connections that the edge opens. It presents
+// age returns 1 where old versions are taken, else 0.
+func (c *certificates) age(network string) int {
+	if slices.Contains(c.legacy, network) {
+		return 1
+	}
+	return 0
+}
+
+// Client returns the configuration for connections that the edge opens on a network. It presents
 // the edge's certificate where the server asks for one.
-func (s *tlsStore) Client(string) *tls.Config { return s.current.Load().client }
+func (s *tlsStore) Client(network string) *tls.Config {
+	c := s.current.Load()
+	return c.client[c.age(network)]
+}

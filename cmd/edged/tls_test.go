@@ -202,6 +202,14 @@ func TestLegacyTLS(t *testing.T) {
 			t.Errorf("%s was accepted on another network", tls.VersionName(version))
 		}
 	}
+	server := &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS10, Certificates: certs.own, CipherSuites: []uint16{tls.TLS_RSA_WITH_3DES_EDE_CBC_SHA}}
+	for network, want := range map[string]bool{"outside": true, "inside": false} {
+		dial := store.Client(network).Clone()
+		dial.InsecureSkipVerify = true
+		if _, err := handshake(server, dial); (err == nil) != want {
+			t.Errorf("to a server with TLS 1.0 on %s: %v", network, err)
+		}
+	}
 	modern := &tls.Config{MinVersion: tls.VersionTLS13, ServerName: "second.example.org", InsecureSkipVerify: true}
 	if cert, err := handshake(store.Server("outside", flow.TLS), modern); err != nil || cert.DNSNames[0] != "second.example.org" {
 		t.Errorf("TLS 1.3: %v", err)

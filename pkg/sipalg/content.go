@@ -3,7 +3,10 @@ package sipalg
 import (
 	"bytes"
 	"encoding/base64"
+	"io"
+	"mime/quotedprintable"
 	"net/netip"
+	"strings"
 	"time"
 
 	"edged.dev/edged/pkg/sipalg/flow"
@@ -85,9 +88,6 @@ type contentLeg struct {
 	signed   bool
 	verdict  Verdict // the refusal, or the last one that replaced something
 }
-
-// maxHeaderTexts bounds the ms-text-format fields that are looked at: one per format.
-const maxHeaderTexts = 8
 
 // carries tells whether a method's messages are looked at.
 func carries(method string) bool {
@@ -227,14 +227,13 @@ type showFunc func(mediaType, text []byte, header bool) (v Verdict, ok bool)
 //
 //	ms-text-format: text/plain; charset=UTF-8;msgr=...;ms-body=BASE64
 func (c *Core) editTextHeaders(show showFunc) {
-	n := 0
 	for i := range c.m.Len() {
 		h := c.m.Header(i)
 		if !isTextHeader(h) {
 			continue
 		}
 		at := bytes.IndexByte(h.Value, ';')
-		if n++; at < 0 || n > maxHeaderTexts {
+		if at < 0 {
 			continue
 		}
 		coded, ok := sipmsg.Param(h.Value[at:], "ms-body")
@@ -277,12 +276,7 @@ func (c *Core) editBodies(body []byte, show showFunc) []byte {
 		}
 		return v.Body
 	}
-	out, changed, err := sdp.EditParts(nil, mediaType, from, func(p sdp.Part) []byte {
-		if v, edited := show(p.ContentType, p.Body, false); edited {
-			return v.Body
-		}
-		return nil
-	})
+	out, changed, err := sdp.EditParts(nil, mediaType, from, func(p sdp.Part) []byte { return c.editPart(p, show) })
 	switch {
 	case err != nil:
 		c.drop("content_malformed")
@@ -290,6 +284,37 @@ func (c *Core) editBodies(body []byte, show showFunc) []byte {
 		return out
 	}
 	return body
+}
+
+// editPart shows a part, its transfer encoding (RFC 2045 §6) undone, and returns what is to stand there instead, encoded
+// again; nil if it stays.
+func (c *Core) editPart(p sdp.Part, show showFunc) []byte {
+	switch strings.ToLower(string(p.Encoding)) {
+	case "", "7bit", "8bit", "binary":
+		if v, edited := show(p.ContentType, p.Body, false); edited {
+			return v.Body
+		}
+	case "base64":
+		if v, edited := show(p.ContentType, decodeLoosely(p.Body), false); edited {
+			return base64.StdEncoding.AppendEncode(nil, v.Body)
+		}
+	case "quoted-printable":
+		text, err := io.ReadAll(quotedprintable.NewReader(bytes.NewReader(p.Body)))
+		if err != nil {
+			c.drop("content_malformed")
+			return nil
+		}
+		if v, edited := show(p.ContentType, text, false); edited {
+			var b bytes.Buffer
+			w := quotedprintable.NewWriter(&b)
+			_, _ = w.Write(v.Body) // a buffer takes all
+			w.Close()
+			return b.Bytes()
+		}
+	default:
+		c.drop("content_encoded")
+	}
+	return nil
 }
 
 // party describes the neighbour at the other end of a flow; l is the edge's own end, if it has one.

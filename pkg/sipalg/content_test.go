@@ -238,3 +238,25 @@ func TestContentConnectionLost(t *testing.T) {
 	}
 	w.clean()
 }
+
+// TestContentPartEncodings: a part in base64 or quoted-printable is shown as it is read, and encoded again.
+func TestContentPartEncodings(t *testing.T) {
+	for _, c := range []struct{ encoding, in, shown, out string }{
+		{"base64", "aGkg\r\ndGhlcmU=", "hi there", base64.StdEncoding.EncodeToString([]byte("no"))},
+		{"Quoted-Printable", "h=69 there=\r\n!", "hi there!", "no"},
+		{"8bit", "hi", "hi", "no"},
+		{"x-uuencode", "hi", "", "hi"},
+	} {
+		w := newWorld(t, nil)
+		alice, bob := w.alice(), w.bob()
+		e := w.withEditor(func(Content) Verdict { return Verdict{Body: []byte("no")} })
+		body := "--b\r\nContent-Type: text/plain\r\nContent-Transfer-Encoding: " + c.encoding + "\r\n\r\n" + c.in + "\r\n--b--\r\n"
+		got := alice.dial("sip:bob@example.com").instant(bob, "multipart/mixed;boundary=b", body)
+		if !strings.HasSuffix(got.body, "\r\n\r\n"+c.out+"\r\n--b--\r\n") {
+			t.Errorf("%s: %s", c.encoding, got.body)
+		}
+		if seen := e.take(); c.shown == "" && len(seen) != 0 || c.shown != "" && (len(seen) != 1 || string(seen[0].Body) != c.shown) {
+			t.Errorf("%s: %d contents", c.encoding, len(seen))
+		}
+	}
+}

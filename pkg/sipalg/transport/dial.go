@@ -172,7 +172,9 @@ func (t *Transport) shake(ctx context.Context, base net.Conn, k peerKey, tg flow
 		if t.tls != nil {
 			conf = cmp.Or(t.tls.Client(tg.Network), conf)
 		}
-		tc := tls.Client(base, withName(conf, k.name))
+		conf = conf.Clone()
+		conf.ServerName = k.name
+		tc := tls.Client(base, conf)
 		if err := tc.HandshakeContext(ctx); err != nil {
 			return nil, err
 		}
@@ -185,16 +187,6 @@ func (t *Transport) shake(ctx context.Context, base net.Conn, k peerKey, tg flow
 	}
 	base.SetDeadline(time.Time{})
 	return c, nil
-}
-
-// withName returns a copy of conf with the server's name and at least TLS 1.2. (0 means 1.2 to crypto/tls.)
-func withName(conf *tls.Config, name string) *tls.Config {
-	conf = conf.Clone()
-	if conf.MinVersion != 0 {
-		conf.MinVersion = max(conf.MinVersion, tls.VersionTLS12)
-	}
-	conf.ServerName = name
-	return conf
 }
 
 // wsHost is the Host of the WebSocket request.

@@ -64,8 +64,8 @@ type TLSSource interface {
 	// SNI, whether clients must show one, the oldest version of TLS: 1.2 where it says nothing), nil if
 	// there is none.
 	Server(network string, p flow.Proto) *tls.Config
-	// Client returns the configuration for dialling from a network. ServerName is set here. Nil
-	// means the system's roots and no client certificate.
+	// Client returns the configuration for dialling from a network; the oldest version of TLS is 1.2 where it
+	// says nothing. ServerName is set here. Nil means the system's roots and no client certificate.
 	Client(network string) *tls.Config
 }
 
