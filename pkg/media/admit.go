@@ -66,8 +66,11 @@ func (j *joins) calledLocked(s pinhole.Side, host netip.Addr, conn *net.TCPConn)
 func (j *joins) admit(c *caller) {
 	ctx, cancel := context.WithTimeout(j.ctx, admitTime)
 	defer cancel()
-	c.conn.SetDeadline(time.Now().Add(admitTime))
-	conn, err := j.lease.req.Admit(ctx, c.side, c.conn)
+	var conn net.Conn = c.conn
+	err := c.conn.SetDeadline(time.Now().Add(admitTime))
+	if err == nil {
+		conn, err = j.lease.req.Admit(ctx, c.side, c.conn)
+	}
 	if err == nil {
 		err = c.conn.SetDeadline(time.Time{})
 	}

@@ -13,8 +13,8 @@ package content
 import (
 	"context"
 	"crypto/hmac"
-	"crypto/rc4" //nolint:gosec // the clients' cipher
-	"crypto/sha1"
+	"crypto/rc4"  //nolint:gosec // the clients' cipher
+	"crypto/sha1" //nolint:gosec // the clients' digest
 	"encoding/base64"
 	"errors"
 	"fmt"

@@ -130,9 +130,7 @@ func (c *icap) begin(at address, method string, f File) error {
 func (c *icap) Write(b []byte) (int, error) {
 	c.conn.SetWriteDeadline(time.Now().Add(c.timeout))
 	c.sum.Write(b)
-	fmt.Fprintf(c.w, "%x\r\n", len(b))
-	c.w.Write(b)
-	if _, err := c.w.WriteString("\r\n"); err != nil {
+	if _, err := fmt.Fprintf(c.w, "%x\r\n%s\r\n", len(b), b); err != nil {
 		return 0, fmt.Errorf("icap: %w", err)
 	}
 	return len(b), nil

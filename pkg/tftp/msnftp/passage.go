@@ -40,6 +40,7 @@ type passage struct {
 	// over says that the file's data have passed; trailer is what came of a line behind them.
 	over    bool
 	trailer []byte
+	macs    int // lines with one that have come
 
 	mu      sync.Mutex
 	err     error  // the first one
@@ -56,12 +57,17 @@ func (p *passage) run() error {
 	back.Wait()
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	whole := p.got == p.size && (p.macs > 0 || p.version != secure)
 	switch {
+	case errors.Is(p.err, ErrDenied) || errors.Is(p.err, ErrLimit):
+		return p.err
+	case whole && p.goodbye == byeDone:
+		return nil // how the connections end afterwards does not matter
 	case p.err != nil:
 		return p.err
 	case p.goodbye != "" && p.goodbye != byeDone:
 		return fmt.Errorf("%q: %w", p.goodbye, ErrCancelled)
-	case p.got < p.size:
+	case !whole:
 		return ErrCut
 	}
 	return nil
@@ -226,13 +232,36 @@ func (p *passage) release() error {
 // finish asks for the verdict, and passes the end of the file.
 func (p *passage) finish() error {
 	if p.check != nil {
-		if err := p.check.Verdict(); err != nil {
+		if err := p.verdict(); err != nil {
 			return p.deny(fmt.Errorf("%w: %w", ErrDenied, err))
 		}
 	}
 	p.over = true
 	err := p.write(p.to.conn, p.held)
 	p.held = nil
+	return err
+}
+
+// verdict waits for the check, and nobody is idle meanwhile.
+func (p *passage) verdict() error {
+	done := make(chan struct{}) // closed when it is there
+	var alive sync.WaitGroup
+	alive.Go(func() {
+		tick := time.NewTicker(time.Second)
+		defer tick.Stop()
+		for {
+			select {
+			case now := <-tick.C:
+				p.active.Store(now.UnixNano())
+				p.tell(p.from.side, 0)
+			case <-done:
+				return
+			}
+		}
+	})
+	err := p.check.Verdict()
+	close(done)
+	alive.Wait()
 	return err
 }
 
@@ -268,6 +297,9 @@ func (p *passage) pass(b []byte) error {
 // mac has the sender's MAC judged; other lines it lets pass.
 func (p *passage) mac(l line) error {
 	w := l.words()
+	if w[0] == "MAC" {
+		p.macs++
+	}
 	if w[0] != "MAC" || p.check == nil {
 		return nil
 	}
@@ -302,11 +334,13 @@ func (p *passage) deny(err error) error {
 		p.err = err
 	}
 	p.mu.Unlock()
+	// The sender first: once the receiver ends, so does what can be said to the sender.
+	heard := p.write(p.from.conn, []byte("BYE "+byeAbort+"\r\n")) == nil
 	if !p.over {
-		p.write(p.to.conn, []byte{1, 0, 0})
+		_ = p.write(p.to.conn, []byte{1, 0, 0}) // whether it still hears or not
 	}
 	closeWrite(p.to.conn)
-	if p.write(p.from.conn, []byte("BYE "+byeAbort+"\r\n")) == nil {
+	if heard {
 		farewell(p.from.conn)
 	}
 	p.close(err)

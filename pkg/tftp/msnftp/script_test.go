@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -70,6 +71,7 @@ func start(t testing.TB, x *Transfer, dialler pinhole.Side) *play {
 
 func (p *play) serve(x *Transfer, dialler pinhole.Side, conns [2]net.Conn) {
 	var sum [2]int
+	var mu sync.Mutex
 	defer func() {
 		conns[0].Close()
 		conns[1].Close()
@@ -81,7 +83,11 @@ func (p *play) serve(x *Transfer, dialler pinhole.Side, conns [2]net.Conn) {
 		return
 	}
 	conns[dialler] = c
-	x.Serve(context.Background(), conns, func(from pinhole.Side, n int) { sum[from] += n })
+	x.Serve(context.Background(), conns, func(from pinhole.Side, n int) {
+		mu.Lock()
+		defer mu.Unlock()
+		sum[from] += n
+	})
 }
 
 // result waits for what became of it.

@@ -224,10 +224,22 @@ func (s *session) join(ctx context.Context) error {
 	err := s.Joiner.Join(ctx, s.conns, o)
 	close(w.done)
 	w.work.Wait()
-	if err == nil && w.seen[s.from.side] < uint64(leastOctets(s.size)) {
-		err = ErrCut
+	whole := w.seen[s.from.side] >= uint64(leastOctets(s.size))+uint64(s.macSize())
+	switch {
+	case err == nil && !whole:
+		return ErrCut
+	case whole && w.seen[s.to.side] > 0 && !errors.Is(err, ErrLimit):
+		return nil // how the connections end afterwards does not matter
 	}
 	return err
+}
+
+// macSize is the least that the line takes that ends a whole file.
+func (s *session) macSize() int {
+	if s.version == secure {
+		return len("MAC \n")
+	}
+	return 0
 }
 
 func (s *session) idle() time.Duration {
@@ -282,7 +294,7 @@ func (w *watch) look() {
 func farewell(c net.Conn) {
 	closeWrite(c)
 	c.SetReadDeadline(time.Now().Add(farewellTime))
-	io.CopyN(io.Discard, c, farewellOctets)
+	_, _ = io.CopyN(io.Discard, c, farewellOctets) // until it ends, or has had its time
 }
 
 const (
@@ -293,7 +305,7 @@ const (
 // closeWrite half-closes a connection, or closes it where there is no such thing.
 func closeWrite(c net.Conn) {
 	if half, ok := c.(interface{ CloseWrite() error }); ok {
-		half.CloseWrite()
+		_ = half.CloseWrite() // it fails where the connection is gone, which reading tells
 		return
 	}
 	c.Close()

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -138,16 +139,18 @@ func TestLarge(t *testing.T) {
 			t.Error("the check has seen something else")
 		}
 		verdict <- true
+		const mac = "MAC bWFj\x00\r\n"
+		io.WriteString(p.s, mac)
 		p.s.CloseWrite()
 		b := <-got
-		if !bytes.Equal(b, wire) {
+		if !bytes.Equal(b, append(wire, mac...)) {
 			t.Errorf("blocks of %d: %d octets of %d arrived", block, len(b), len(wire))
 		}
 		p.r.CloseWrite()
-		if o := <-p.ended; o.Err != nil || o.Octets[1] != uint64(len(wire)+len("VER MSN_SECURE_FTP\r\n")+len("FIL 600000\r\n")) {
+		if o := <-p.ended; o.Err != nil || o.Octets[1] != uint64(len(wire)+len("VER MSN_SECURE_FTP\r\nFIL 600000\r\n"+mac)) {
 			t.Errorf("blocks of %d: %+v", block, o)
 		}
-		if n := <-p.moved; n[1] != len(wire)+len("VER MSN_SECURE_FTP\r\n")+len("FIL 600000\r\n") {
+		if n := <-p.moved; n[1] != len(wire)+len("VER MSN_SECURE_FTP\r\nFIL 600000\r\n"+mac) {
 			t.Errorf("the relay heard of %d", n[1])
 		}
 	}
@@ -273,7 +276,8 @@ func TestThirdHost(t *testing.T) {
 	}
 	done = connect()
 	shaken(t, p, 5)
-	steps(t, p, `S> \x00\x05\x00hello`, `R< \x00\x05\x00hello`, `R> BYE 16777989\r\n`, `S< BYE 16777989\r\n`, `S.`, `R!`, `R.`, `S!`)
+	steps(t, p, `S> \x00\x05\x00hello`, `R< \x00\x05\x00hello`, `R> BYE 16777989\r\n`, `S< BYE 16777989\r\n`,
+		`S> MAC bWFj\x00\r\n`, `R< MAC bWFj\x00\r\n`, `S.`, `R!`, `R.`, `S!`)
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
@@ -376,4 +380,34 @@ func TestClosed(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestSlowVerdict: a verdict that takes long is awaited, and nobody is idle meanwhile.
+func TestSlowVerdict(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var near, far [2]net.Conn
+		near[0], near[1] = net.Pipe()
+		far[0], far[1] = net.Pipe()
+		ended := make(chan Outcome, 1)
+		x := &Transfer{Cookie: cookie, Ended: func(o Outcome) { ended <- o }}
+		x.Check = checkedBy(&testCheck{slow: func() { time.Sleep(5 * time.Minute) }})
+		var told atomic.Int64 // when the relay last heard
+		go x.Serve(t.Context(), [2]net.Conn{near[1], far[1]}, func(pinhole.Side, int) { told.Store(time.Now().UnixNano()) })
+		p := pipes{t, near[0], far[0]}
+		p.shake("5")
+		began := time.Now()
+		go io.WriteString(p.s, "\x00\x05\x00hello")
+		p.hears(p.r, "\x00\x05\x00hello")
+		if took := time.Since(began); took != 5*time.Minute || time.Since(time.Unix(0, told.Load())) > time.Second {
+			t.Errorf("after %v, told at %v", took, time.Unix(0, told.Load()))
+		}
+		io.WriteString(p.r, "BYE 16777989\r\n")
+		p.hears(p.s, "BYE 16777989\r\n")
+		go io.WriteString(p.s, "MAC bWFj\x00\r\n")
+		p.hears(p.r, "MAC bWFj\x00\r\n")
+		// Neither closes: the file has passed all the same.
+		if o := <-ended; o.Err != nil || time.Since(began) != 5*time.Minute+DefaultIdle {
+			t.Errorf("after %v: %v", time.Since(began), o.Err)
+		}
+	})
 }
