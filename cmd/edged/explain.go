@@ -53,14 +53,14 @@ type verdict struct {
 
 // explain makes the table of a configuration that is valid: the documents of its profiles, or all of them if it has none.
 func (c *config) explain() portTable {
-	t := portTable{Profiles: slices.Clone(c.Profiles), Listeners: c.listeners(), Tables: []explained{}}
+	t := portTable{Profiles: append([]profileName{}, c.Profiles...), Listeners: c.listeners(), Tables: []explained{}}
 	for _, d := range documents() {
 		if len(c.Profiles) > 0 && !slices.Contains(c.Profiles, d.role) {
 			continue
 		}
 		e := explained{Title: d.title, Profile: d.role}
 		for _, r := range d.rows {
-			x := explainedRow{Row: r.no, Component: r.component, Ports: r.ports, Protocol: r.protocol}
+			x := explainedRow{Row: r.no, Component: r.component, Ports: r.ports, Protocol: r.protocol, Edge: []verdict{}}
 			for _, text := range r.legs {
 				l := parseLeg(text)
 				for _, network := range c.side(l.side) {

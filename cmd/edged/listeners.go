@@ -7,6 +7,7 @@ import (
 	"edged.dev/edged/pkg/h323"
 	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/sipalg/flow"
+	"edged.dev/edged/pkg/splice/forward"
 )
 
 // Handlers of listeners, as the port table names them.
@@ -28,8 +29,9 @@ type portListener struct {
 	Handler string `json:"handler"`
 	// Scheme is how the configuration writes it, e.g. tls.
 	Scheme string `json:"scheme"`
-	// To is where a forward leads, Names which server names alone it gets.
+	// To is where a forward leads, Ends says that TLS ends at the edge, Names which server names alone it gets.
 	To    string   `json:"to,omitempty"`
+	Ends  bool     `json:"tls_terminated,omitempty"`
 	Names []string `json:"server_names,omitempty"`
 	// Key is where it stands in the configuration, Profile which profile has put it there.
 	Key     string      `json:"key"`
@@ -43,7 +45,7 @@ func (p portListener) String() string {
 
 // listeners returns the listeners of all services, in the order of the configuration.
 func (c *config) listeners() []portListener {
-	var out []portListener
+	out := []portListener{}
 	add := func(p portListener) {
 		p.Profile = c.from[p.Key]
 		out = append(out, p)
@@ -83,7 +85,7 @@ func (c *config) listeners() []portListener {
 	for i, r := range c.Forwards {
 		add(portListener{
 			Proto: "tcp", Network: r.Listen.Network, Port: r.Listen.Port, Handler: handlerForward, Scheme: "tcp",
-			To: r.To.String(), Names: r.SNI, Key: fmt.Sprintf("forwards[%d]", i),
+			To: r.To.String(), Ends: r.TLS == forward.TLSTerminate, Names: r.SNI, Key: fmt.Sprintf("forwards[%d]", i),
 		})
 	}
 	return out
@@ -91,13 +93,18 @@ func (c *config) listeners() []portListener {
 
 // what says who has the listener, in words.
 func (p portListener) what() string {
-	switch {
-	case p.Handler == handlerBlocked:
+	switch p.Handler {
+	case handlerBlocked:
 		return "blocked, logged"
-	case len(p.Names) > 0:
-		return "forward to " + p.To + " of " + strings.Join(p.Names, ", ")
-	case p.Handler == handlerForward:
-		return "forward to " + p.To
+	case handlerForward:
+		text := "forward to " + p.To
+		if p.Ends {
+			text += ", TLS terminated,"
+		}
+		if len(p.Names) > 0 {
+			text += " of " + strings.Join(p.Names, ", ")
+		}
+		return strings.TrimSuffix(text, ",")
 	}
 	return p.Handler
 }

@@ -90,18 +90,26 @@ func buildShared(ctx context.Context, d *serviceDeps) (*service, error) {
 				}
 				return nil, fmt.Errorf("%s: %w", at, err)
 			}
-			p := sharedport.New(ln, count, d.log.Named("ports"))
+			p := sharedport.New(ln, d.cfg.Limits.PerSource.Connections, count, d.log.Named("ports"))
 			open, ports, d.shared[addr] = append(open, ln), append(ports, p), p
 		}
 	}
 	d.reg.MustRegister(count)
-	return &service{serve: func(ctx context.Context) error {
-		g, ctx := errgroup.WithContext(ctx)
-		for _, p := range ports {
-			g.Go(func() error { return p.Serve(ctx) })
-		}
-		return g.Wait()
-	}}, nil
+	return &service{
+		serve: func(ctx context.Context) error {
+			g, ctx := errgroup.WithContext(ctx)
+			for _, p := range ports {
+				g.Go(func() error { return p.Serve(ctx) })
+			}
+			return g.Wait()
+		},
+		reload: func(c *config) error {
+			for _, p := range ports {
+				p.SetPerSource(c.Limits.PerSource.Connections)
+			}
+			return nil
+		},
+	}, nil
 }
 
 // validateShared finds what cannot share a port.

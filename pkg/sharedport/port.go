@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -19,7 +20,6 @@ import (
 const (
 	defaultWait = 3 * time.Second
 	maxPending  = 1024
-	perSource   = 16
 	// acceptRest is how long a port waits when descriptors have run out.
 	acceptRest = 100 * time.Millisecond
 	// logEvery is how often a refused source is logged at most.
@@ -38,10 +38,11 @@ type Match struct {
 
 // Port is a TCP port that services share.
 type Port struct {
-	ln    net.Listener
-	wait  time.Duration
-	count *Counters
-	log   *zap.Logger
+	ln        net.Listener
+	wait      time.Duration
+	perSource atomic.Int64
+	count     *Counters
+	log       *zap.Logger
 
 	// names and defaults are complete before Serve.
 	names    map[string]*listener
@@ -54,13 +55,19 @@ type Port struct {
 	logged  map[netip.Addr]time.Time
 }
 
-// New returns a port on a listener of TCP connections, which it owns. The counters may be those of other ports too.
-func New(ln net.Listener, count *Counters, log *zap.Logger) *Port {
-	return &Port{
+// New returns a port on a listener of TCP connections, which it owns. One source may have perSource of which it is not
+// known yet what they are; 0 = no limit of its own. The counters may be those of other ports too.
+func New(ln net.Listener, perSource int, count *Counters, log *zap.Logger) *Port {
+	p := &Port{
 		ln: ln, wait: defaultWait, count: count, log: log, names: map[string]*listener{}, defaults: map[Class]*listener{},
 		sources: map[netip.Addr]int{}, logged: map[netip.Addr]time.Time{},
 	}
+	p.SetPerSource(perSource)
+	return p
 }
+
+// SetPerSource changes the limit of one source, for new connections.
+func (p *Port) SetPerSource(n int) { p.perSource.Store(int64(n)) }
 
 // Listener returns the listener of what matches. Call it before Serve. A name, or the rest of a class,
 // that another listener has already is an error.
@@ -82,16 +89,11 @@ func (p *Port) Listener(m Match) (net.Listener, error) {
 	return l, nil
 }
 
-// Serve hands connections out until ctx ends; then it closes the port and its listeners. Connections
-// that were handed out are their owners'.
+// Serve hands connections out until ctx ends; then it closes the port. Its listeners are closed by their owners, whose
+// own end may be a little later, or when the port fails. Connections that were handed out are their owners' too.
 func (p *Port) Serve(ctx context.Context) error {
 	var open sync.WaitGroup
 	defer open.Wait()
-	defer func() {
-		for _, l := range p.parts {
-			l.Close()
-		}
-	}()
 	defer context.AfterFunc(ctx, func() { p.ln.Close() })()
 	for {
 		conn, err := p.ln.Accept()
@@ -101,6 +103,9 @@ func (p *Port) Serve(ctx context.Context) error {
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, net.ErrClosed):
+			for _, l := range p.parts {
+				l.Close()
+			}
 			return fmt.Errorf("share %v: %w", p.ln.Addr(), err)
 		default:
 			p.log.Warn("connection not accepted", zap.Stringer("listener", p.ln.Addr()), zap.Error(err))
@@ -120,9 +125,9 @@ func (p *Port) accepted(ctx context.Context, conn net.Conn, open *sync.WaitGroup
 		conn.Close()
 		return
 	}
-	source := sourceOf(tcp)
+	source, most := sourceOf(tcp), int(p.perSource.Load())
 	p.mu.Lock()
-	room := p.pending < maxPending && p.sources[source] < perSource
+	room := p.pending < maxPending && (most == 0 || p.sources[source] < most)
 	if room {
 		p.pending++
 		p.sources[source]++

@@ -36,7 +36,7 @@ func share(t *testing.T, wait time.Duration) *shared {
 	}
 	core, logged := observer.New(zap.InfoLevel)
 	s := &shared{addr: ln.Addr().String(), count: NewCounters(), logged: logged}
-	p := New(ln, s.count, zap.New(core))
+	p := New(ln, 4, s.count, zap.New(core))
 	p.wait = wait
 	for name, m := range map[string]Match{
 		"web": {TLS, []string{"web.example.org", "*.meet.example.org"}}, "sip": {Class: TLS}, "conf": {Class: TPKT},
@@ -45,6 +45,7 @@ func share(t *testing.T, wait time.Duration) *shared {
 		if err != nil {
 			t.Fatal(err)
 		}
+		t.Cleanup(func() { part.Close() })
 		go answer(part, name)
 	}
 	if _, err := p.Listener(Match{Class: TLS}); err == nil {
@@ -194,7 +195,7 @@ func TestSilent(t *testing.T) {
 // TestPending: one source may have a few connections that have not said what they are.
 func TestPending(t *testing.T) {
 	s := share(t, patience)
-	for range perSource {
+	for range 4 {
 		conn, err := net.Dial("tcp", s.addr)
 		if err != nil {
 			t.Fatal(err)
@@ -226,7 +227,7 @@ func TestHandshake(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := New(ln, NewCounters(), zap.NewNop())
+	p := New(ln, 0, NewCounters(), zap.NewNop())
 	part, err := p.Listener(Match{Class: TLS})
 	if err != nil {
 		t.Fatal(err)
