@@ -8,6 +8,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -32,7 +33,7 @@ func main() {
 	}
 	o := options{}
 	flag.IntVar(&o.rounds, "rounds", 5, "rounds of both in turn")
-	flag.IntVar(&o.calls, "calls", 250, "calls of one measurement; the kernel remembers some 1,300 for four minutes, then calls fail")
+	flag.IntVar(&o.calls, "calls", 1000, "calls of one measurement; the kernel remembers some 1,300 for four minutes, then calls fail")
 	flag.IntVar(&o.parallel, "parallel", 16, "calls at one time")
 	flag.StringVar(&o.binary, "edged", "", "edged `binary`; built from this checkout if empty")
 	flag.StringVar(&o.out, "out", filepath.Join("bench", "out", "h323.json"), "report `file`")
@@ -45,9 +46,7 @@ func main() {
 
 type options struct {
 	rounds, calls, parallel int
-	// first is the number of the first call: the kernel takes no address again that it still expects.
-	first       int
-	binary, out string
+	binary, out             string
 }
 
 // result is what a client says of its run.
@@ -78,36 +77,63 @@ func bench(o options) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("needs root for network namespaces")
 	}
-	r, err := newRig(&o)
+	dir, err := os.MkdirTemp("", "bench-h323-")
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, r.close()) }()
-	interrupted := make(chan os.Signal, 1)
-	signal.Notify(interrupted, syscall.SIGINT, syscall.SIGTERM)
-	go r.abandon(interrupted)
-	var ours, theirs []result
-	for round := range o.rounds {
-		o.first = round * o.calls
-		for _, g := range []struct {
-			name string
-			run  func(options) (result, error)
-			into *[]result
-		}{{"edged", r.edged, &ours}, {"kernel helper", r.helper, &theirs}} {
-			got, err := g.run(o)
-			if errors.Is(err, errNoHelper) {
-				fmt.Println("SKIPPED: kernel helper:", err)
-				continue
-			}
-			if err != nil {
-				return fmt.Errorf("%s: %w", g.name, err)
-			}
-			*g.into = append(*g.into, got)
-			fmt.Printf("round %d  %-14s %7.0f calls/s  %6.0f µs of edged a call  %d failed, fastStart rewritten in %d of %d\n",
-				round+1, g.name, got.Rate, got.CPU, got.Failed, got.Rewritten, got.Calls)
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	if o.binary == "" {
+		o.binary = filepath.Join(dir, "edged")
+		if err := command("go", "build", "-o", o.binary, "./cmd/edged"); err != nil {
+			return err
 		}
 	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	var ours, theirs []result
+	for round := range o.rounds {
+		e, k, err := both(ctx, o, dir, round+1)
+		if err != nil {
+			return fmt.Errorf("round %d: %w", round+1, err)
+		}
+		ours, theirs = append(ours, e...), append(theirs, k...)
+	}
 	return report(o.out, ours, theirs)
+}
+
+// both measures edged and the helper in namespaces of their own, as the kernel forgets its expectations only with them:
+// after some calls that do not count, each in turn first.
+func both(ctx context.Context, o options, dir string, round int) (ours, theirs []result, err error) {
+	r, err := newRig(o.binary, dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() { err = errors.Join(err, r.close()) }()
+	gateways := []struct {
+		name string
+		run  func(options) (result, error)
+		into *[]result
+	}{{"edged", r.edged, &ours}, {"kernel helper", r.helper, &theirs}}
+	if round%2 == 0 {
+		slices.Reverse(gateways)
+	}
+	for _, g := range gateways {
+		got, err := g.run(o)
+		if errors.Is(err, errNoHelper) {
+			fmt.Println("SKIPPED: kernel helper:", err)
+			continue
+		}
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", g.name, err)
+		}
+		*g.into = append(*g.into, got)
+		fmt.Printf("round %d  %-14s %7.0f calls/s  %6.0f µs of edged a call  %d failed, fastStart rewritten in %d of %d\n",
+			round, g.name, got.Rate, got.CPU, got.Failed, got.Rewritten, got.Calls)
+	}
+	return ours, theirs, nil
 }
 
 // report writes the medians.

@@ -14,6 +14,9 @@ import (
 	"time"
 )
 
+// warmUp is how many calls go before those that count.
+const warmUp = 100
+
 // errNoHelper says that the kernel has none.
 var errNoHelper = errors.New("this kernel has no nf_conntrack_h323")
 
@@ -30,19 +33,10 @@ func command(name string, args ...string) error {
 	return nil
 }
 
-func newRig(o *options) (*rig, error) {
-	dir, err := os.MkdirTemp("", "bench-h323-")
-	if err != nil {
-		return nil, err
-	}
+// newRig makes the namespaces; dir is for the configuration.
+func newRig(binary, dir string) (*rig, error) {
 	id := strconv.Itoa(os.Getpid())
-	r := &rig{client: "bh-cli-" + id, gw: "bh-gw-" + id, server: "bh-srv-" + id, dir: dir, binary: o.binary}
-	if r.binary == "" {
-		r.binary = filepath.Join(dir, "edged")
-		if err := command("go", "build", "-o", r.binary, "./cmd/edged"); err != nil {
-			return nil, errors.Join(err, os.RemoveAll(dir))
-		}
-	}
+	r := &rig{client: "bh-cli-" + id, gw: "bh-gw-" + id, server: "bh-srv-" + id, dir: dir, binary: binary}
 	for _, ns := range []string{r.client, r.gw, r.server} {
 		if err := errors.Join(command("ip", "netns", "add", ns), command("ip", "-n", ns, "link", "set", "lo", "up")); err != nil {
 			return nil, errors.Join(err, r.close())
@@ -62,22 +56,13 @@ func newRig(o *options) (*rig, error) {
 }
 
 func (r *rig) close() error {
-	errs := []error{os.RemoveAll(r.dir)}
+	var errs []error
 	for _, ns := range []string{r.client, r.gw, r.server} {
 		if _, err := os.Stat("/run/netns/" + ns); err == nil {
 			errs = append(errs, command("ip", "netns", "del", ns))
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// abandon removes the namespaces when a signal comes; what runs in them ends with its parent or its peer.
-func (r *rig) abandon(interrupted <-chan os.Signal) {
-	<-interrupted
-	if err := r.close(); err != nil {
-		fmt.Fprintln(os.Stderr, "bench/h323:", err)
-	}
-	os.Exit(1)
 }
 
 // edged measures the daemon on one core.
@@ -108,11 +93,14 @@ h323: {listen: ["tcp://inside:1720"], aliases: {server: %s}, per_source: 10000}
 	if err := r.listening(); err != nil {
 		return res, err
 	}
+	if _, err := r.measure(nearIP+":1720", 0, warmUp, o.parallel); err != nil {
+		return res, err
+	}
 	before, err := cpuTime(daemon.Process.Pid)
 	if err != nil {
 		return res, err
 	}
-	if res, err = r.measure(o, nearIP+":1720"); err != nil {
+	if res, err = r.measure(nearIP+":1720", warmUp, o.calls, o.parallel); err != nil {
 		return res, err
 	}
 	after, err := cpuTime(daemon.Process.Pid)
@@ -168,11 +156,16 @@ func (r *rig) helper(o options) (res result, err error) {
 	if err := forward("1"); err != nil {
 		return res, err
 	}
-	return r.measure(o, net.JoinHostPort(serverIP, "1720"))
+	target := net.JoinHostPort(serverIP, "1720")
+	if _, err := r.measure(target, 0, warmUp, o.parallel); err != nil {
+		return res, err
+	}
+	return r.measure(target, warmUp, o.calls, o.parallel)
 }
 
-// measure runs server and client.
-func (r *rig) measure(o options, target string) (res result, err error) {
+// measure runs server and client, whose calls are numbered from first on: the kernel takes no address again that it
+// still expects.
+func (r *rig) measure(target string, first, calls, parallel int) (res result, err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return res, err
@@ -193,7 +186,7 @@ func (r *rig) measure(o options, target string) (res result, err error) {
 	lines := bufio.NewScanner(out)
 	lines.Scan() // ready
 	client := exec.Command("ip", "netns", "exec", r.client, "taskset", "-c", "0", self)
-	client.Env, client.Stderr = append(os.Environ(), fmt.Sprintf("%s=client %s %d %d %d", loadEnv, target, o.first, o.calls, o.parallel)), os.Stderr
+	client.Env, client.Stderr = append(os.Environ(), fmt.Sprintf("%s=client %s %d %d %d", loadEnv, target, first, calls, parallel)), os.Stderr
 	said, err := client.Output()
 	in.Close()
 	lines.Scan()
