@@ -40,8 +40,8 @@ type edit struct {
 	ref  Ref
 	op   op
 	comp uint16
-	val  Value
-	set  bool // val is the whole value of the node, of opPatch too
+	set  bool  // val is the whole value of the node, of opPatch too
+	val  int32 // where its value is in Editor.values
 }
 
 // Editor changes values of a Tree. It keeps its memory from one message to the
@@ -51,6 +51,7 @@ type Editor struct {
 	tree   *Tree
 	work   []byte // the source with all patches
 	edits  []edit // in the order of their nodes
+	values []Value
 	marks  []mark // of every node
 	moved  bool   // an edit other than opPatch
 	steers bool   // an edit that the reading of what follows could depend on: all but those of SetAddr
@@ -67,8 +68,8 @@ func NewEditor(s *Schema) *Editor { return &Editor{check: NewDecoder(s)} }
 func (e *Editor) Begin(t *Tree) {
 	e.tree = t
 	e.work = append(e.work[:0], t.Source()...)
-	clear(e.edits)
-	e.edits = e.edits[:0]
+	clear(e.values) // they hold others' memory
+	e.edits, e.values = e.edits[:0], e.values[:0]
 	e.moved, e.deep, e.steers = false, false, false
 	if cap(e.marks) < len(t.nodes) {
 		e.marks = make([]mark, len(t.nodes), cap(t.nodes))
@@ -94,10 +95,10 @@ func (e *Editor) Replace(r Ref, v Value) error {
 	}
 	if size == n.end-n.start {
 		overwrite(e.work, e.serial, n.start, n.end)
-		e.add(edit{ref: r, op: opPatch, val: v, set: true})
+		e.add(edit{ref: r, op: opPatch, val: e.keep(v), set: true})
 		return nil
 	}
-	e.add(edit{ref: r, op: opReplace, val: v, set: true})
+	e.add(edit{ref: r, op: opReplace, val: e.keep(v), set: true})
 	return nil
 }
 
@@ -217,7 +218,7 @@ func (e *Editor) Add(seq Ref, name string, v Value) error {
 	if err := t.schema.fits(t.schema.comps(typ)[i].Type(), &v); err != nil {
 		return fmt.Errorf("add %s: %w", name, err)
 	}
-	e.add(edit{ref: seq, op: opAdd, comp: uint16(i), val: v})
+	e.add(edit{ref: seq, op: opAdd, comp: uint16(i), val: e.keep(v)})
 	return nil
 }
 
@@ -232,7 +233,7 @@ func (e *Editor) Append(list Ref, v Value) error {
 	if err := t.schema.fits(typ.Elem, &v); err != nil {
 		return fmt.Errorf("append to %s: %w", t.Path(list), err)
 	}
-	e.add(edit{ref: list, op: opAppend, val: v})
+	e.add(edit{ref: list, op: opAppend, val: e.keep(v)})
 	return nil
 }
 
@@ -308,14 +309,19 @@ func (e *Editor) at(r Ref) *edit {
 	return &e.edits[lo]
 }
 
+// keep keeps the value of an edit, and returns where.
+func (e *Editor) keep(v Value) int32 {
+	e.values = append(e.values, v)
+	return int32(len(e.values) - 1)
+}
+
 // add keeps the edits in the order of their nodes. A node has one edit that
 // replaces or drops it, or any number that add to it.
 func (e *Editor) add(ed edit) {
-	i := len(e.edits)
-	for i > 0 && e.edits[i-1].ref > ed.ref {
-		i--
+	e.edits = append(e.edits, ed)
+	for i := len(e.edits) - 1; i > 0 && e.edits[i-1].ref > ed.ref; i-- {
+		e.edits[i-1], e.edits[i] = ed, e.edits[i-1]
 	}
-	e.edits = slices.Insert(e.edits, i, ed)
 	m := markInside
 	e.steers = e.steers || ed.op != opPatch || ed.set
 	if ed.op != opPatch {

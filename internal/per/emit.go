@@ -11,7 +11,7 @@ func (e *Editor) emit(r Ref) error {
 		return nil
 	}
 	if ed := e.at(r); ed != nil && ed.set {
-		return t.schema.put(&e.w, n.typ, &ed.val)
+		return t.schema.put(&e.w, n.typ, &e.values[ed.val])
 	}
 	switch typ := t.typeOf(r); typ.Kind {
 	case Seq:
@@ -195,9 +195,9 @@ func (e *Editor) emitComponent(typ *Type, r Ref, i uint16) error {
 	if ed := e.added(r, i); ed != nil {
 		inner := e.tree.schema.comps(typ)[i].Type()
 		if i >= typ.Root {
-			return e.tree.schema.putOpen(&e.w, inner, &ed.val)
+			return e.tree.schema.putOpen(&e.w, inner, &e.values[ed.val])
 		}
-		return e.tree.schema.put(&e.w, inner, &ed.val)
+		return e.tree.schema.put(&e.w, inner, &e.values[ed.val])
 	}
 	c := e.tree.component(r, i)
 	if c == None || e.dropped(c) {
@@ -220,7 +220,7 @@ func (e *Editor) emitList(typ *Type, r Ref) error {
 	}
 	for i := range e.edits {
 		if ed := &e.edits[i]; ed.op == opAppend && ed.ref == r {
-			if err := e.tree.schema.put(&e.w, typ.Elem, &ed.val); err != nil {
+			if err := e.tree.schema.put(&e.w, typ.Elem, &e.values[ed.val]); err != nil {
 				return err
 			}
 		}

@@ -137,7 +137,7 @@ func (e *Editor) asked(got *Tree, ed *edit, now Ref) bool {
 		}
 		return a.n == b.n && string(e.work[a.off/8:a.off/8+a.n]) == string(got.Octets(now))
 	}
-	size, err := e.encode(b.typ, &ed.val, b.start)
+	size, err := e.encode(b.typ, &e.values[ed.val], b.start)
 	if err != nil || size != b.end-b.start {
 		return false
 	}
