@@ -17,14 +17,20 @@ import (
 	"time"
 )
 
-// tftpLab begins a case that needs the programs of tftp-hpa.
-func tftpLab(t *testing.T) *Rig {
+// tftpPrograms skips a case for which programs are missing.
+func tftpPrograms(t *testing.T) {
 	t.Helper()
 	for _, name := range []string{"tftp", "in.tftpd", "busybox"} {
 		if _, err := exec.LookPath(name); err != nil {
 			t.Skipf("SKIPPED: %v (Debian packages: lab/packages.txt)", err)
 		}
 	}
+}
+
+// tftpLab begins a case that needs the programs of tftp-hpa.
+func tftpLab(t *testing.T) *Rig {
+	t.Helper()
+	tftpPrograms(t)
 	onlyEdged(t, "it has no TFTP")
 	return lab(t)
 }
@@ -173,6 +179,52 @@ func TestTFTPRefused(t *testing.T) {
 			t.Errorf("%s: the client says %q", tc.name, text)
 		}
 	}
+}
+
+// TestTFTPBesideFiles: files by RFC 1350 and files between Messenger's clients, which have only the name in common, at the
+// same time.
+func TestTFTPBesideFiles(t *testing.T) {
+	tftpPrograms(t)
+	near, far := nets4[inside]+"11", nets4[outside]+"12" // the hosts that newPair will make
+	p := newPair(t, setting{Office: OfficeConfig{Signing: 4}, Edge: EdgeConfig{More: fmt.Sprintf(
+		"tftp:\n  ports: 6891-6901\n  trivial: {listen: [\"udp://inside:69\", \"udp://outside:69\"], servers: {inside: %s, outside: %s}, write: true}\n", far, near)}})
+	in, out := p.alice.Host, p.bob.Host
+	if in.IP.String() != near || out.IP.String() != far {
+		t.Fatalf("the hosts are %v and %v", in.IP, out.IP)
+	}
+	dirs := map[*Host]string{in: in.tftpd(t), out: out.tftpd(t)}
+	var running []*offered
+	for i := range 4 { // one way at a time: a client that sends waits for nothing else
+		running = append(running, p.alice.offers(t, p.bob, fmt.Sprintf("out-%d.dat", i), 3000000))
+	}
+	var work sync.WaitGroup
+	for client, server := range map[*Host]*Host{in: out, out: in} {
+		work.Go(func() {
+			for i := range 10 {
+				name := fmt.Sprintf("%s-%d", client.Name, i)
+				want := noise(t, filepath.Join(dirs[server], name), 100000+i)
+				got := filepath.Join(p.rig.Dir, "got-"+name)
+				if text, err := client.tftpGet(tftpTime, p.rig.GW.IPOn(client.Side, 4), name, got, 1428*(i%2)); err != nil {
+					t.Errorf("get %s: %v: %s", name, err, text)
+					continue
+				}
+				same(t, got, want)
+				if text, err := client.tftpPut(tftpTime, p.rig.GW.IPOn(client.Side, 4), got, "put-"+name, 1428*(i%2)); err != nil {
+					t.Errorf("put %s: %v: %s", name, err, text)
+					continue
+				}
+				same(t, filepath.Join(dirs[server], "put-"+name), want)
+			}
+		})
+	}
+	work.Wait()
+	for _, f := range running {
+		f.arrives(t)
+	}
+	eventually(t, 30*time.Second, "all transfers of RFC 1350 are counted", func() bool {
+		return p.edge.Metric("edged_tftp_trivial_transfers_total", "result", "completed") == 40
+	})
+	p.office.wantSigned(t)
 }
 
 // TestTFTPControl: without edged, by a plain NAT, no file comes: the server answers from a port that nobody expects.

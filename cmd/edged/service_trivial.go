@@ -19,7 +19,7 @@ func buildTrivial(ctx context.Context, d *serviceDeps) (*service, error) {
 		ListenPacket: func(ctx context.Context, at netip.AddrPort) (net.PacketConn, error) {
 			return (&net.ListenConfig{}).ListenPacket(ctx, "udp", at.String())
 		},
-	}, d.log.Named("tftp"))
+	}, d.log.Named("tftp.trivial"))
 	if err != nil {
 		return nil, err
 	}

@@ -30,6 +30,7 @@ type pair struct {
 	transfer *transfer
 	answerer netip.AddrPort // the server's port for this transfer; not valid until it has answered
 	result   string
+	ended    time.Time // when the result was known
 	closed   bool
 }
 
@@ -95,11 +96,14 @@ func (p *pair) receive(from side, source netip.AddrPort, b []byte) {
 		p.answerer = source
 	}
 	answerer, done, failed := p.answerer, p.transfer.done, p.transfer.failed
-	if v.passes() && p.result == "" && done {
-		p.result = "completed"
-		if failed {
-			p.result = "error"
+	if v.passes() {
+		switch {
+		case failed:
+			p.concludeLocked("error")
+		case done:
+			p.concludeLocked("completed")
 		}
+		p.rearmLocked()
 	}
 	p.mu.Unlock()
 
@@ -112,7 +116,9 @@ func (p *pair) receive(from side, source netip.AddrPort, b []byte) {
 		p.relay.count.drop(v.drop)
 	default:
 		p.write(from.other(), b, targets[from.other()])
-		p.rest(done, failed)
+		if failed || done && !p.relay.retire(p) {
+			p.close("")
+		}
 	}
 }
 
@@ -136,15 +142,14 @@ func (p *pair) strangerLocked(from side, source netip.AddrPort) string {
 	return ""
 }
 
-// rest sets the time after which the transfer ends by itself.
-func (p *pair) rest(done, failed bool) {
-	switch {
-	case failed, done && !p.relay.retire(p):
-		p.close("")
-	case done:
-		p.timer.Reset(min(linger, p.relay.cfg.Idle))
-	default:
-		p.timer.Reset(p.relay.cfg.Idle)
+// rearmLocked sets the time after which the transfer ends by itself.
+func (p *pair) rearmLocked() {
+	d := p.relay.cfg.Idle
+	if p.transfer.done {
+		d = min(linger, d)
+	}
+	if !p.closed {
+		p.timer.Reset(d)
 	}
 }
 
@@ -168,12 +173,16 @@ func (p *pair) write(to side, b []byte, at netip.AddrPort) {
 func (p *pair) close(result string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.result == "" {
-		p.result = result
-	}
+	p.concludeLocked(result)
 	p.closed = true
 	for _, c := range p.conns {
 		c.Close()
+	}
+}
+
+func (p *pair) concludeLocked(result string) {
+	if p.result == "" {
+		p.result, p.ended = result, time.Now()
 	}
 }
 
@@ -188,5 +197,5 @@ func (p *pair) report() {
 		op = "put"
 	}
 	p.relay.log.Info("tftp transfer ended", zap.String("op", op), zap.String("name", t.request.name), zap.String("result", p.result),
-		zap.Stringer("client", p.client), zap.Stringer("server", p.server), zap.Int64("octets", t.octets), zap.Duration("duration", time.Since(p.began)))
+		zap.Stringer("client", p.client), zap.Stringer("server", p.server), zap.Int64("octets", t.octets), zap.Duration("duration", p.ended.Sub(p.began)))
 }
