@@ -1,8 +1,12 @@
 package sipalg
 
 import (
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"slices"
 	"testing"
+
+	"go.uber.org/zap"
 
 	"edged.dev/edged/pkg/sipalg/flow"
 )
@@ -53,5 +57,42 @@ func TestPeer(t *testing.T) {
 		if trusted() || len(w.core.peers) != 0 {
 			t.Error("trusted without a connection")
 		}
+	}
+}
+
+// TestPeerCertificate: alternative names count, and where there are none the subject's common name.
+func TestPeerCertificate(t *testing.T) {
+	const name = "sip.partner.example.org"
+	for _, c := range []struct {
+		what string
+		cert *x509.Certificate
+		want bool
+	}{
+		{"alternative name", &x509.Certificate{DNSNames: []string{name}}, true},
+		{"any host of the domain", &x509.Certificate{DNSNames: []string{"*.partner.example.org"}}, true},
+		{"common name", &x509.Certificate{Subject: pkix.Name{CommonName: "SIP.partner.example.org"}}, true},
+		{"common name beside others", &x509.Certificate{DNSNames: []string{"x.example.org"}, Subject: pkix.Name{CommonName: name}}, false},
+		{"another", &x509.Certificate{DNSNames: []string{"x.example.org"}}, false},
+		{"nothing", &x509.Certificate{}, false},
+	} {
+		cfg := testConfig(func(c *Config) {
+			c.Peers, c.OptionalClientCertificates = []string{name}, []string{"outside"}
+			c.Listen = nil
+		})
+		s, err := New(cfg, Deps{Networks: testNetworks()}, zap.NewNop())
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := flow.Flow{Conn: 7, Network: "outside", Proto: flow.TLS, Local: ap("198.51.100.1:5061"), Remote: ap("203.0.113.70:40000")}
+		s.Verified(f, c.cert)
+		if s.core.servers[f.Remote.Addr()] != c.want {
+			t.Errorf("%s: trusted %v", c.what, !c.want)
+		}
+		s.Closed(f)
+		if s.core.servers[f.Remote.Addr()] {
+			t.Errorf("%s: trusted after its end", c.what)
+		}
+		s.stop()
+		s.work.Wait()
 	}
 }

@@ -286,3 +286,23 @@ func signedScenario(w *world, alice, server *phone) {
 	alice.nothing()
 	server.nothing()
 }
+
+// TestSignedKeepalive: a client behind a NAT that signs is kept open by CRLFs: it would not answer OPTIONS.
+func TestSignedKeepalive(t *testing.T) {
+	w := newWorld(t, func(c *Config) {
+		c.Keepalive = 25 * time.Second
+		c.Domains["example.com"] = Domain{Network: "inside", Server: "udp:10.0.0.20:5060"}
+	})
+	alice, server := w.phone("alice", flow.UDP, "203.0.113.9:40000", "198.51.100.1:5060"), w.phone("server", flow.UDP, "10.0.0.20:5060", "10.0.0.1:5060")
+	alice.signs, server.signs = "Authorization", "Authentication-Info"
+	alice.signUp().send("REGISTER", "", "Contact: <sip:192.168.1.5:5060>;proxy=replace")
+	req := server.expect("REGISTER")
+	server.reply(req, nil, 200, "", "Contact: "+req.get("Contact")+";expires=600", "Expires: 600")
+	alice.expect("200")
+	w.after(60 * time.Second)
+	alice.nothing()
+	if len(w.pings) != 2 || w.pings[0].who != "alice" {
+		t.Errorf("pings: %v", w.pings)
+	}
+	w.clean()
+}
