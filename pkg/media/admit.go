@@ -84,6 +84,10 @@ func (j *joins) admit(c *caller) {
 		r.log.Info("media connection not admitted", zap.String("label", j.lease.req.Label),
 			zap.Stringer("host", c.host), zap.Error(err))
 		j.dropLocked(c)
+	case !j.lease.mayConnectLocked(c.side, c.host):
+		// Another host has been declared meanwhile.
+		j.refused[c.side].Add(1)
+		j.dropLocked(c)
 	default:
 		j.forgetLocked(c)
 		j.arrivedLocked(c.side, half{c.conn, conn})

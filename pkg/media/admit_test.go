@@ -281,3 +281,23 @@ func TestAdmitEnds(t *testing.T) {
 		t.Errorf("%d descriptors, before %d", n, before)
 	}
 }
+
+// TestAdmitDeclared: who was let in before anybody was declared is out when another is.
+func TestAdmitDeclared(t *testing.T) {
+	r := newJoiningRelay(t)
+	defer serve(t, r)()
+	ln, server := listenTCP(t, "127.0.3.7")
+	l := mustOpen(t, r, transferRequest(26935, 26935))
+	defer l.Close()
+	at := l.Local(pinhole.Far).Addr
+	declare(t, l, pinhole.Near, server)
+	early := dialFrom(t, "127.0.4.66", at)
+	until(t, r, "not taken", func() bool { return len(l.(*lease).tcp.admitting) == 1 })
+	declare(t, l, pinhole.Far, netip.AddrPortFrom(netip.MustParseAddr("127.0.4.7"), 0))
+	if _, err := io.WriteString(early, "cook\n"); err != nil {
+		t.Fatal(err)
+	}
+	dead(t, early)
+	c := dialFrom(t, "127.0.4.7", at)
+	pass(t, c, admitted(t, c, ln), "it runs")
+}

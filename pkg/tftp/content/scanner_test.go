@@ -3,6 +3,7 @@ package content
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -179,6 +181,36 @@ func head(r *bufio.Reader) string {
 		}
 		if b.WriteString(l); l == "\r\n" {
 			return b.String()
+		}
+	}
+}
+
+// TestAbandoned: a transfer that ends leaves nothing of its scan behind.
+func TestAbandoned(t *testing.T) {
+	ended := make(chan bool, 2)
+	at := fakeScanner(t, func(c net.Conn) {
+		r := bufio.NewReader(c)
+		if head(r) != "" {
+			io.WriteString(c, "ICAP/1.0 200 OK\r\nMethods: RESPMOD\r\n\r\n")
+		}
+		io.Copy(io.Discard, r)
+		ended <- true
+	})
+	before := runtime.NumGoroutine()
+	ctx, cancel := context.WithCancel(t.Context())
+	c := newChecker(t, func(c *Config) { c.Scanner = "icap://" + at + "/scan" })
+	k, err := c.Begin(ctx, testFile(1<<20))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := k.Write(make([]byte, 100_000)); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	<-ended
+	for end := time.Now().Add(patience); runtime.NumGoroutine() > before; <-time.After(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d goroutines, before %d", runtime.NumGoroutine(), before)
 		}
 	}
 }

@@ -2,9 +2,15 @@ package msnftp
 
 import (
 	"bytes"
+	"errors"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
+
+	"edged.dev/edged/pkg/pinhole"
 )
 
 // corpus reads a file of the corpora, or skips.
@@ -95,6 +101,67 @@ func split(t *testing.T, b []byte, cut int) (data []byte, stops int) {
 		}
 	}
 	return data, -1
+}
+
+// sinkConn is a connection that keeps what is written, and from which nothing comes.
+type sinkConn struct {
+	net.Conn
+	got bytes.Buffer
+}
+
+func (c *sinkConn) Write(b []byte) (int, error)      { return c.got.Write(b) }
+func (c *sinkConn) Read([]byte) (int, error)         { return 0, io.EOF }
+func (c *sinkConn) SetReadDeadline(time.Time) error  { return nil }
+func (c *sinkConn) SetWriteDeadline(time.Time) error { return nil }
+func (c *sinkConn) Close() error                     { return nil }
+
+// FuzzPassage: what the receiver gets is what the sender sent, octet by octet, up to where it is denied, and then it
+// ends at the end of a block.
+func FuzzPassage(f *testing.F) {
+	_, wire := file(6000, 2045)
+	f.Add(append(wire, "MAC bWFj\x00\r\n"...), 1000, uint32(6000), false)
+	f.Add(wire, 5000, uint32(tailSize+4100), true)
+	f.Add([]byte("\x00\x0b\x00hello world\x01\x00\x00MAC x\r\n"), 3, uint32(11), false)
+	f.Add([]byte("\x00\x00\x00\x00\x05\x00virus"), 1, uint32(5), true)
+	f.Add([]byte("\x01\x00\x00"), 1, uint32(0), false)
+	f.Fuzz(func(t *testing.T, sent []byte, cut int, size uint32, deny bool) {
+		var r, s sinkConn
+		x := &session{Transfer: &Transfer{}, size: int64(size), tell: func(pinhole.Side, int) {}, conns: [2]net.Conn{&r, &s}}
+		x.to, x.from = &reader{conn: &r, moved: x.moved}, &reader{conn: &s, side: 1, moved: x.moved}
+		var c Check = &testCheck{}
+		if deny {
+			c = verdictOnly{}
+		}
+		p := newPassage(x, c)
+		cut = 1 + cut&0xffff
+		var err error
+		for at := 0; at < len(sent) && err == nil; at += cut {
+			err = p.feed(sent[at:min(len(sent), at+cut)])
+			if len(p.held) > maxHeld+cut || len(p.trailer) > maxLine+cut {
+				t.Fatalf("%d and %d octets are held", len(p.held), len(p.trailer))
+			}
+		}
+		got := r.got.Bytes()
+		if errors.Is(err, ErrDenied) || errors.Is(err, ErrLimit) {
+			if s.got.String() != "BYE "+byeAbort+"\r\n" {
+				t.Fatalf("the sender heard %q", s.got.String())
+			}
+			if p.over {
+				return
+			}
+			passed, ok := bytes.CutSuffix(got, []byte{1, 0, 0})
+			if _, stops := split(t, append(bytes.Clone(passed), 1, 0, 0), 1<<20); !ok || !bytes.HasPrefix(sent, passed) || stops != len(got) {
+				t.Fatalf("%q of %q", got, sent)
+			}
+			return
+		}
+		if err == nil {
+			got = append(append(bytes.Clone(got), p.held...), p.trailer...)
+		}
+		if !bytes.HasPrefix(sent, got) || err == nil && len(got) != len(sent) {
+			t.Fatalf("%q of %q, %v", got, sent, err)
+		}
+	})
 }
 
 // TestDocumentedExample: the transfer that third parties documented.
