@@ -11,6 +11,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -209,6 +210,18 @@ func testFileTransfer(t *testing.T, network string) {
 	}
 	g.transfers(files, bob, at)
 	d.wantCompleted()
+
+	text, err := os.ReadFile(d.file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.write(strings.Replace(string(text), "deny: [exe]", "deny: [exe, bin]", 1))
+	d.signals <- syscall.SIGHUP
+	waitFor(t, "the reload", func() bool { return d.logs.FilterMessage("configuration reloaded").Len() == 1 })
+	a.message("bob", 4, fmt.Sprintf(inviteForm, 4, "file.bin"))
+	if first, _, _ := a.hear(); !strings.HasPrefix(first, "SIP/2.0 606 ") {
+		t.Fatalf("%s after the reload", first)
+	}
 }
 
 // wantCompleted waits for the one transfer to end.

@@ -61,7 +61,7 @@ type Verdict struct {
 // What a refused request is answered with, as Microsoft's servers do it.
 const (
 	refuseStatus  = 606
-	refuseWarning = `309 edged "The file is not allowed by policy"`
+	refuseWarning = `309 edged "The file transfer is not allowed here"`
 	dropReason    = "file_transfer"
 )
 

@@ -439,3 +439,16 @@ func TestHairpinNotForOthers(t *testing.T) {
 		t.Fatal("a stranger took the pinhole away")
 	}
 }
+
+// TestCharset: how the media type may be written.
+func TestCharset(t *testing.T) {
+	for mediaType, want := range map[string]bool{
+		"text/x-msmsgsinvite": true, "text/x-msmsgsinvite;": true, "text/x-msmsgsinvite; charset=UTF-8": true,
+		"text/x-msmsgsinvite;charset=utf-8;": true, `TEXT/x-msmsgsinvite ; CHARSET="us-ascii"`: true, "text/x-msmsgsinvite; msgr=WAAt": true,
+		"text/x-msmsgsinvite; charset=utf-16": false, "text/x-msmsgsinvite; charset=utf-8; charset=utf-16": false,
+	} {
+		if is, utf8 := isInvitation([]byte(mediaType)); !is || utf8 != want {
+			t.Errorf("%q: %v, %v", mediaType, is, utf8)
+		}
+	}
+}
