@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"edged.dev/edged/pkg/audiocall"
 	"edged.dev/edged/pkg/h323"
 	"edged.dev/edged/pkg/ils"
 	"edged.dev/edged/pkg/media"
@@ -34,6 +35,7 @@ type config struct {
 	T120     t120.Config              `yaml:"t120" jsonschema_description:"T.120 data conferences: without listeners the service is off"`
 	ILS      ils.Config               `yaml:"ils" jsonschema_description:"ILS, the directory of NetMeeting (LDAP): without listeners the service is off"`
 	H323     h323.Config              `yaml:"h323" jsonschema_description:"H.323: call signalling; without listeners the service is off"`
+	Audio    audiocall.Config         `yaml:"audiocall" jsonschema_description:"NetMeeting's audio call control of the time before H.323 (1731), unread: without listeners the service is off"`
 	TFTP     tftp.Config              `yaml:"tftp" jsonschema_description:"file transfers of Messenger and Communicator, whose invitations come in SIP: without ports the service is off"`
 	Forwards []forward.Rule           `yaml:"forwards" jsonschema_description:"TCP ports that are forwarded unread, for who is on their allow-list"`
 	Blocked  []pinhole.Listen         `yaml:"blocked" jsonschema_description:"ports on which whoever comes is refused, counted and logged: tcp://NETWORK:PORT or udp://NETWORK:PORT"`
@@ -125,6 +127,7 @@ func defaultConfig() config {
 		T120:     t120.DefaultConfig(),
 		ILS:      ils.DefaultConfig(),
 		H323:     h323.DefaultConfig(),
+		Audio:    audiocall.DefaultConfig(),
 		TFTP:     tftp.DefaultConfig(),
 		Limits:   limitsConfig{PerSource: perSourceConfig{MessagesPerSecond: 100, Connections: 64}},
 	}

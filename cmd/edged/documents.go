@@ -52,7 +52,7 @@ func netMeetingRows() []documentRow {
 		row("2", "User Location Server", "522", "TCP", "IN tcp 522 forward", "OUT tcp 522 forward"),
 		row("3", "T.120", "1503", "TCP", "IN tcp 1503 t120", "OUT tcp 1503 t120"),
 		row("4", "H.323 call setup", "1720", "TCP", "IN tcp 1720 h323", "OUT tcp 1720 h323"),
-		row("5", "Audio call control", "1731", "TCP", "IN tcp 1731 forward", "OUT tcp 1731 forward"),
+		row("5", "Audio call control", "1731", "TCP", "IN tcp 1731 audiocall", "OUT tcp 1731 audiocall"),
 		row("6", "H.323 call control", "dynamic", "TCP", "IN tcp 1024-65535 media", "OUT tcp 1024-65535 media"),
 		row("7", "H.323 streaming", "dynamic", "RTP/UDP", "IN udp 1024-65535 media", "OUT udp 1024-65535 media"),
 	}

@@ -100,7 +100,7 @@ func TestExplainJSON(t *testing.T) {
 // TestMatrixIsWhole: the OCS and Messenger tables have the 57 rows of the role matrix, and each leg can be read.
 func TestMatrixIsWhole(t *testing.T) {
 	wants := []string{
-		handlerSIP, handlerH323, handlerT120, handlerILS, handlerForward, wantNextHop, wantMedia, wantFile, wantWeb, wantTURN, wantMRAS,
+		handlerSIP, handlerH323, handlerT120, handlerAudio, handlerILS, handlerForward, wantNextHop, wantMedia, wantFile, wantWeb, wantTURN, wantMRAS,
 		wantGroove, wantBlock,
 	}
 	seen := map[string]bool{}

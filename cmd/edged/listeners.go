@@ -15,6 +15,7 @@ const (
 	handlerSIP     = "sip"
 	handlerH323    = "h323"
 	handlerT120    = "t120"
+	handlerAudio   = "audiocall"
 	handlerILS     = "ils"
 	handlerTFTP    = "tftp" // of RFC 1350
 	handlerForward = "forward"
@@ -65,6 +66,7 @@ func (c *config) listeners() []portListener {
 		list         []pinhole.Listen
 	}{
 		{"t120.listen", handlerT120, c.T120.Listen}, {"ils.listen", handlerILS, c.ILS.Listen},
+		{"audiocall.listen", handlerAudio, c.Audio.Listen},
 		{"h323.listen", handlerH323, c.H323.Listen}, {"h323.ras", handlerH323, c.H323.RAS},
 		{"tftp.trivial.listen", handlerTFTP, c.TFTP.Trivial.Listen},
 		{"blocked", handlerBlocked, c.Blocked},

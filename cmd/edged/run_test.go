@@ -24,6 +24,7 @@ import (
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
+	"edged.dev/edged/pkg/audiocall"
 	"edged.dev/edged/pkg/h323"
 	"edged.dev/edged/pkg/tftp"
 	"edged.dev/edged/pkg/tftp/rfc1350"
@@ -402,7 +403,11 @@ func otherMetrics(t *testing.T) (names []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	reg.MustRegister(server.Collector(), trivial.Collector(), files.Collector())
+	audio, err := audiocall.New(audiocall.DefaultConfig(), audiocall.Deps{}, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	reg.MustRegister(server.Collector(), trivial.Collector(), files.Collector(), audio.Collector())
 	families, err := reg.Gather()
 	if err != nil {
 		t.Fatal(err)
@@ -432,8 +437,8 @@ func TestMetricsAreDocumented(t *testing.T) {
 		"edged_forward_refused_total": true, "edged_forward_ended_total": true,
 		"edged_shared_port_connections_total": true, "edged_shared_port_refused_total": true, "edged_blocked_total": true,
 		"edged_h323_messages_total": true, "edged_h323_refused_calls_total": true, "edged_h323_dropped_messages_total": true,
-		"edged_h323_ras_requests_total": true,
-		"edged_tftp_denials_total":      true, "edged_tftp_ended_total": true, "edged_tftp_refused_connections_total": true,
+		"edged_h323_ras_requests_total": true, "edged_audiocall_drops_total": true,
+		"edged_tftp_denials_total": true, "edged_tftp_ended_total": true, "edged_tftp_refused_connections_total": true,
 		"edged_tftp_trivial_transfers_total": true, "edged_tftp_trivial_drops_total": true,
 	}
 	for _, name := range otherMetrics(t) {

@@ -78,6 +78,7 @@ func buildServices(ctx context.Context, d *serviceDeps) ([]*service, error) {
 		{"sip", len(d.cfg.SIP.Listen) > 0, buildSIP},
 		{"trivial", len(d.cfg.TFTP.Trivial.Listen) > 0, buildTrivial},
 		{"h323", len(d.cfg.H323.Listen) > 0, buildH323},
+		{"audiocall", len(d.cfg.Audio.Listen) > 0, buildAudioCall},
 		{"forwards", len(d.cfg.Forwards) > 0, buildForwards},
 		{"blocked", len(d.cfg.Blocked) > 0, buildBlocked},
 	}

@@ -33,6 +33,7 @@ func (c *config) validate() []keyText {
 	c.validateSIP(&l)
 	l = append(l, sectionFaults("h323", c.H323.Validate(c.networks()))...)
 	l = append(l, sectionFaults("t120", c.T120.Validate(c.networks()))...)
+	l = append(l, sectionFaults("audiocall", c.Audio.Validate(c.networks()))...)
 	l = append(l, sectionFaults("ils", c.ILS.Validate(c.networks()))...)
 	ports := c.streamPorts(&l)
 	c.validateForwards(&l, ports)

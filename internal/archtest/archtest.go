@@ -120,6 +120,7 @@ func mayImport() map[string][]string {
 		"pkg/t120":       codec,
 		"pkg/ils":        alg,
 		"pkg/tftp":       alg,
+		"pkg/audiocall":  alg,
 		"pkg/turn":       alg,
 		"pkg/tunnel":     {},
 		"pkg/splice":     {},
