@@ -120,6 +120,33 @@ func TestRoles(t *testing.T) {
 	}
 	s.probeAll(t, append(rows, otherRoles()...))
 	s.agree(t, rows)
+	s.call(t)
+}
+
+// call makes a call of a user outside, signed on at 443, to one inside: the ports that the tables give to media
+// are open for it and for no longer.
+func (s *roleScene) call(t *testing.T) {
+	t.Helper()
+	alice, bob := s.user.Voice(t, s.user.Addr(4, 30000), 440), s.pool.Voice(t, s.pool.Addr(4, 30000), 1000)
+	d := s.alice.Invite(netip.AddrPortFrom(s.rig.GW.IPOn(outside, 4), 443), "sip:bob@example.org", Offer{Addr: alice.Addr}.String())
+	req := s.next.ExpectRequest("INVITE")
+	at, err := mediaAddr(req.Body, 0)
+	must(t, "offer", err)
+	bob.Talk(at)
+	s.next.Reply(req, 200, "OK", Offer{Addr: bob.Addr}.String())
+	ok := d.Await("INVITE", 200, 299)
+	at, err = mediaAddr(ok.Body, 0)
+	must(t, "answer", err)
+	alice.Talk(at)
+	d.Send("ACK", "")
+	wantVoice(t, "alice", alice, bob.Hz, time.Second)
+	wantVoice(t, "bob", bob, alice.Hz, time.Second)
+	if !s.rig.GW.listens(t, int(at.Port())) || at.Port() < 50000 || at.Port() > 51999 {
+		t.Errorf("media at %v, which is no open port of pinholes.udp", at)
+	}
+	d.Bye(s.next)
+	s.edge.Clean(t)
+	eventually(t, 10*time.Second, "the port is closed", func() bool { return !s.rig.GW.listens(t, int(at.Port())) })
 }
 
 // TestRolesHosted: where the server is outside and not reached by TLS, 5060 is open to it, and nothing of OCS is.
@@ -160,7 +187,7 @@ type roleScene struct {
 	edge               *Edge
 	certs              *Certificates // of the edge
 	pool, client, user *Host
-	next               *Agent
+	next, alice        *Agent // the next hop, and a user outside
 	tls                *tls.Config
 	done               map[string]error
 }
@@ -175,6 +202,7 @@ func newRoleScene(t *testing.T) *roleScene {
 	s.tls.Certificates = nil // users have none
 	pool := ca.issue(t, "pool", []string{"pool.example.org"}, s.pool.IP)
 	s.next = s.pool.Agent(t, "pool", "tls", s.pool.Addr(4, 5061), pool.config(t, "sip.example.org"))
+	s.alice = s.user.Agent(t, "alice", "tls", s.user.Addr(4, 5061), s.tls)
 	s.pool.namesItself(t, 443, ca.issue(t, "web", []string{"web.example.org"}).config(t, ""), seenWeb)
 	s.pool.namesItself(t, 8057, ca.issue(t, "psom", []string{"conf.example.org"}).config(t, ""), seenPSOM)
 	return s
@@ -236,7 +264,7 @@ func (s *roleScene) probe(t *testing.T, probe string) error {
 	at := netip.AddrPortFrom(s.rig.GW.IPOn(on, 4), uint16(port))
 	switch what := f[3]; what {
 	case seenNext:
-		return s.reachNext(t, at)
+		return s.reachNext(at)
 	case seenClosed:
 		return host.refused(f[1], at)
 	case seenBlocked:
@@ -400,9 +428,8 @@ func (s *roleScene) counted(h *Host, at netip.AddrPort, metric string) error {
 }
 
 // reachNext has a request of a user outside arrive at the next hop inside, by TLS on both legs.
-func (s *roleScene) reachNext(t *testing.T, at netip.AddrPort) error {
-	user := s.user.Agent(t, "alice", "tls", s.user.Addr(4, 5061), s.tls)
-	d := user.NewDialog(at, "sip:bob@example.org")
+func (s *roleScene) reachNext(at netip.AddrPort) error {
+	d := s.alice.NewDialog(at, "sip:bob@example.org")
 	d.Send("OPTIONS", "")
 	s.next.Reply(s.next.ExpectRequest("OPTIONS"), 200, "OK", "")
 	d.Await("OPTIONS", 200, 299)

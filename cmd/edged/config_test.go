@@ -217,7 +217,10 @@ func FuzzDecodeYAML(f *testing.F) {
 				t.Errorf("fault without a place or text: %+v", bad)
 			}
 		}
+		if lines != nil {
+			cfg.expandProfiles(lines)
+		}
 		cfg.validate()
-		_ = lines
+		cfg.explain()
 	})
 }

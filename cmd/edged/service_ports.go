@@ -182,7 +182,7 @@ func openBlocked(ctx context.Context, c *config) ([]blockedSocket, error) {
 			}
 			if err != nil {
 				for _, s := range socks {
-					s.Close()
+					s.close()
 				}
 				return nil, fmt.Errorf("blocked[%d]: %w", i, err)
 			}
@@ -192,12 +192,12 @@ func openBlocked(ctx context.Context, c *config) ([]blockedSocket, error) {
 	return socks, nil
 }
 
-// Close closes the socket.
-func (s blockedSocket) Close() error {
+func (s blockedSocket) close() {
 	if s.packet != nil {
-		return s.packet.Close()
+		s.packet.Close()
+		return
 	}
-	return s.stream.Close()
+	s.stream.Close()
 }
 
 // validateBlocked finds blocked ports that a service needs.

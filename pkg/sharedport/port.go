@@ -104,7 +104,7 @@ func (p *Port) Serve(ctx context.Context) error {
 			return nil
 		case errors.Is(err, net.ErrClosed):
 			for _, l := range p.parts {
-				l.Close()
+				l.end()
 			}
 			return fmt.Errorf("share %v: %w", p.ln.Addr(), err)
 		default:
@@ -245,9 +245,11 @@ func (l *listener) Accept() (net.Conn, error) {
 
 // Close ends Accept. The port stays open for the others.
 func (l *listener) Close() error {
-	l.once.Do(func() { close(l.done) })
+	l.end()
 	return nil
 }
+
+func (l *listener) end() { l.once.Do(func() { close(l.done) }) }
 
 // Addr returns the port's address.
 func (l *listener) Addr() net.Addr { return l.addr }
