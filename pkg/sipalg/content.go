@@ -308,7 +308,7 @@ func (c *Core) editPart(p sdp.Part, show showFunc) []byte {
 			var b bytes.Buffer
 			w := quotedprintable.NewWriter(&b)
 			_, _ = w.Write(v.Body) // a buffer takes all
-			w.Close()
+			_ = w.Close()
 			return b.Bytes()
 		}
 	default:
