@@ -15,6 +15,9 @@ import (
 // maxFailures bounds the failed reads of one socket.
 const maxFailures = 100
 
+// patience is how long the server has for an answer before it is asked again; some clients repeat after 50 ms.
+const patience = 2 * time.Second
+
 // pair is the sockets of one transfer: one for the client, one for the server.
 type pair struct {
 	relay  *Relay
@@ -29,17 +32,22 @@ type pair struct {
 	mu       sync.Mutex // guards what follows
 	transfer *transfer
 	answerer netip.AddrPort // the server's port for this transfer; not valid until it has answered
+	asked    time.Time      // when the request was last sent there
 	result   string
 	ended    time.Time // when the result was known
 	closed   bool
 }
 
-// again sends the request to the server, unless that has answered it.
-func (p *pair) again(b []byte) {
+// ask sends the request to the server, again if it has not answered for patience: each makes it begin a transfer, and the
+// second one of a put would empty the file of the first.
+func (p *pair) ask(b []byte) {
 	p.mu.Lock()
-	asked := p.answerer.IsValid()
+	due := !p.answerer.IsValid() && time.Since(p.asked) >= patience
+	if due {
+		p.asked = time.Now()
+	}
 	p.mu.Unlock()
-	if !asked {
+	if due {
 		p.write(server, b, p.server)
 	}
 }

@@ -139,7 +139,7 @@ func (r *Relay) ask(ctx context.Context, work *sync.WaitGroup, network string, k
 		return &fault{codeIllegal, "illegal request", "malformed"}
 	}
 	if p := r.known(key); p != nil {
-		p.again(b)
+		p.ask(b)
 		return nil
 	}
 	if !r.cfg.admits(key.client.Addr()) {
@@ -163,7 +163,7 @@ func (r *Relay) ask(ctx context.Context, work *sync.WaitGroup, network string, k
 		return &fault{codeUndefined, "busy", "socket"}
 	}
 	r.start(ctx, work, key, p)
-	p.again(b)
+	p.ask(b)
 	return nil
 }
 

@@ -236,6 +236,9 @@ func TestGet(t *testing.T) {
 		if far.Addr() != netip.MustParseAddr("198.51.100.1") || far.Port() == 69 {
 			t.Errorf("the request comes from %v", far)
 		}
+		c.to(s.edge, rrq) // repeated too soon
+		s.server.nothing()
+		time.Sleep(patience)
 		c.to(s.edge, rrq) // repeated before the answer: to the server, from the same port
 		if again := s.server.get(rrq); again != far {
 			t.Errorf("the repeated request comes from %v", again)
