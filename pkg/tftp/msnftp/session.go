@@ -104,11 +104,33 @@ func (s *session) run(ctx context.Context) error {
 			return err
 		}
 	}
+	s.hold()
 	if check == nil && s.Joiner != nil {
 		unhook()
 		return s.join(ctx)
 	}
 	return newPassage(s, check).run()
+}
+
+// small is the length of a file, in octets, up to which Linux may hold all of it in the sockets of one connection that is
+// passed on. A client that does one thing at a time (pidgin-sipe) then waits for the answer to a file that is still on its
+// way, while the other waits for its word on the next one. So sockets hold about buffered octets of such files.
+const (
+	small    = 16 << 20
+	buffered = 256 << 10
+)
+
+// hold bounds what the edge holds of a small file.
+func (s *session) hold() {
+	if s.size > small {
+		return
+	}
+	if c, ok := s.from.conn.(interface{ SetReadBuffer(int) error }); ok {
+		_ = c.SetReadBuffer(buffered) // without it the file passes too
+	}
+	if c, ok := s.to.conn.(interface{ SetWriteBuffer(int) error }); ok {
+		_ = c.SetWriteBuffer(buffered)
+	}
 }
 
 // named gives errors of connections during the handshake the names of this package.
