@@ -12,6 +12,7 @@ import (
 // Names of what is measured.
 const (
 	edged      = "edged"
+	edgedCheck = "edged, content checked"
 	haproxy    = "HAProxy, splice"
 	haproxyCpy = "HAProxy, no splice"
 )
@@ -28,7 +29,8 @@ type gateway struct {
 func (r *rig) gateways(binary string) []gateway {
 	fixed := func(*clients) (string, func(), error) { return fmt.Sprintf("%s:%d", farIP, gatePort), func() {}, nil }
 	return []gateway{
-		{edged, func() (func(), error) { return r.startEdged(binary) }, r.inviteBySIP},
+		{edged, func() (func(), error) { return r.startEdged(binary, "") }, r.inviteBySIP},
+		{edgedCheck, func() (func(), error) { return r.startEdged(binary, ", content: {verify: true, types: [executable]}") }, r.inviteBySIP},
 		{haproxy, func() (func(), error) { return r.startHAProxy("option splice-auto") }, fixed},
 		{haproxyCpy, func() (func(), error) { return r.startHAProxy("") }, fixed},
 	}
@@ -44,7 +46,7 @@ func (r *rig) startHAProxy(option string) (func(), error) {
 	return r.process("haproxy", "-q", "-db", "-f", file)
 }
 
-func (r *rig) startEdged(binary string) (func(), error) {
+func (r *rig) startEdged(binary, options string) (func(), error) {
 	config := fmt.Sprintf(`log: {level: error}
 admin: {listen: "unix:%s"}
 state: {dir: ""}
@@ -55,8 +57,8 @@ networks:
 sip:
   listen: ["tcp://near:%d", "tcp://far:%d"]
   domains: {example.org: {network: far, server: "tcp:%s:%d"}}
-tftp: {ports: 6891-6901}
-`, filepath.Join(r.dir, "admin.sock"), nearIP, farIP, sipPort, sipPort, serverIP, sipPort)
+tftp: {ports: 6891-6901%s}
+`, filepath.Join(r.dir, "admin.sock"), nearIP, farIP, sipPort, sipPort, serverIP, sipPort, options)
 	file, err := r.file("edged.yaml", config)
 	if err != nil {
 		return nil, err

@@ -17,7 +17,8 @@ import (
 const (
 	invitation = "Application-Name: File Transfer\r\nApplication-GUID: {5D3E02AB-6190-11d3-BBBB-00C04F795683}\r\n" +
 		"Invitation-Command: INVITE\r\nInvitation-Cookie: %d\r\nApplication-File: file.bin\r\nApplication-FileSize: %d\r\n"
-	acceptance = "Invitation-Command: ACCEPT\r\nInvitation-Cookie: %d\r\nIP-Address: %s\r\nPort: %d\r\nPortX: %d\r\nAuthCookie: %d\r\n"
+	acceptance = "Invitation-Command: ACCEPT\r\nInvitation-Cookie: %d\r\nIP-Address: %s\r\nPort: %d\r\nPortX: %d\r\nAuthCookie: %d\r\n" +
+		"Encryption-Key: %s\r\nHash-Key: %s\r\n"
 )
 
 // phone is a SIP client on one TCP connection.
@@ -94,7 +95,7 @@ func (r *rig) inviteBySIP(c *clients) (address string, done func(), err error) {
 	if _, err := c.tell(alice, fmt.Sprintf(invitation, 1, fileSize)); err != nil {
 		return "", nil, err
 	}
-	told, err := c.tell(alice, fmt.Sprintf(acceptance, 1, clientIP, clientPort, clientPort^0x3141, authCookie))
+	told, err := c.tell(alice, fmt.Sprintf(acceptance, 1, clientIP, clientPort, clientPort^0x3141, authCookie, key(1), key(2)))
 	if err != nil {
 		return "", nil, err
 	}

@@ -39,9 +39,9 @@ func metrics() []metric {
 // compareAll returns the rows for what was measured.
 func compareAll(results map[string][]figures) []row {
 	var rows []row
-	for _, peer := range []string{haproxy, haproxyCpy} {
+	for _, pair := range [][2]string{{edged, haproxy}, {edged, haproxyCpy}, {edgedCheck, haproxy}} {
 		for _, m := range metrics() {
-			rows = append(rows, compare(edged, peer, m, results[edged], results[peer]))
+			rows = append(rows, compare(pair[0], pair[1], m, results[pair[0]], results[pair[1]]))
 		}
 	}
 	return rows

@@ -2,6 +2,11 @@ package main
 
 import (
 	"bufio"
+	"bytes"
+	"crypto/hmac"
+	"crypto/rc4"  //nolint:gosec // the clients' cipher
+	"crypto/sha1" //nolint:gosec // the clients' digest
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -32,6 +37,8 @@ type clients struct {
 	// bob is the connection on which the gateway reaches him, nil if it has none.
 	bob  *phone
 	sunk atomic.Uint64
+	// mac is that of the small file.
+	mac string
 }
 
 func (r *rig) clients() (*clients, error) {
@@ -44,6 +51,9 @@ func (r *rig) clients() (*clients, error) {
 		return ln, err
 	}
 	var err error
+	if c.mac, err = smallMAC(); err != nil {
+		return nil, err
+	}
 	if c.files, err = listen(r.client, fmt.Sprintf("%s:%d", clientIP, clientPort)); err != nil {
 		return nil, err
 	}
@@ -131,7 +141,25 @@ func (c *clients) send(size int64) error {
 			return err
 		}
 	}
-	return s.script("<BYE 16777989", ">MAC fVP3xwW0penYcb0y6z89z0f2x8k=\x00")
+	return s.script("<BYE 16777989", ">MAC "+c.mac+"\x00")
+}
+
+// key returns a key of the invitation in base64.
+func key(n byte) string { return base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{n}, 24)) }
+
+// smallMAC returns the MAC of the small file, which is nothing but zeros where it is encrypted.
+func smallMAC() (string, error) {
+	sum := sha1.Sum(bytes.Repeat([]byte{1}, 24)) //nolint:gosec // the clients' digest
+	c, err := rc4.NewCipher(sum[:16])            //nolint:gosec // the clients' cipher
+	if err != nil {
+		return "", err
+	}
+	plain := make([]byte, smallSize)
+	c.XORKeyStream(plain, plain)
+	sum = sha1.Sum(bytes.Repeat([]byte{2}, 24)) //nolint:gosec // see above
+	h := hmac.New(sha1.New, sum[:16])
+	h.Write(plain)
+	return base64.StdEncoding.EncodeToString(h.Sum(nil)), nil
 }
 
 // greet is bob up to TFR.
@@ -231,14 +259,14 @@ func (r *rig) small(g gateway, c *clients) (float64, error) {
 	if _, err := io.CopyN(io.Discard, s.r, wire); err != nil {
 		return 0, err
 	}
-	err = s.script(">BYE 16777989", "<MAC fVP3xwW0penYcb0y6z89z0f2x8k=")
+	err = s.script(">BYE 16777989", "<MAC "+c.mac)
 	ms := float64(time.Since(began).Microseconds()) / 1e3
 	return ms, errors.Join(err, <-sent)
 }
 
 // ready waits until HAProxy listens; edged does when it has answered the invitation.
 func (r *rig) ready(at, name string) error {
-	if name == edged {
+	if strings.HasPrefix(name, edged) {
 		return nil
 	}
 	var err error
