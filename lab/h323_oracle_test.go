@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"testing"
 
+	"edged.dev/edged/internal/h323phone"
 	"edged.dev/edged/internal/tpkt/tpkttest"
 )
 
@@ -33,6 +34,29 @@ func TestH323Oracle(t *testing.T) {
 	}
 	o.compare(t, registrations, func(r *Rig, edge bool) *h323Stage { return rasStage(t, r, edge) })
 	o.check(t)
+}
+
+// TestH323OracleControl: the same said through a NAT without an ALG leaves the inside addresses as they are, which the
+// comparison would show.
+func TestH323OracleControl(t *testing.T) {
+	r := lab(t)
+	onlyEdged(t, "the reference has no H.323")
+	alice, bob := r.Inside("alice"), r.Inside("bob")
+	d := recordCall(t, alice, bob, "slow", h323phone.Mode{Tunnelling: true}, h323phone.Mode{Tunnelling: true})
+	r.PlainNAT()
+	out := r.Outside("out1")
+	s := &h323Stage{gw: r.GW, host: [2]*Host{alice, out}, target: netip.AddrPortFrom(out.IP, callPort)}
+	port := uint16(20000)
+	fates, lost := s.play(d.place([2]netip.Addr{alice.IP, out.IP}, &port))
+	kept := 0
+	for _, f := range fates {
+		if f.outward && f.whose == "sender" && f.became == "kept" {
+			kept++
+		}
+	}
+	if len(lost) > 0 || kept < 3 {
+		t.Errorf("%d inside addresses kept, lost %v", kept, lost)
+	}
 }
 
 // oracle collects what became of addresses.
@@ -78,27 +102,37 @@ func (o *oracle) corpora(t *testing.T) (calls, registrations []*dialogue) {
 	return calls, registrations
 }
 
-// phones records our own phones, which call each other without anything between them, in every mode.
+// phones records our own phones in every mode.
 func (o *oracle) phones(t *testing.T) (calls []*dialogue) {
 	alice, bob := o.rig[0].Inside("alice"), o.rig[0].Inside("bob")
 	for _, m := range h323Modes {
-		c := alice.record(t, m.name)
-		called := bob.H323Phone(t, h323Spec{Name: "bob-" + m.name, At: netip.AddrPortFrom(bob.IP, callPort), Mode: m.callee})
-		calling := alice.H323Phone(t, h323Spec{
-			Name: "alice-" + m.name, At: netip.AddrPortFrom(alice.IP, callPort), Mode: m.caller, To: netip.AddrPortFrom(bob.IP, callPort), Called: "bob",
-		})
-		h323Heard(t, calling, called, m.caller.T120 || m.caller.T120InAck)
-		fmt.Fprintln(called.stdin, "hangup")
-		eventually(t, h323Time, "the call ends at alice", func() bool { return logged(calling, "ended") })
-		calling.Stop(syscall.SIGTERM)
-		called.Stop(syscall.SIGTERM)
-		d := record("phones "+m.name, c.Stop(t), false)
-		if d == nil {
-			t.Fatalf("%s: no call was recorded", m.name)
-		}
-		calls = append(calls, d)
+		calls = append(calls, recordCall(t, alice, bob, m.name, m.caller, m.callee))
 	}
-	return calls
+	video := h323phone.Mode{Video: true}
+	return append(calls, recordCall(t, alice, bob, "video", video, video))
+}
+
+// recordCall has two phones call each other with nothing between them.
+func recordCall(t *testing.T, alice, bob *Host, name string, caller, callee h323phone.Mode) *dialogue {
+	t.Helper()
+	c := alice.record(t, name)
+	called := bob.H323Phone(t, h323Spec{Name: "bob-" + name, At: netip.AddrPortFrom(bob.IP, callPort), Mode: callee})
+	calling := alice.H323Phone(t, h323Spec{
+		Name: "alice-" + name, At: netip.AddrPortFrom(alice.IP, callPort), Mode: caller, To: netip.AddrPortFrom(bob.IP, callPort), Called: "bob",
+	})
+	h323Heard(t, calling, called, caller.T120 || caller.T120InAck)
+	if caller.Video {
+		eventually(t, h323Time, "the presentation is seen", func() bool { _, n := watched(calling); return n > 0 })
+	}
+	fmt.Fprintln(called.stdin, "hangup")
+	eventually(t, h323Time, "the call ends at alice", func() bool { return logged(calling, "ended") })
+	calling.Stop(syscall.SIGTERM)
+	called.Stop(syscall.SIGTERM)
+	d := record("phones "+name, c.Stop(t), false)
+	if d == nil {
+		t.Fatalf("%s: no call was recorded", name)
+	}
+	return d
 }
 
 // record starts tcpdump on the host.
