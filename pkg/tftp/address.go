@@ -37,9 +37,7 @@ func (e *Editor) acceptLocked(now time.Time, c Content, inv *invitation.Invitati
 	case t.foreign:
 		return Verdict{}
 	}
-	if key, hash := inv.Value(invitation.EncryptionKey), inv.Value(invitation.HashKey); key != "" && len(key)+len(hash) < 256 {
-		t.encryptionKey, t.hashKey = key, hash
-	}
+	t.learn(c, inv)
 	addressed := false
 	for _, f := range addressFields() {
 		addressed = addressed || inv.Has(f)
@@ -55,6 +53,16 @@ func (e *Editor) acceptLocked(now time.Time, c Content, inv *invitation.Invitati
 		return e.cancelLocked(c, t, k.cookie, reason)
 	}
 	return Verdict{Body: rewrite(inv, t.local)}
+}
+
+// learn remembers the keys. They are the receiver's to choose: a sender who named others could have the edge decrypt
+// something else than the receiver will.
+func (t *transfer) learn(c Content, inv *invitation.Invitation) {
+	key, hash := inv.Value(invitation.EncryptionKey), inv.Value(invitation.HashKey)
+	first := t.from == t.to && t.encryptionKey == "" // who invites himself cannot be told apart otherwise
+	if (first || t.receiverSpeaks(c, inv)) && key != "" && len(key)+len(hash) < 256 {
+		t.encryptionKey, t.hashKey = key, hash
+	}
 }
 
 // rewrite puts an address into an invitation.

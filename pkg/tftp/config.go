@@ -165,6 +165,9 @@ func (c Config) Validate() error {
 			fault(fmt.Sprintf("guids[%d]", i), "%q is not {XXXXXXXX-XXXX-XXXX-XXXX-XXXXXXXXXXXX}", g)
 		}
 	}
+	if c.Plain && c.Content.Enabled() {
+		fault("plain", "clients could hide a file from content by what they say of its encryption; one of both only")
+	}
 	between := func(key string, d, from, to time.Duration) {
 		if d < from || d > to {
 			fault(key, "%v is not between %v and %v", d, from, to)

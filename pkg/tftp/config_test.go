@@ -48,6 +48,11 @@ func TestValidate(t *testing.T) {
 	if err := DefaultConfig().Validate(); err != nil {
 		t.Fatal(err)
 	}
+	both := DefaultConfig()
+	both.Plain, both.Content.Verify = true, true
+	if both.Validate() == nil {
+		t.Error("plain and content together")
+	}
 	bad := Config{
 		Ports: PortRange{80, 90}, Deny: []string{".exe", "EXE", "a.b", ""}, Allow: []string{"txt "}, Directions: "x", Policy: []Rule{{}},
 		GUIDs: []string{"{}"}, Pending: time.Millisecond, Idle: 25 * time.Hour, MaxInvitations: 1 << 21,

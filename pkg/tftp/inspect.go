@@ -32,20 +32,12 @@ func (e *Editor) inspect(t *transfer) (check func(context.Context, int64) (msnft
 	}
 	key, err := base64.StdEncoding.DecodeString(t.encryptionKey)
 	hash, err2 := base64.StdEncoding.DecodeString(t.hashKey)
-	if err != nil || err2 != nil || (len(key) == 0 || len(hash) == 0) && !e.cfg.Plain {
+	if err != nil || err2 != nil || len(key) == 0 || len(hash) == 0 {
 		return nil, reasonKeys
 	}
-	f := content.File{Name: t.file}
-	if len(key) > 0 {
-		f.EncryptionKey = key
-	}
-	if len(hash) > 0 {
-		f.HashKey = hash
-	}
-	checker := e.checker
+	name, checker := t.file, e.checker
 	return func(ctx context.Context, size int64) (msnftp.Check, error) {
-		f := f
-		f.Size = size
+		f := content.File{Name: name, Size: size, EncryptionKey: key, HashKey: hash}
 		c, err := checker.Begin(ctx, f)
 		if err != nil {
 			return nil, err
