@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -14,6 +15,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"edged.dev/edged/pkg/pinhole"
+	"edged.dev/edged/pkg/sipalg"
+	"edged.dev/edged/pkg/sipalg/flow"
+	"edged.dev/edged/pkg/splice/forward"
 )
 
 // roleConfig parses a configuration beside a certificate tls/edge.
@@ -220,5 +224,46 @@ func TestProfilesOpenNoMore(t *testing.T) {
 			}
 			t.Errorf("%s opens %s for %s; its documents want %v there", name, p, p.Handler, wants)
 		}
+	}
+}
+
+// TestListenersAreWhole: whatever section has listeners, the port table knows them; ports are judged taken by it.
+func TestListenersAreWhole(t *testing.T) {
+	var c config
+	want := map[string]bool{}
+	port := uint16(1000)
+	var fill func(v reflect.Value, key string)
+	fill = func(v reflect.Value, key string) {
+		switch list := v.Addr().Interface().(type) {
+		case *[]pinhole.Listen:
+			port++
+			*list = []pinhole.Listen{{Proto: "tcp", Network: "inside", Port: port}}
+			want[key+"[0]"] = true
+		case *[]sipalg.Listen:
+			port++
+			*list = []sipalg.Listen{{Proto: flow.TCP, Network: "inside", Port: port}}
+			want[key+"[0]"] = true
+		case *[]forward.Rule:
+			port++
+			*list = []forward.Rule{{Listen: forward.Listen{Network: "inside", Port: port}}}
+			want[key+"[0]"] = true
+		default:
+			if v.Kind() != reflect.Struct || isText(v.Type()) {
+				return
+			}
+			for i := range v.NumField() {
+				if k := yamlKey(v.Type().Field(i)); k != "" {
+					fill(v.Field(i), join(key, k))
+				}
+			}
+		}
+	}
+	fill(reflect.ValueOf(&c).Elem(), "")
+	got := map[string]bool{}
+	for _, p := range c.listeners() {
+		got[p.Key] = true
+	}
+	if d := cmp.Diff(want, got); d != "" || len(want) < 8 {
+		t.Errorf("%d sections with listeners; %s", len(want), d)
 	}
 }
