@@ -79,6 +79,12 @@ func FuzzMultipart(f *testing.F) {
 		if errEach != nil || changed || !bytes.Equal(out, body) || len(got) != len(want) {
 			t.Fatalf("%v %v %q became %q, %d parts of %d", errEach, changed, body, out, len(got), len(want))
 		}
+		switch part, number, err := Preferred(contentType, body); {
+		case err != nil || (number < 0) != (len(want) == 0) || number >= len(want):
+			t.Fatalf("%d of %d counts: %v", number, len(want), err)
+		case number >= 0 && !bytes.Equal(part, want[number]):
+			t.Fatalf("%q counts, not %q", part, want[number])
+		}
 		long, _, err := RewriteBody(nil, contentType, body, func(p, dst []byte) ([]byte, error) {
 			return append(append(dst, p...), "a=x:0123456789"...), nil
 		})
