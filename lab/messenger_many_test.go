@@ -23,6 +23,9 @@ func TestMessengerThirteenFiles(t *testing.T) {
 			from.talks(t, to)
 			var sent []*offered
 			for i := range 13 {
+				if i >= 11 { // the client that listens has eleven ports too, each until the other has connected
+					eventually(t, messengerTime, "ports are free again", func() bool { return to.count("xfer recv-start") >= i-10 })
+				}
 				sent = append(sent, from.offers(t, to, fmt.Sprintf("part-%02d.dat", i), 3<<20))
 			}
 			for _, f := range sent {
