@@ -145,6 +145,14 @@ func TestProfilesYield(t *testing.T) {
 			"with certificates", lcs + roleTLS + "sip: {" + next + "}\n", "udp://inside:5060 tcp://inside:5060 tls://inside:5061 tls://outside:5061",
 			"tcp://inside:1503 tcp://outside:1503", 2,
 		},
+		{
+			"a partner whom DNS finds", lcs + "sip: {domains: {example.org: {network: inside, server: 'tcp:10.0.0.20'}, partner.example.org: {network: outside}}}\n",
+			"udp://inside:5060 tcp://inside:5060", "tcp://inside:1503 tcp://outside:1503", 4,
+		},
+		{
+			"a server outside", lcs + "sip: {domains: {example.org: {network: outside, server: '198.51.100.20'}}}\n",
+			"udp://inside:5060 tcp://inside:5060 udp://outside:5060 tcp://outside:5060", "tcp://inside:1503 tcp://outside:1503", 2,
+		},
 		{"own listeners", lcs + "sip: {listen: ['tcp://inside:5070'], " + next + "}\n", "tcp://inside:5070", "tcp://inside:1503 tcp://outside:1503", 4},
 		{"no listeners", lcs + "sip: {" + next + "}\nt120: {listen: []}\n", "udp://inside:5060 tcp://inside:5060", "", 6},
 		{"nothing blocked", lcs + "sip: {" + next + "}\nblocked: []\n", "udp://inside:5060 tcp://inside:5060", "tcp://inside:1503 tcp://outside:1503", 0},

@@ -58,7 +58,7 @@ func hasCertificates(c *config) bool { return len(c.TLS.Certificates) > 0 }
 // lcsProfile is Windows Messenger with Live Communications Server 2005, on either side.
 func lcsProfile() profile {
 	// The server sends to the edge on 5060 by itself only where it is not reached by TLS.
-	plain := func(c *config, network string) bool { return c.nextHop(network, false) }
+	plain := func(c *config, network string) bool { return c.plainNextHop(network) }
 	secure := func(c *config, _ string) bool { return hasCertificates(c) }
 	return profile{
 		name:  profileLCS,
@@ -128,11 +128,12 @@ func nextHopNeed() need {
 	}}
 }
 
-// nextHop tells whether a configured server is on a network, and reached by TLS or not.
-func (c *config) nextHop(network string, secure bool) bool {
+// plainNextHop tells whether a configured server is on a network and not reached by TLS. One that DNS is to find
+// is none: partners are found so.
+func (c *config) plainNextHop(network string) bool {
 	for _, d := range c.SIP.Domains {
 		proto, _, _ := strings.Cut(d.Server, ":")
-		if d.Network == network && flow.ParseProto(proto).Secure() == secure {
+		if d.Network == network && d.Server != "" && !flow.ParseProto(proto).Secure() {
 			return true
 		}
 	}
