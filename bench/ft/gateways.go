@@ -56,9 +56,11 @@ networks:
   far: {addresses: [%s], trusted: false}
 sip:
   listen: ["tcp://near:%d", "tcp://far:%d"]
-  domains: {example.org: {network: far, server: "tcp:%s:%d"}}
+  domains:
+    example.org: {network: far, server: "tcp:%s:%d"}
+    example.net: {network: near, server: "tcp:%s:%d"}
 tftp: {ports: 6891-6901%s}
-`, filepath.Join(r.dir, "admin.sock"), nearIP, farIP, sipPort, sipPort, serverIP, sipPort, options)
+`, filepath.Join(r.dir, "admin.sock"), nearIP, farIP, sipPort, sipPort, serverIP, sipPort, clientIP, sipPort, options)
 	file, err := r.file("edged.yaml", config)
 	if err != nil {
 		return nil, err

@@ -30,19 +30,18 @@ const (
 	warm = 300 * time.Millisecond
 )
 
-// clients are alice's listener for files, and bob's for SIP.
+// clients are alice and bob, and her listener for files.
 type clients struct {
-	files net.Listener
-	sip   net.Listener
-	// bob is the connection on which the gateway reaches him, nil if it has none.
-	bob  *phone
-	sunk atomic.Uint64
+	alice, bob party
+	files      net.Listener
+	calls      int
+	sunk       atomic.Uint64
 	// mac is that of the small file.
 	mac string
 }
 
 func (r *rig) clients() (*clients, error) {
-	c := &clients{}
+	c := &clients{} // what is opened before an error ends with the process
 	listen := func(ns, at string) (ln net.Listener, err error) {
 		err = within(ns, func() error {
 			ln, err = net.Listen("tcp", at)
@@ -57,8 +56,11 @@ func (r *rig) clients() (*clients, error) {
 	if c.files, err = listen(r.client, fmt.Sprintf("%s:%d", clientIP, clientPort)); err != nil {
 		return nil, err
 	}
-	if c.sip, err = listen(r.server, fmt.Sprintf("%s:%d", serverIP, sipPort)); err != nil {
-		c.files.Close()
+	c.alice.uri, c.bob.uri = "alice@example.net", "bob@example.org"
+	if c.alice.ln, err = listen(r.client, fmt.Sprintf("%s:%d", clientIP, sipPort)); err != nil {
+		return nil, err
+	}
+	if c.bob.ln, err = listen(r.server, fmt.Sprintf("%s:%d", serverIP, sipPort)); err != nil {
 		return nil, err
 	}
 	return c, nil
@@ -66,7 +68,8 @@ func (r *rig) clients() (*clients, error) {
 
 func (c *clients) close() {
 	c.files.Close()
-	c.sip.Close()
+	c.alice.ln.Close()
+	c.bob.ln.Close()
 }
 
 func (r *rig) dial(ns, to string) (c net.Conn, err error) {
@@ -206,10 +209,8 @@ func (r *rig) measure(g gateway, c *clients, d time.Duration) (f figures, err er
 	}
 	defer func() {
 		stop()
-		if c.bob != nil {
-			c.bob.conn.Close()
-			c.bob = nil
-		}
+		c.alice.hangUp()
+		c.bob.hangUp()
 	}()
 	var took []float64
 	for range smallRuns {
