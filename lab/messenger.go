@@ -163,14 +163,20 @@ func (h *Host) Renumber(t testing.TB, r *Rig) {
 // offers makes a file of random octets and offers it to the other client.
 func (m *Messenger) offers(t testing.TB, to *Messenger, name string, size int) *offered {
 	t.Helper()
-	f := &offered{from: m, to: to, name: name, data: make([]byte, size)}
-	rand.Read(f.data)
+	data := make([]byte, size)
+	rand.Read(data)
+	return m.offersData(t, to, name, data)
+}
+
+// offersData offers a file.
+func (m *Messenger) offersData(t testing.TB, to *Messenger, name string, data []byte) *offered {
+	t.Helper()
 	dir := filepath.Join(m.home, "files")
 	must(t, "file", os.MkdirAll(dir, 0o700))
 	file := filepath.Join(dir, name)
-	must(t, "file", os.WriteFile(file, f.data, 0o600))
+	must(t, "file", os.WriteFile(file, data, 0o600))
 	m.Do("send sip:%s@example.org %s", to.User, file)
-	return f
+	return &offered{from: m, to: to, name: name, data: data}
 }
 
 // offered is a file on its way.

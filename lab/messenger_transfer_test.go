@@ -216,3 +216,50 @@ func (e *Edge) wantIdle(t testing.TB) {
 		return e.Metric("edged_tftp_transfers", "listening") == 0 && e.Metric("edged_tftp_transfers", "running") == 0 && e.Count("pinholes") == 0
 	})
 }
+
+// TestMessengerContent: the edge reads what clients send each other, with the keys that it has seen, and they do not
+// notice: files arrive as they were and with a good MAC. A program by another name does not arrive.
+func TestMessengerContent(t *testing.T) {
+	for _, version := range []int{0, 4} {
+		for _, public := range []bool{false, true} {
+			t.Run(fmt.Sprintf("signing-%d-public-%v", version, public), func(t *testing.T) {
+				more := "tftp: {ports: 6891-6901, content: {verify: true, types: [executable]}}\n"
+				p := newPair(t, setting{Office: OfficeConfig{Signing: version}, Edge: EdgeConfig{More: more}, Public: public})
+				p.alice.offers(t, p.bob, "out.dat", 300000).arrives(t)
+				p.bob.offers(t, p.alice, "in.dat", 70000).arrives(t)
+				eventually(t, messengerTime, "both are known to be whole", func() bool { return p.edge.Metric("edged_tftp_ended_total", "completed") == 2 })
+				for _, way := range [][2]*Messenger{{p.alice, p.bob}, {p.bob, p.alice}} {
+					program := append([]byte("MZ\x90\x00\x03\x00\x00\x00\x04\x00\x00\x00\xff\xff\x00\x00"), make([]byte, 200000)...)
+					f := way[0].offersData(t, way[1], "holiday-"+way[0].User+".jpg", program)
+					way[0].wants(t, "xfer send-cancel", " "+f.name)
+					if b := f.received(t); len(b) > 0 {
+						t.Errorf("%d octets of %s arrived", len(b), f.name)
+					}
+				}
+				eventually(t, messengerTime, "both programs are counted", func() bool { return p.edge.Metric("edged_tftp_ended_total", `"type"`) == 2 })
+				p.alice.talks(t, p.bob)
+				p.office.wantSigned(t)
+				p.edge.wantIdle(t)
+			})
+		}
+	}
+}
+
+// TestMessengerFilesHairpin: both clients inside, their server outside, so that every message passes the edge twice.
+func TestMessengerFilesHairpin(t *testing.T) {
+	for _, version := range []int{0, 4} {
+		t.Run(fmt.Sprintf("signing-%d", version), func(t *testing.T) {
+			p := newPair(t, setting{Office: OfficeConfig{Signing: version}, Edge: EdgeConfig{More: fmt.Sprintf(files, "1m")}, Capture: true})
+			h := p.rig.Inside("near2")
+			h.Renumber(t, p.rig) // listens where she sends
+			carol := h.Messenger(t, "carol", p.gate, "tcp")
+			p.alice.offers(t, carol, "to.dat", 70000).arrives(t)
+			carol.offers(t, p.alice, "fro.dat", 70000).arrives(t)
+			p.alice.refused(t, carol, "never.exe")
+			p.alice.talks(t, carol)
+			p.office.wantSigned(t)
+			p.wantNoLeaks(t)
+			p.edge.wantIdle(t)
+		})
+	}
+}
