@@ -404,7 +404,7 @@ func (s *roleScene) byFirstBytes(h *Host, at netip.AddrPort, class, send string)
 	if !until(10*time.Second, func() bool { return s.edge.Metric("edged_shared_port_refused_total", class, "not_served") > before }) {
 		return errors.New("is not counted")
 	}
-	if len(s.edge.logged("connection refused", h.IP.String())) == 0 {
+	if len(s.edge.logged("connection refused", `"class"`, h.IP.String())) == 0 {
 		return errors.New("is not logged")
 	}
 	return nil

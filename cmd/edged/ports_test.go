@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"go.uber.org/zap"
 )
 
 // backend is a TLS server for a name that says its name and echoes; conf may be changed before.
@@ -131,7 +133,9 @@ func TestSharedPort(t *testing.T) {
 	if got := plainLine(t, addr, "GET / HTTP/1.1\r\n\r\n"); !errors.Is(got, syscall.ECONNRESET) {
 		t.Errorf("HTTP: %v, want a reset", got)
 	}
-	until(t, "it is logged", func() bool { return d.logs.FilterMessage("connection refused").Len() > 0 })
+	until(t, "it is logged", func() bool {
+		return d.logs.FilterMessage("connection refused").FilterField(zap.String("class", "http")).Len() == 1
+	})
 }
 
 // plainLine sends a text and returns the error of reading the answer.

@@ -273,6 +273,34 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestStrangerIsLogged: who is not allowed is logged once in a while, whatever the log's level.
+func TestStrangerIsLogged(t *testing.T) {
+	s := start(t, Rule{To: echoServer(t), Allow: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}, nil)
+	r := s.f.rules[0]
+	for n := range uint64(3) {
+		if echoes(t, s.dial(t)) {
+			t.Error("a stranger is carried")
+		}
+		until(t, "it is counted", func() bool { return r.count(notAllowed) == n+1 })
+	}
+	if err := s.stop(); err != nil {
+		t.Error(err)
+	}
+	lines := s.logged.FilterMessage("connection refused")
+	if loud := lines.FilterLevelExact(zap.InfoLevel).Len(); lines.Len() != 3 || loud != 1 {
+		t.Errorf("%d lines, %d of them loud", lines.Len(), loud)
+	}
+	if now := time.Now().Add(logEvery); r.levelOf(notAllowed, netip.MustParseAddr("127.0.0.1"), now) != zap.InfoLevel {
+		t.Error("it is not said again after a minute")
+	}
+	for i := range 2 * maxLogged {
+		r.levelOf(notAllowed, netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)}), time.Now())
+	}
+	if len(r.logged) > maxLogged {
+		t.Errorf("%d sources are remembered", len(r.logged))
+	}
+}
+
 func TestIdleConnectionEnds(t *testing.T) {
 	s := start(t, Rule{To: echoServer(t), Allow: []netip.Prefix{loopback()}, Idle: 200 * time.Millisecond}, nil)
 	c := s.dial(t)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 
 	"edged.dev/edged/pkg/splice"
 )
@@ -20,6 +21,9 @@ const (
 	dialTimeout = 10 * time.Second
 	// acceptRest is how long a listener waits when descriptors have run out.
 	acceptRest = 100 * time.Millisecond
+	// logEvery is how often a source that is not allowed is logged at most, maxLogged how many are remembered for that.
+	logEvery  = time.Minute
+	maxLogged = 4096
 )
 
 // Reasons for which a connection is refused or ended, as metrics name them.
@@ -97,6 +101,8 @@ type rule struct {
 	bytes   [2]uint64 // of connections that have ended
 	refused map[string]uint64
 	ended   map[string]uint64
+	// logged is when a source was last said to be not allowed.
+	logged map[netip.Addr]time.Time
 	// carried are the rule's parts in the kernel; why says why there are none.
 	carried []Carried
 	why     string
@@ -115,7 +121,7 @@ func New(rules []Rule, deps Deps, log *zap.Logger) *Forwarder {
 	for _, r := range rules {
 		f.rules = append(f.rules, &rule{
 			Rule: r.Completed(), open: map[*connection]struct{}{}, sources: map[netip.Addr]int{},
-			refused: map[string]uint64{}, ended: map[string]uint64{}, why: r.whyUser(),
+			refused: map[string]uint64{}, ended: map[string]uint64{}, logged: map[netip.Addr]time.Time{}, why: r.whyUser(),
 		})
 	}
 	return f
@@ -240,7 +246,7 @@ func (f *Forwarder) serve(ctx context.Context, r *rule, conn net.Conn) {
 	c.client = netip.AddrPortFrom(c.client.Addr().Unmap(), c.client.Port())
 	if why := f.admit(r, c); why != "" {
 		reset(conn)
-		f.log.Debug("connection refused", zap.String("forward", r.Name), zap.Stringer("client", c.client), zap.String("reason", why))
+		f.log.Log(r.levelOf(why, c.client.Addr(), c.begun), "connection refused", zap.String("forward", r.Name), zap.Stringer("client", c.client), zap.String("reason", why))
 		return
 	}
 	reason, err := f.connect(ctx, r, c, conn)
@@ -248,6 +254,20 @@ func (f *Forwarder) serve(ctx context.Context, r *rule, conn net.Conn) {
 	f.log.Debug("connection ended", zap.String("forward", r.Name), zap.Stringer("client", c.client),
 		zap.Duration("lasted", time.Since(c.begun)), zap.Uint64("bytes_from_client", c.counters.Bytes(0)),
 		zap.Uint64("bytes_from_target", c.counters.Bytes(1)), zap.String("reason", reason), zap.Error(err))
+}
+
+// levelOf returns how loud a refusal is: who is not on the allow-list is an operator's business, once in a while.
+func (r *rule) levelOf(why string, source netip.Addr, now time.Time) zapcore.Level {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if last, known := r.logged[source]; why != notAllowed || known && now.Sub(last) < logEvery {
+		return zap.DebugLevel
+	}
+	if len(r.logged) >= maxLogged {
+		clear(r.logged)
+	}
+	r.logged[source] = now
+	return zap.InfoLevel
 }
 
 // admit enters a connection, or returns why it is refused.
