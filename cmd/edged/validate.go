@@ -35,6 +35,7 @@ func (c *config) validate() []keyText {
 	l = append(l, sectionFaults("t120", c.T120.Validate(c.networks()))...)
 	l = append(l, sectionFaults("audiocall", c.Audio.Validate(c.networks()))...)
 	l = append(l, sectionFaults("ils", c.ILS.Validate(c.networks()))...)
+	c.validateMediaPorts(&l)
 	ports := c.streamPorts(&l)
 	c.validateForwards(&l, ports)
 	c.validateTFTP(&l, ports)
@@ -49,6 +50,20 @@ func (c *config) validate() []keyText {
 		}
 	}
 	return l
+}
+
+// validateMediaPorts finds UDP ports of services among those of pinholes, which would take them.
+func (c *config) validateMediaPorts(l *faultList) {
+	m := c.Pinholes.UDP
+	among := func(key string, first, last uint16) {
+		if first > 0 && first <= m.Last && m.First <= last {
+			l.add(key, "%d-%d is in pinholes.udp (%s)", first, last, m)
+		}
+	}
+	if p := c.H323.MultiplexPort; p < 65535 {
+		among("h323.multiplex_port", p, p+1)
+	}
+	among("audiocall.udp", c.Audio.UDP.First, c.Audio.UDP.Last)
 }
 
 func (c logConfig) validate(l *faultList) {
