@@ -345,7 +345,7 @@ func (h *Host) refused(proto string, at netip.AddrPort) error {
 		}
 	}
 	if !errors.Is(err, syscall.ECONNREFUSED) {
-		return fmt.Errorf("%v, want that the kernel refuses", err)
+		return fmt.Errorf("want that the kernel refuses: %w", orNone(err))
 	}
 	return nil
 }
@@ -360,7 +360,7 @@ func (h *Host) dropped(proto string, at netip.AddrPort, send string) error {
 	if proto == "udp" {
 		must := c.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
 		if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, syscall.ECONNREFUSED) || must != nil {
-			return fmt.Errorf("%v, want silence", err)
+			return fmt.Errorf("want silence: %w", orNone(err))
 		}
 		return nil
 	}
@@ -371,7 +371,7 @@ func (h *Host) dropped(proto string, at netip.AddrPort, send string) error {
 		}
 	}
 	if !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
-		return fmt.Errorf("%v, want a reset", err)
+		return fmt.Errorf("want a reset: %w", orNone(err))
 	}
 	return nil
 }
@@ -478,4 +478,12 @@ func (s *roleScene) agree(t *testing.T, rows []roleRow) {
 			}
 		}
 	}
+}
+
+// orNone returns an error that says so where there is none.
+func orNone(err error) error {
+	if err == nil {
+		return errors.New("no error")
+	}
+	return err
 }
