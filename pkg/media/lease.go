@@ -336,9 +336,7 @@ func (l *lease) closeLocked() {
 	l.closed = true
 	r := l.relay
 	delete(r.leases, l)
-	if r.owners[l.req.Owner]--; r.owners[l.req.Owner] == 0 {
-		delete(r.owners, l.req.Owner)
-	}
+	r.disownLocked(l.req.Owner)
 	for s, e := range l.ends {
 		e.members = slices.DeleteFunc(e.members, func(m *lease) bool { return m == l })
 		if len(e.members) == 0 {

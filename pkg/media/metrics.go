@@ -1,6 +1,7 @@
 package media
 
 import (
+	"cmp"
 	"errors"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -67,19 +68,7 @@ func (t *totals) add(l *lease) {
 			if g == nil {
 				continue
 			}
-			packets, bytes := g.packets.Load(), g.bytes.Load()
-			in.packets[received] += packets
-			in.bytes[received] += bytes
-			lost := min(g.undelivered(), packets)
-			out.packets[sent] += packets - lost
-			if packets > 0 {
-				// The sizes of the few that did not leave are not kept: their share is taken off.
-				out.bytes[sent] += bytes - uint64(float64(bytes)*float64(lost)/float64(packets))
-			}
-			for i := range g.dropped {
-				t.dropped[i] += g.dropped[i].Load()
-			}
-			t.unreachable += g.unreachable.Load()
+			t.carried(l.req.Networks[s], l.req.Networks[1-s], &g.Counters)
 		}
 		if l.tcp != nil {
 			bytes, refused := l.tcp.receivedLocked(pinhole.Side(s))
@@ -87,6 +76,32 @@ func (t *totals) add(l *lease) {
 			out.bytes[sent] += bytes
 			t.tcpRefused += refused
 		}
+	}
+}
+
+// carried adds what came from one network to another.
+func (t *totals) carried(from, to string, c *Counters) {
+	in, out := t.network(from), t.network(to)
+	packets, bytes := c.packets.Load(), c.bytes.Load()
+	in.packets[received] += packets
+	in.bytes[received] += bytes
+	lost := min(c.undelivered(), packets)
+	out.packets[sent] += packets - lost
+	if packets > 0 {
+		// The sizes of the few that did not leave are not kept: their share is taken off.
+		out.bytes[sent] += bytes - uint64(float64(bytes)*float64(lost)/float64(packets))
+	}
+	for i := range c.dropped {
+		t.dropped[i] += c.dropped[i].Load()
+	}
+	t.unreachable += c.unreachable.Load()
+}
+
+// addPort adds the counters of a client's port; one whose client is of no network counts for its own.
+func (t *totals) addPort(p *clientPort) {
+	near := cmp.Or(p.relay.nets.Of(p.req.Client.Addr()), p.req.Network)
+	for s, names := range [2][2]string{{near, p.req.Network}, {p.req.Network, near}} {
+		t.carried(names[0], names[1], &p.from[s])
 	}
 }
 
@@ -125,6 +140,10 @@ func (r *Relay) Collect(ch chan<- prometheus.Metric) {
 	leases := [3]int{}
 	r.mu.Lock()
 	t := r.totals.clone()
+	ports := len(r.ports)
+	for p := range r.ports {
+		t.addPort(p)
+	}
 	for l := range r.leases {
 		leases[l.req.Kind]++
 		t.add(l)
@@ -134,6 +153,7 @@ func (r *Relay) Collect(ch chan<- prometheus.Metric) {
 	for k, n := range leases {
 		gauge(desc("leases", "Open pinholes.", "kind"), float64(n), pinhole.Kind(k).String())
 	}
+	gauge(desc("leases", "Open pinholes.", "kind"), float64(ports), "port")
 	for name, n := range t.networks {
 		for dir, label := range [...]string{"received", "sent"} {
 			counter(desc("packets_total", "UDP packets relayed.", "network", "direction"), n.packets[dir], name, label)

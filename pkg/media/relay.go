@@ -35,6 +35,7 @@ type Relay struct {
 	closed bool
 	nextID uint64
 	leases map[*lease]struct{}
+	ports  map[*clientPort]struct{}
 	owners map[string]int
 	pools  map[poolKey]*pool
 	totals totals
@@ -67,6 +68,7 @@ func New(pin PinholeConfig, cfg Config, nets pinhole.Networks, path Path, log *z
 	return &Relay{
 		pin: pin, cfg: cfg, nets: nets, path: path, log: log, epoch: time.Now(),
 		leases: make(map[*lease]struct{}),
+		ports:  make(map[*clientPort]struct{}),
 		owners: make(map[string]int),
 		pools:  make(map[poolKey]*pool),
 		totals: newTotals(),
@@ -113,6 +115,10 @@ func (r *Relay) closeAll() {
 	for l := range r.leases {
 		l.closeLocked()
 	}
+	for p := range r.ports {
+		// Its owner gets to know it by reading.
+		_ = p.closeLocked()
+	}
 	r.closeSharedLocked()
 	r.mu.Unlock()
 	r.work.Wait()
@@ -135,11 +141,8 @@ func (r *Relay) Open(ctx context.Context, req pinhole.Request) (pinhole.Lease, e
 
 // openLocked opens a lease, or a fork that shares the Far end of parent.
 func (r *Relay) openLocked(req pinhole.Request, parent *lease) (*lease, error) {
-	if r.closed {
-		return nil, pinhole.ErrClosed
-	}
-	if n := r.owners[req.Owner]; n >= r.pin.PerOwner {
-		return nil, fmt.Errorf("owner %q has %d: %w", req.Owner, n, pinhole.ErrLimit)
+	if err := r.mayOpenLocked(req.Owner); err != nil {
+		return nil, err
 	}
 	for s := range req.Networks {
 		if _, _, err := r.nets.Local(req.Networks[s], req.Families[s]); err != nil {
