@@ -27,7 +27,6 @@ type Messenger struct {
 	Host *Host
 	proc *Proc
 	home string
-	read int // octets of the log that have been judged, by "next"
 }
 
 // Messenger starts a client of user@example.org on the host that talks to the server or edge at the address; it
@@ -110,9 +109,9 @@ func (m *Messenger) events(prefix string) (found []string) {
 	return found
 }
 
-// counts waits until there are n events that begin so and contain the texts, within d.
-func (m *Messenger) counts(d time.Duration, n int, prefix string, texts ...string) bool {
-	return until(d, func() bool { return m.count(prefix, texts...) >= n || !m.proc.Alive() }) && m.count(prefix, texts...) >= n
+// counts waits until there are n events that begin so and contain the texts, and tells whether there are.
+func (m *Messenger) counts(n int, prefix string, texts ...string) bool {
+	return until(messengerTime, func() bool { return m.count(prefix, texts...) >= n || !m.proc.Alive() }) && m.count(prefix, texts...) >= n
 }
 
 func (m *Messenger) count(prefix string, texts ...string) (n int) {
@@ -131,7 +130,7 @@ events:
 // wants fails the test unless the client reports such an event.
 func (m *Messenger) wants(t testing.TB, prefix string, texts ...string) {
 	t.Helper()
-	if !m.counts(messengerTime, 1, prefix, texts...) {
+	if !m.counts(1, prefix, texts...) {
 		if !m.proc.Alive() {
 			t.Fatalf("%s ended: %v", m.User, m.proc.err)
 		}

@@ -193,7 +193,7 @@ func TestMessengerRestart(t *testing.T) {
 			p.edge.Kill()
 			p.alice.wants(t, "signed-off")
 			p.edge.Start(t)
-			if !p.alice.counts(messengerTime, 2, "signed-on") {
+			if !p.alice.counts(2, "signed-on") {
 				t.Fatalf("alice does not sign on again: %q", p.alice.events(""))
 			}
 			p.alice.talks(t, p.bob)
@@ -259,11 +259,11 @@ func TestMessengerLinks(t *testing.T) {
 					case mode == "defuse":
 						p.bob.wants(t, "im-recv", "_http://example.com/"+where)
 					case version == 0:
-						if !p.alice.counts(messengerTime, i+1, "im-error") {
+						if !p.alice.counts(i+1, "im-error") {
 							t.Fatalf("alice is not told: %q", p.alice.events(""))
 						}
 					default:
-						if !p.bob.counts(messengerTime, i+1, "im-recv", "link was removed") {
+						if !p.bob.counts(i+1, "im-recv", "link was removed") {
 							t.Fatalf("bob is not told: %q", p.bob.events(""))
 						}
 					}
