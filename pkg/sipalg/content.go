@@ -158,7 +158,7 @@ func (c *Core) looks(method string) bool {
 	if c.contents == nil && c.urls == nil || !carries(method) {
 		return false
 	}
-	if len(c.m.Body()) > 0 && !sdp.IsSDP(c.m.ContentType()) {
+	if len(c.m.Body()) > 0 && !sdp.IsSDP(c.bodyType()) {
 		return true
 	}
 	for i := range c.m.Len() {
@@ -232,30 +232,59 @@ func (c *Core) editTextHeaders(show showFunc) {
 		if !isTextHeader(h) {
 			continue
 		}
-		at := bytes.IndexByte(h.Value, ';')
-		if at < 0 {
-			continue
-		}
-		coded, ok := sipmsg.Param(h.Value[at:], "ms-body")
-		if !ok || len(coded) == 0 {
-			continue
-		}
-		mediaType := h.Value[:offsetIn(h.Value, coded)]
-		mediaType = bytes.TrimRight(mediaType[:max(bytes.LastIndexByte(mediaType, ';'), 0)], " \t\r\n")
-		v, edited := show(mediaType, decodeLoosely(coded), true)
-		if !edited {
-			continue
-		}
-		c.ed.ReplaceSpan(coded, base64.StdEncoding.AppendEncode(nil, v.Body))
-		if v.Type != "" {
-			c.ed.ReplaceSpan(mediaType, []byte(v.Type))
+		for at, typed := 0, false; ; {
+			mediaType, coded := nextText(h.Value, at)
+			if coded == nil {
+				break
+			}
+			at = offsetIn(h.Value, coded) + len(coded)
+			v, edited := show(mediaType, decodeLoosely(coded), true)
+			if alone := lastItem(mediaType); !edited && len(alone) < len(mediaType) {
+				v, edited = show(alone, decodeLoosely(coded), true)
+			}
+			if !edited {
+				continue
+			}
+			c.ed.ReplaceSpan(coded, base64.StdEncoding.AppendEncode(nil, v.Body))
+			if v.Type != "" && !typed {
+				typed = true
+				c.ed.ReplaceSpan(mediaType, []byte(v.Type))
+			}
 		}
 	}
 }
 
+// nextText finds the next text of an ms-text-format value from offset at on, nil if there is none: what follows
+// "ms-body=", wherever it stands, for clients look no closer. The media type is all that stands before it.
+func nextText(value []byte, at int) (mediaType, coded []byte) {
+	for ; at < len(value); at++ {
+		const name = "ms-body"
+		if len(value)-at <= len(name) || !bytes.EqualFold(value[at:at+len(name)], []byte(name)) {
+			continue
+		}
+		rest := bytes.TrimLeft(value[at+len(name):], " \t\r\n")
+		if len(rest) == 0 || rest[0] != '=' {
+			continue
+		}
+		coded = bytes.Trim(bytes.TrimLeft(rest[1:], " \t\r\n"), `"`)
+		if end := bytes.IndexAny(coded, `";,`); end >= 0 {
+			coded = coded[:end]
+		}
+		if len(coded) > 0 {
+			return bytes.TrimRight(value[:at], "; ,\t\r\n"), coded
+		}
+	}
+	return nil, nil
+}
+
+// lastItem returns the last one of a list's items.
+func lastItem(list []byte) []byte {
+	return bytes.TrimLeft(list[bytes.LastIndexByte(list, ',')+1:], " \t\r\n")
+}
+
 // editBodies shows the body, or each part of a multipart, that is no session description.
 func (c *Core) editBodies(body []byte, show showFunc) []byte {
-	mediaType, from := c.m.ContentType(), body
+	mediaType, from := c.bodyType(), body
 	if from == nil {
 		from = c.m.Body()
 	}
@@ -263,8 +292,7 @@ func (c *Core) editBodies(body []byte, show showFunc) []byte {
 		return body
 	}
 	if v, ok := c.m.Find(sipmsg.ContentEncoding); ok && !bytes.EqualFold(v, []byte("identity")) {
-		c.drop("content_encoded") // none of the clients that this is for reads it either
-		return body
+		c.drop("content_encoded") // it is shown all the same: clients pass over this header field
 	}
 	if !sdp.IsMultipart(mediaType) {
 		v, edited := show(mediaType, from, false)
@@ -311,8 +339,11 @@ func (c *Core) editPart(p sdp.Part, show showFunc) []byte {
 			_ = w.Close()
 			return b.Bytes()
 		}
-	default:
+	default: // clients that do not know it either read on
 		c.drop("content_encoded")
+		if v, edited := show(p.ContentType, p.Body, false); edited {
+			return v.Body
+		}
 	}
 	return nil
 }

@@ -78,7 +78,8 @@ func TestContentPlaces(t *testing.T) {
 			[]Content{{Type: []byte("text/plain"), Body: []byte("hello"), Header: true}}},
 		{"other methods", "PUBLISH", "", "application/pidf+xml", "<presence/>", nil},
 		{"a description", "MESSAGE", "", "application/sdp", alice.sdp(4000), nil},
-		{"encoded", "MESSAGE", "Content-Encoding: gzip", "text/plain", "\x1f\x8b", nil},
+		{"encoded", "MESSAGE", "Content-Encoding: gzip", "text/plain", "\x1f\x8b",
+			[]Content{{Type: []byte("text/plain"), Body: []byte("\x1f\x8b")}}},
 	}
 	for _, s := range steps {
 		d := alice.dial("sip:bob@example.com")
@@ -245,7 +246,7 @@ func TestContentPartEncodings(t *testing.T) {
 		{"base64", "aGkg\r\ndGhlcmU=", "hi there", base64.StdEncoding.EncodeToString([]byte("no"))},
 		{"Quoted-Printable", "h=69 there=\r\n!", "hi there!", "no"},
 		{"8bit", "hi", "hi", "no"},
-		{"x-uuencode", "hi", "", "hi"},
+		{"x-uuencode", "hi", "hi", "no"},
 	} {
 		w := newWorld(t, nil)
 		alice, bob := w.alice(), w.bob()

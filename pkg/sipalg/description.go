@@ -21,14 +21,14 @@ import (
 // others are given the pinholes of that one.
 func (c *Core) relayBody(o offer) ([]byte, error) {
 	m := &c.m
-	if sdp.IsSDP(m.ContentType()) {
+	if sdp.IsSDP(c.bodyType()) {
 		if err := c.arrange(&o, m.Body()); err != nil || o.passes {
 			return nil, err
 		}
 		c.sdpBuf = c.sdp.AppendRewritten(c.sdpBuf[:0], c.rewriting(&o, c.places))
 		return c.sdpBuf, nil
 	}
-	counts, number, err := sdp.Preferred(m.ContentType(), m.Body())
+	counts, number, err := sdp.Preferred(c.bodyType(), m.Body())
 	if err != nil || counts == nil {
 		return nil, err
 	}
@@ -36,7 +36,7 @@ func (c *Core) relayBody(o offer) ([]byte, error) {
 		return nil, err
 	}
 	n := 0
-	b, changed, err := sdp.RewriteBody(nil, m.ContentType(), m.Body(), func(part, dst []byte) ([]byte, error) {
+	b, changed, err := sdp.RewriteBody(nil, c.bodyType(), m.Body(), func(part, dst []byte) ([]byte, error) {
 		if err := c.sdp.Parse(part); err != nil {
 			return nil, err
 		}

@@ -118,9 +118,19 @@ func negotiates(method string) bool {
 // errEncoded refuses a description that cannot be read: addresses in it would be missed.
 var errEncoded = errors.New("the session description is encoded")
 
+// bodyType returns the media type of the message at hand. A body of unknown type that begins as a session description
+// is one: it was the default once (RFC 2543 §6.14), and is read as one.
+func (c *Core) bodyType() []byte {
+	ct := c.m.ContentType()
+	if len(bytes.TrimSpace(ct)) == 0 && bytes.HasPrefix(c.m.Body(), []byte("v=")) {
+		return []byte("application/sdp")
+	}
+	return ct
+}
+
 // describes tells whether the message at hand carries a session description.
 func (c *Core) describes() (bool, error) {
-	ct := c.m.ContentType()
+	ct := c.bodyType()
 	if len(c.m.Body()) == 0 || !sdp.IsSDP(ct) && !sdp.IsMultipart(ct) {
 		return false, nil
 	}
@@ -196,7 +206,7 @@ func (c *Core) scrubAddr(o *offer) netip.Addr {
 
 // scrub rewrites the addresses of a description that opens nothing (capabilities in OPTIONS).
 func (c *Core) scrub(l *local) ([]byte, error) {
-	b, changed, err := sdp.RewriteBody(nil, c.m.ContentType(), c.m.Body(), func(part, dst []byte) ([]byte, error) {
+	b, changed, err := sdp.RewriteBody(nil, c.bodyType(), c.m.Body(), func(part, dst []byte) ([]byte, error) {
 		if err := c.sdp.Parse(part); err != nil {
 			return nil, err
 		}

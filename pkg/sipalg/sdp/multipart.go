@@ -29,14 +29,20 @@ type Part struct {
 	Depth int
 }
 
-// IsSDP tells whether a Content-Type is application/sdp, with any parameters.
-func IsSDP(contentType []byte) bool { return fold(mediaType(contentType), "application/sdp") }
+// IsSDP tells whether a Content-Type is application/sdp, with any parameters, or application/gw-sdp, by which
+// Communicator and its successors also tell how they reach a gateway.
+func IsSDP(contentType []byte) bool {
+	t := mediaType(contentType)
+	return fold(t, "application/sdp") || fold(t, gatewaySDP)
+}
 
-// IsMultipart tells whether a Content-Type is a multipart that is taken apart here: mixed,
-// alternative or related. Signed and encrypted ones are left whole.
+const gatewaySDP = "application/gw-sdp"
+
+// IsMultipart tells whether a Content-Type is a multipart that is taken apart here: any, as RFC 2046 §5.1.7 asks for
+// kinds that are not known. Signed and encrypted ones are left whole.
 func IsMultipart(contentType []byte) bool {
 	t := mediaType(contentType)
-	return fold(t, "multipart/mixed") || fold(t, "multipart/alternative") || fold(t, "multipart/related")
+	return prefixFold(t, "multipart/") && !fold(t, "multipart/signed") && !fold(t, "multipart/encrypted")
 }
 
 // EachPart yields the leaves of body in order: itself, or the parts of a multipart (RFC 2046 §5.1) at
@@ -70,16 +76,18 @@ func walk(e entity, depth int, parts *int, yield func(p Part) bool) (more bool, 
 
 // Preferred returns the description of body that counts, and its number among the descriptions. Of several
 // ones that say the same (multipart/alternative, RFC 2046 §5.1.4; Microsoft's clients put the older dialect
-// of ICE first and mark it) it is the last, else the first. It returns nil, -1 if there is none, and an *Error like [EachPart].
+// of ICE first and mark it) it is the last, else the first; one for a gateway only if there is no other. It returns nil, -1 if there is none, and an *Error like [EachPart].
 func Preferred(contentType, body []byte) (part []byte, number int, err error) {
 	n, last := 0, fold(mediaType(contentType), "multipart/alternative")
 	number = -1
+	gateway := false
 	err = EachPart(contentType, body, func(p Part) bool {
 		if !IsSDP(p.ContentType) {
 			return true
 		}
-		if part == nil || last {
-			part, number = p.Body, n
+		forGateway := fold(mediaType(p.ContentType), gatewaySDP)
+		if part == nil || gateway && !forGateway || last && gateway == forGateway {
+			part, number, gateway = p.Body, n, forGateway
 		}
 		last = last || hasParameter(p.Disposition, "ms-proxy-2007fallback")
 		n++
@@ -197,7 +205,7 @@ func newSplitter(e entity, depth int) (*splitter, error) {
 	if !ok {
 		return nil, &Error{Reason: "no_parts"}
 	}
-	s.at, s.done = next, last
+	s.at, s.done = next, last && !s.more(next)
 	return s, nil
 }
 
@@ -214,10 +222,19 @@ func (s *splitter) next(parts *int) (e entity, at int, ok bool, err error) {
 	if !found {
 		end, s.done = len(s.body), true
 	} else {
-		s.at, s.done = next, last
+		s.at, s.done = next, last && !s.more(next)
 	}
 	head, n := parseHead(s.body[start:end])
+	if head.ambiguous {
+		return e, 0, false, &Error{"ambiguous_part", start}
+	}
 	return entity{head, s.body[start+n : end]}, start + n, true, nil
+}
+
+// more tells that a delimiter follows what looked like the closing one: some readers go on there.
+func (s *splitter) more(from int) bool {
+	_, _, _, ok := s.delimiter(from)
+	return ok
 }
 
 // delimiter finds the next delimiter line from offset from on: end is where what stands before it ends,

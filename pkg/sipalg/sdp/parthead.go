@@ -5,6 +5,8 @@ import "bytes"
 // partHead holds the header fields of a part that matter here.
 type partHead struct {
 	contentType, disposition, transfer, encoding, length []byte
+	// ambiguous tells that what the body is or how it is encoded is said twice, and not the same.
+	ambiguous bool
 	// lengthBack is the distance from the value of Content-Length to the body.
 	lengthBack int
 }
@@ -56,8 +58,11 @@ func (h *partHead) set(name, value []byte) {
 	default:
 		return
 	}
-	if *to == nil {
+	switch {
+	case *to == nil:
 		*to = value
+	case to != &h.disposition && !bytes.Equal(*to, value):
+		h.ambiguous = true
 	}
 }
 
@@ -77,12 +82,16 @@ func foldedLine(b []byte, pos int) (end, next int) {
 	}
 }
 
-// mediaType returns the value without its parameters.
+// mediaType returns the value without its parameters, and without the blanks that may stand around the slash (RFC 3261 §25.1).
 func mediaType(contentType []byte) []byte {
 	if i := bytes.IndexByte(contentType, ';'); i >= 0 {
 		contentType = contentType[:i]
 	}
-	return bytes.TrimSpace(contentType)
+	contentType = bytes.TrimSpace(contentType)
+	if bytes.ContainsAny(contentType, " \t\r\n") {
+		return bytes.Join(bytes.Fields(contentType), nil)
+	}
+	return contentType
 }
 
 // hasParameter tells whether a field's value has a parameter without a value, whose name is in lower case.

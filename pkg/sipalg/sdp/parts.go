@@ -6,7 +6,7 @@ import "bytes"
 // parts of a multipart (RFC 2046 §5.1) at any depth. It is the counterpart of [RewriteBody] for what else a
 // message carries. F returns what to put in the part's place, nil to leave it. Preamble, boundaries, headers
 // and session descriptions keep their bytes, but for a Content-Length of a part that was true before. F undoes
-// a part's transfer encoding itself; parts with a Content-Encoding are not shown to it. On error dst is returned as it was.
+// a part's transfer encoding itself; a Content-Encoding stays, since many readers pass over it. On error dst is returned as it was.
 func EditParts(dst, contentType, body []byte, f func(p Part) []byte) (out []byte, changed bool, err error) {
 	e := partEditor{f: f}
 	out, err = e.edit(dst, entity{head: partHead{contentType: contentType}, body: body}, 0)
@@ -26,7 +26,7 @@ func (e *partEditor) edit(dst []byte, in entity, depth int) ([]byte, error) {
 	if IsMultipart(in.head.contentType) {
 		return e.multipart(dst, in, depth)
 	}
-	if coding := in.head.encoding; IsSDP(in.head.contentType) || len(coding) > 0 && !fold(coding, "identity") {
+	if IsSDP(in.head.contentType) {
 		return append(dst, in.body...), nil
 	}
 	with := e.f(in.part(depth))

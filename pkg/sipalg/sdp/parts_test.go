@@ -11,7 +11,7 @@ func TestEditParts(t *testing.T) {
 	body := "preamble\r\n--b\r\nContent-Type: text/plain\r\nContent-Length: 3\r\n\r\none\r\n--b\r\nContent-Type: application/sdp\r\n\r\nv=0\r\n" +
 		"\r\n--b\r\nContent-Type: text/plain\r\nContent-Encoding: gzip\r\n\r\nAAAA\r\n--b\r\nContent-Type: multipart/mixed; boundary=i\r\n\r\n" + inner + "--b--\r\nepilogue"
 	want := "preamble\r\n--b\r\nContent-Type: text/plain\r\nContent-Length: 6\r\n\r\n[one]!\r\n--b\r\nContent-Type: application/sdp\r\n\r\nv=0\r\n" +
-		"\r\n--b\r\nContent-Type: text/plain\r\nContent-Encoding: gzip\r\n\r\nAAAA\r\n--b\r\nContent-Type: multipart/mixed; boundary=i\r\n\r\n" +
+		"\r\n--b\r\nContent-Type: text/plain\r\nContent-Encoding: gzip\r\n\r\n[AAAA]!\r\n--b\r\nContent-Type: multipart/mixed; boundary=i\r\n\r\n" +
 		"--i\r\nContent-Type: text/html\r\n\r\n[three]!\r\n--i--\r\n--b--\r\nepilogue"
 	f := func(p Part) []byte { return append(append([]byte("["), p.Body...), "]!"...) }
 	got, changed, err := EditParts(nil, []byte("multipart/mixed; boundary=b"), []byte(body), f)

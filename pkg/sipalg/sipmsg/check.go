@@ -50,7 +50,7 @@ func (m *Message) checkVia() {
 func (m *Message) checkOnce() {
 	for i := range m.n {
 		switch id := m.at(i).id; id {
-		case From, To, CallID, CSeq, MaxForwards:
+		case From, To, CallID, CSeq, MaxForwards, ContentType:
 			if int(m.first[id]) != i+1 {
 				m.fail(400, "duplicate_header", "Duplicate Header Field")
 			}
