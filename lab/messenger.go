@@ -21,12 +21,17 @@ import (
 // messengerTime is how long a client may take for one step; a loaded machine needs much of it.
 const messengerTime = 30 * time.Second
 
+// badSignature is what the client says when its server's signature is bad, and then hangs up.
+const badSignature = "Invalid message signature"
+
 // Messenger is a running pidgin-sipe, without its window.
 type Messenger struct {
 	User string
 	Host *Host
 	proc *Proc
 	home string
+	// meddled tells that its server's signatures are meant to be bad; else one that is fails the test.
+	meddled bool
 }
 
 // Messenger starts a client of user@example.org on the host that talks to the server or edge at the address; it
@@ -46,6 +51,11 @@ func (h *Host) messenger(t testing.TB, user string, to netip.AddrPort, proto str
 	m := &Messenger{User: user, Host: h, home: filepath.Join(h.dir, "messenger-"+user)}
 	must(t, "home", os.MkdirAll(m.home, 0o700))
 	m.proc = h.Start(t, "messenger-"+user, bin, m.home, user+"@example.org", "pw-"+user, to.String(), proto)
+	t.Cleanup(func() {
+		if m.count("error", badSignature) > 0 && !m.meddled {
+			t.Errorf("%s was sent a bad signature: %q", m.User, m.events("error"))
+		}
+	})
 	return m
 }
 

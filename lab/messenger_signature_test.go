@@ -88,7 +88,8 @@ func TestMessengerSignatureControl(t *testing.T) {
 				return
 			}
 			bob.Do("im sip:alice@example.org changed on its way")
-			alice.wants(t, "error", "Invalid message signature")
+			alice.meddled = true
+			alice.wants(t, "error", badSignature)
 			o.wantSigned(t)
 		})
 	}
