@@ -8,7 +8,7 @@ import (
 	"strings"
 	"text/tabwriter"
 
-	"edged.dev/edged/pkg/splice/forward"
+	"edged.dev/edged/pkg/pinhole"
 )
 
 // portTable is what "edged check --explain" and /api/v1/ports say: what listens, and the documents' port tables
@@ -135,7 +135,7 @@ func (c *config) judgePort(l leg, network string, port uint16, all []portListene
 		return c.judgeFitting(here[i:], l.want)
 	}
 	switch {
-	case (l.want == wantTURN || l.want == wantGroove) && c.shared(forward.Listen{Network: network, Port: port}):
+	case (l.want == wantTURN || l.want == wantGroove) && c.shared(pinhole.Listen{Proto: "tcp", Network: network, Port: port}):
 		return stateBlocked, "refused by its first bytes, logged; " + missing
 	case l.want == wantWeb:
 		return stateBlocked, "no forward names a server: " + here[0].what() + " gets all TLS, and drops what is not its own"

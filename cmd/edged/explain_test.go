@@ -253,7 +253,7 @@ func TestListenersAreWhole(t *testing.T) {
 			want[key+"[0]"] = true
 		case *[]forward.Rule:
 			port++
-			*list = []forward.Rule{{Listen: forward.Listen{Network: "inside", Port: port}}}
+			*list = []forward.Rule{{Listen: pinhole.Listen{Proto: "tcp", Network: "inside", Port: port}}}
 			want[key+"[0]"] = true
 		default:
 			if v.Kind() != reflect.Struct || isText(v.Type()) {

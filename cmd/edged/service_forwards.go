@@ -88,48 +88,18 @@ func openForwards(ctx context.Context, c *config, shared sharedPorts) ([]forward
 	return socks, nil
 }
 
-// streamPorts returns the TCP ports of the services, each with its key; a port that two of them name is a fault.
-func (c *config) streamPorts(l *faultList) map[forward.Listen]string {
-	ports := map[forward.Listen]string{}
-	for i, ln := range c.SIP.Listen {
-		if ln.Proto.Stream() {
-			ports[forward.Listen{Network: ln.Network, Port: ln.Port}] = fmt.Sprintf("sip.listen[%d]", i)
-		}
-	}
-	for _, s := range []struct {
-		key  string
-		list []pinhole.Listen
-	}{{"h323", c.H323.Listen}, {"t120", c.T120.Listen}, {"ils", c.ILS.Listen}} {
-		for i, ln := range s.list {
-			key, at := fmt.Sprintf("%s.listen[%d]", s.key, i), forward.Listen{Network: ln.Network, Port: ln.Port}
-			if other, used := ports[at]; used && other != key {
-				l.add(key, "%s is also the TCP port of %s", ln, other)
-			}
-			if p := c.Pinholes.TCP; ln.Port >= p.First && ln.Port <= p.Last {
-				l.add(key, "port %d lies in pinholes.tcp (%s), which is for media", ln.Port, p)
-			}
-			ports[at] = key
-		}
-	}
-	return ports
-}
-
 // validateForwards has each forward judge itself, and adds what concerns others too: names and ports
-// that are taken twice. It adds its own to ports.
-func (c *config) validateForwards(l *faultList, ports map[forward.Listen]string) {
-	networks := map[string][]netip.Addr{}
-	for name, n := range c.Networks {
-		networks[name] = n.Addresses
-	}
-	names := map[string]int{}
+// that are taken twice. It adds its own to ports, which are those of other services.
+func (c *config) validateForwards(l *faultList, ports map[pinhole.Listen]string) {
+	nets, names := c.networks(), map[string]int{}
 	for i, r := range c.Forwards {
 		key := fmt.Sprintf("forwards[%d]", i)
-		*l = append(*l, sectionFaults(key, r.Validate(networks))...)
+		*l = append(*l, sectionFaults(key, r.Validate(nets))...)
 		if j, used := names[r.Name]; used && r.Name != "" {
 			l.add(key+".name", "%q is also the name of forwards[%d]", r.Name, j)
 		}
 		names[r.Name] = i
-		if r.Listen == (forward.Listen{}) {
+		if r.Listen == (pinhole.Listen{}) {
 			continue
 		}
 		if why := c.forwardTaken(i, ports[r.Listen]); why != "" {
@@ -138,9 +108,7 @@ func (c *config) validateForwards(l *faultList, ports map[forward.Listen]string)
 		if ports[r.Listen] == "" {
 			ports[r.Listen] = key + ".listen"
 		}
-		if p := c.Pinholes.TCP; r.Listen.Port >= p.First && r.Listen.Port <= p.Last {
-			l.add(key+".listen", "port %d lies in pinholes.tcp (%s), which is for media", r.Listen.Port, p)
-		}
+		c.validateNoPinhole(l, key+".listen", r.Listen)
 	}
 }
 

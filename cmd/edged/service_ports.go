@@ -22,13 +22,13 @@ const portHTTPS = 443
 
 // shared tells whether the connections to a TCP port are looked at before a service gets them: where server names
 // choose a forward, and where SIP has the port 443.
-func (c *config) shared(at forward.Listen) bool {
+func (c *config) shared(at pinhole.Listen) bool {
 	names := func(r forward.Rule) bool { return r.Listen == at && len(r.SNI) > 0 }
 	return slices.ContainsFunc(c.Forwards, names) || at.Port == portHTTPS && c.sipTLS(at) != ""
 }
 
 // sipTLS returns the key of the SIP listener that speaks TLS at a port, "" if there is none.
-func (c *config) sipTLS(at forward.Listen) string {
+func (c *config) sipTLS(at pinhole.Listen) string {
 	for i, l := range c.SIP.Listen {
 		if l.Proto.Secure() && l.Network == at.Network && l.Port == at.Port {
 			return fmt.Sprintf("sip.listen[%d]", i)
@@ -55,17 +55,17 @@ func (s sharedPorts) listen(ctx context.Context, at netip.AddrPort, names []stri
 }
 
 // sharedListens lists the ports that services share.
-func (c *config) sharedListens() []forward.Listen {
-	var list []forward.Listen
+func (c *config) sharedListens() []pinhole.Listen {
+	var list []pinhole.Listen
 	for _, r := range c.Forwards {
 		list = append(list, r.Listen)
 	}
 	for _, l := range c.SIP.Listen {
 		if l.Proto != flow.UDP {
-			list = append(list, forward.Listen{Network: l.Network, Port: l.Port})
+			list = append(list, pinhole.Listen{Proto: "tcp", Network: l.Network, Port: l.Port})
 		}
 	}
-	var out []forward.Listen
+	var out []pinhole.Listen
 	for _, at := range list {
 		if c.shared(at) && !slices.Contains(out, at) {
 			out = append(out, at)
@@ -206,10 +206,6 @@ func (c *config) validateBlocked(l *faultList) {
 	seen := map[pinhole.Listen]bool{}
 	for i, p := range c.Blocked {
 		key := fmt.Sprintf("blocked[%d]", i)
-		ports, name := c.Pinholes.TCP, "pinholes.tcp"
-		if p.Proto == "udp" {
-			ports, name = c.Pinholes.UDP, "pinholes.udp"
-		}
 		switch err := p.Check(nets, "tcp", "udp"); {
 		case err != nil:
 			l.add(key, "%v", err)
@@ -217,8 +213,8 @@ func (c *config) validateBlocked(l *faultList) {
 			l.add(key, "%s is listed twice", p)
 		case used[p] != "":
 			l.add(key, "%s is the port of %s", p, used[p])
-		case p.Port >= ports.First && p.Port <= ports.Last:
-			l.add(key, "port %d lies in %s (%s), which is for media", p.Port, name, ports)
+		default:
+			c.validateNoPinhole(l, key, p)
 		}
 		seen[p] = true
 	}

@@ -12,7 +12,6 @@ import (
 	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/sipalg"
 	"edged.dev/edged/pkg/splice"
-	"edged.dev/edged/pkg/splice/forward"
 	"edged.dev/edged/pkg/tftp"
 	"edged.dev/edged/pkg/tftp/msnftp"
 )
@@ -74,7 +73,7 @@ func (j fileJoiner) Join(ctx context.Context, conns [2]net.Conn, o msnftp.JoinOp
 }
 
 // validateTFTP adds what concerns other sections: SIP, which brings the invitations, and ports that are taken.
-func (c *config) validateTFTP(l *faultList, ports map[forward.Listen]string) {
+func (c *config) validateTFTP(l *faultList, ports map[pinhole.Listen]string) {
 	*l = append(*l, sectionFaults("tftp", c.TFTP.Validate())...)
 	*l = append(*l, sectionFaults("tftp.content", c.TFTP.Content.Validate())...)
 	r := c.TFTP.Ports
@@ -89,7 +88,7 @@ func (c *config) validateTFTP(l *faultList, ports map[forward.Listen]string) {
 	}
 	var taken []string
 	for at, key := range ports {
-		if at.Port >= r.First && at.Port <= r.Last {
+		if at.Proto == "tcp" && at.Port >= r.First && at.Port <= r.Last {
 			taken = append(taken, key)
 		}
 	}

@@ -2,12 +2,9 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"net"
 	"net/netip"
 
-	"edged.dev/edged/pkg/pinhole"
-	"edged.dev/edged/pkg/sipalg/flow"
 	"edged.dev/edged/pkg/tftp/rfc1350"
 )
 
@@ -50,27 +47,4 @@ func packetNames(socks []packetSocket) []string {
 		names[i] = "udp://" + s.pc.LocalAddr().String()
 	}
 	return names
-}
-
-// validateTrivial adds what concerns other sections: UDP ports that are taken.
-func (c *config) validateTrivial(l *faultList) {
-	*l = append(*l, sectionFaults("tftp.trivial", c.TFTP.Trivial.Validate(c.networks()))...)
-	taken := map[pinhole.Listen]string{}
-	for i, ln := range c.SIP.Listen {
-		if ln.Proto == flow.UDP {
-			taken[pinhole.Listen{Proto: "udp", Network: ln.Network, Port: ln.Port}] = fmt.Sprintf("sip.listen[%d]", i)
-		}
-	}
-	for i, ln := range c.H323.RAS {
-		taken[ln] = fmt.Sprintf("h323.ras[%d]", i)
-	}
-	for i, ln := range c.TFTP.Trivial.Listen {
-		key := fmt.Sprintf("tftp.trivial.listen[%d]", i)
-		if other, used := taken[ln]; used {
-			l.add(key, "%s is also the UDP port of %s", ln, other)
-		}
-		if p := c.Pinholes.UDP; ln.Port >= p.First && ln.Port <= p.Last {
-			l.add(key, "port %d lies in pinholes.udp (%s), which is for media", ln.Port, p)
-		}
-	}
 }

@@ -11,7 +11,6 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"edged.dev/edged/pkg/pinhole"
-	"edged.dev/edged/pkg/sipalg/flow"
 )
 
 // faultList collects faults with full keys.
@@ -35,11 +34,11 @@ func (c *config) validate() []keyText {
 	l = append(l, sectionFaults("t120", c.T120.Validate(c.networks()))...)
 	l = append(l, sectionFaults("audiocall", c.Audio.Validate(c.networks()))...)
 	l = append(l, sectionFaults("ils", c.ILS.Validate(c.networks()))...)
+	l = append(l, sectionFaults("tftp.trivial", c.TFTP.Trivial.Validate(c.networks()))...)
 	c.validateMediaPorts(&l)
-	ports := c.streamPorts(&l)
+	ports := c.validatePorts(&l)
 	c.validateForwards(&l, ports)
 	c.validateTFTP(&l, ports)
-	c.validateTrivial(&l)
 	c.validateShared(&l)
 	c.validateBlocked(&l)
 	_, err := loadCertificates(c.TLS, c.dir)
@@ -50,6 +49,38 @@ func (c *config) validate() []keyText {
 		}
 	}
 	return l
+}
+
+// validatePorts finds ports that two services want, or that pinholes may have. It returns who has which; forwards, which
+// may share one, and blocked ports judge themselves by it.
+func (c *config) validatePorts(l *faultList) map[pinhole.Listen]string {
+	ports := map[pinhole.Listen]string{}
+	written := map[string]bool{}
+	for _, p := range c.listeners() {
+		group := strings.HasPrefix(p.Key, "h323.discovery") // its socket hears nothing but the group
+		if group || p.Handler == handlerForward || p.Handler == handlerBlocked {
+			continue
+		}
+		at := pinhole.Listen{Proto: p.Proto, Network: p.Network, Port: p.Port}
+		twice := p.Handler == handlerSIP && written[p.String()] // sip says so
+		if other := ports[at]; other != "" && !twice {
+			l.add(p.Key, "%s is also the %s port of %s", p, strings.ToUpper(p.Proto), other)
+		}
+		c.validateNoPinhole(l, p.Key, at)
+		ports[at], written[p.String()] = p.Key, true
+	}
+	return ports
+}
+
+// validateNoPinhole finds a port of a service among those that pinholes get.
+func (c *config) validateNoPinhole(l *faultList, key string, at pinhole.Listen) {
+	ports, name := c.Pinholes.TCP, "pinholes.tcp"
+	if at.Proto == "udp" {
+		ports, name = c.Pinholes.UDP, "pinholes.udp"
+	}
+	if at.Port >= ports.First && at.Port <= ports.Last {
+		l.add(key, "port %d lies in %s (%s), which is for media", at.Port, name, ports)
+	}
 }
 
 // validateMediaPorts finds UDP ports of services among those of pinholes, which would take them.
@@ -169,7 +200,7 @@ func (c *config) validateMedia(l *faultList) {
 	}
 }
 
-// validateSIP adds what concerns other sections too: certificates, and ports that are taken twice.
+// validateSIP adds what concerns other sections too: certificates.
 func (c *config) validateSIP(l *faultList) {
 	*l = append(*l, sectionFaults("sip", c.SIP.Validate(c.networks()))...)
 	if len(c.listeners())+len(c.Profiles) == 0 {
@@ -181,24 +212,10 @@ func (c *config) validateSIP(l *faultList) {
 	if len(c.SIP.OptionalClientCertificates) > 0 && c.TLS.ClientCA == "" {
 		l.add("sip.optional_client_certificates", "needs tls.client_ca, the authorities of the clients")
 	}
-	taken := map[string]int{}
 	for i, ln := range c.SIP.Listen {
-		key := fmt.Sprintf("sip.listen[%d]", i)
-		ports, name, udp := c.Pinholes.TCP, "pinholes.tcp", ln.Proto == flow.UDP
-		if udp {
-			ports, name = c.Pinholes.UDP, "pinholes.udp"
-		}
-		if ln.Port >= ports.First && ln.Port <= ports.Last {
-			l.add(key, "port %d lies in %s (%s), which is for media", ln.Port, name, ports)
-		}
 		if ln.Proto.Secure() && len(c.TLS.Certificates) == 0 {
-			l.add(key, "%s needs a certificate under tls.certificates", ln.Proto)
+			l.add(fmt.Sprintf("sip.listen[%d]", i), "%s needs a certificate under tls.certificates", ln.Proto)
 		}
-		socket := fmt.Sprint(ln.Network, ln.Port, udp)
-		if j, used := taken[socket]; used && c.SIP.Listen[j] != ln {
-			l.add(key, "%s listens on the TCP port of sip.listen[%d] (%s)", ln, j, c.SIP.Listen[j])
-		}
-		taken[socket] = i
 	}
 }
 

@@ -2,8 +2,8 @@ package pinhole
 
 import (
 	"fmt"
-	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -19,20 +19,29 @@ type Listen struct {
 
 // UnmarshalText reads "PROTO://NETWORK:PORT".
 func (l *Listen) UnmarshalText(b []byte) error {
-	proto, rest, ok := strings.Cut(string(b), "://")
+	read, err := CutListen(string(b))
+	if err != nil {
+		return err
+	}
+	if read.Proto != "tcp" && read.Proto != "udp" {
+		return fmt.Errorf("%q: protocol %q is not tcp or udp", b, read.Proto)
+	}
+	*l = read
+	return nil
+}
+
+// CutListen reads "PROTO://NETWORK:PORT" whatever the protocol is, for listeners that have others than tcp and udp.
+func CutListen(text string) (Listen, error) {
+	proto, rest, ok := strings.Cut(text, "://")
 	network, port, ok2 := strings.Cut(rest, ":")
 	if !ok || !ok2 || network == "" {
-		return fmt.Errorf("%q is not PROTO://NETWORK:PORT, e.g. tcp://inside:1720", b)
+		return Listen{}, fmt.Errorf("%q is not PROTO://NETWORK:PORT, e.g. udp://inside:5060", text)
 	}
-	p, err := netip.ParseAddrPort("0.0.0.0:" + port)
-	if err != nil || p.Port() == 0 {
-		return fmt.Errorf("%q: port %q is not a number from 1 to 65535", b, port)
+	p, err := strconv.ParseUint(port, 10, 16)
+	if err != nil || p == 0 {
+		return Listen{}, fmt.Errorf("%q: port %q is not a number from 1 to 65535", text, port)
 	}
-	if proto != "tcp" && proto != "udp" {
-		return fmt.Errorf("%q: protocol %q is not tcp or udp", b, proto)
-	}
-	*l = Listen{Proto: proto, Network: network, Port: p.Port()}
-	return nil
+	return Listen{Proto: proto, Network: network, Port: uint16(p)}, nil
 }
 
 // MarshalText writes "PROTO://NETWORK:PORT".

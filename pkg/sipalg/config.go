@@ -100,19 +100,15 @@ type Listen struct {
 
 // UnmarshalText reads "PROTO://NETWORK:PORT".
 func (l *Listen) UnmarshalText(b []byte) error {
-	proto, rest, ok := strings.Cut(string(b), "://")
-	network, port, ok2 := strings.Cut(rest, ":")
-	if !ok || !ok2 || network == "" {
-		return fmt.Errorf("%q is not PROTO://NETWORK:PORT, e.g. udp://inside:5060", b)
+	read, err := pinhole.CutListen(string(b))
+	if err != nil {
+		return err
 	}
-	p, err := netip.ParseAddrPort("0.0.0.0:" + port)
-	if err != nil || p.Port() == 0 {
-		return fmt.Errorf("%q: port %q is not a number from 1 to 65535", b, port)
+	proto := flow.ParseProto(read.Proto)
+	if proto == 0 {
+		return fmt.Errorf("%q: protocol %q is not udp, tcp, tls, ws or wss", b, read.Proto)
 	}
-	l.Proto, l.Network, l.Port = flow.ParseProto(proto), network, p.Port()
-	if l.Proto == 0 {
-		return fmt.Errorf("%q: protocol %q is not udp, tcp, tls, ws or wss", b, proto)
-	}
+	*l = Listen{Proto: proto, Network: read.Network, Port: read.Port}
 	return nil
 }
 

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"edged.dev/edged/pkg/pinhole"
 )
 
 // Defaults of a rule's keys.
@@ -29,7 +31,7 @@ const maxConnections = 1 << 14
 // Rule is one item of the section "forwards".
 type Rule struct {
 	Name           string         `yaml:"name" jsonschema:"required" jsonschema_description:"name in logs and metrics: a-z, 0-9, _ and -"`
-	Listen         Listen         `yaml:"listen" jsonschema:"required" jsonschema_description:"tcp://NETWORK:PORT"`
+	Listen         pinhole.Listen `yaml:"listen" jsonschema:"required" jsonschema_description:"tcp://NETWORK:PORT"`
 	SNI            []string       `yaml:"sni" jsonschema_description:"the TLS server names that are forwarded, where several forwards, or SIP, share the listener: host names, *.NAME for one label more; empty: what no other forward there names"`
 	To             netip.AddrPort `yaml:"to" jsonschema:"required" jsonschema_description:"ADDRESS:PORT of the target"`
 	Allow          []netip.Prefix `yaml:"allow" jsonschema:"required" jsonschema_description:"the sources that may connect"`
@@ -61,33 +63,6 @@ const (
 	CertsDemand   ClientCerts = "demand"
 )
 
-// Listen is where a rule listens: a port at all addresses of a network.
-type Listen struct {
-	Network string
-	Port    uint16
-}
-
-// UnmarshalText reads "tcp://NETWORK:PORT".
-func (l *Listen) UnmarshalText(b []byte) error {
-	proto, rest, ok := strings.Cut(string(b), "://")
-	network, port, ok2 := strings.Cut(rest, ":")
-	if !ok || !ok2 || network == "" || proto != "tcp" {
-		return fmt.Errorf("%q is not tcp://NETWORK:PORT, e.g. tcp://outside:8057", b)
-	}
-	p, err := netip.ParseAddrPort("0.0.0.0:" + port)
-	if err != nil || p.Port() == 0 {
-		return fmt.Errorf("%q: port %q is not a number from 1 to 65535", b, port)
-	}
-	l.Network, l.Port = network, p.Port()
-	return nil
-}
-
-// MarshalText writes "tcp://NETWORK:PORT".
-func (l Listen) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
-
-// String returns "tcp://NETWORK:PORT".
-func (l Listen) String() string { return fmt.Sprintf("tcp://%s:%d", l.Network, l.Port) }
-
 // Completed returns the rule with defaults for what it does not say.
 func (r Rule) Completed() Rule {
 	r.MaxConnections = cmp.Or(r.MaxConnections, DefaultMaxConnections)
@@ -98,9 +73,9 @@ func (r Rule) Completed() Rule {
 	return r
 }
 
-// Validate returns all faults of the rule, each "key: what is wrong", joined. Networks are those of
-// the configuration, with their addresses.
-func (r Rule) Validate(networks map[string][]netip.Addr) error {
+// Validate returns all faults of the rule, each "key: what is wrong", joined. The networks are those of the whole
+// configuration.
+func (r Rule) Validate(nets pinhole.Networks) error {
 	var errs []error
 	fault := func(key, format string, a ...any) {
 		errs = append(errs, fmt.Errorf("%s: %s", key, fmt.Sprintf(format, a...)))
@@ -108,19 +83,17 @@ func (r Rule) Validate(networks map[string][]netip.Addr) error {
 	if r.Name == "" || strings.Trim(r.Name, "abcdefghijklmnopqrstuvwxyz0123456789_-") != "" {
 		fault("name", "%q: a name of a-z, 0-9, _ and - is needed", r.Name)
 	}
-	own, known := networks[r.Listen.Network]
-	switch {
-	case r.Listen == Listen{}:
+	if r.Listen == (pinhole.Listen{}) {
 		fault("listen", "is needed, e.g. tcp://outside:8057")
-	case !known:
-		fault("listen", "network %q is not defined under networks", r.Listen.Network)
+	} else if err := r.Listen.Check(nets, "tcp"); err != nil {
+		fault("listen", "%v", err)
 	}
 	switch a := r.To.Addr(); {
 	case !r.To.IsValid():
 		fault("to", "the target's ADDRESS:PORT is needed")
 	case a.IsUnspecified() || a.IsMulticast() || r.To.Port() == 0:
 		fault("to", "%s is no target", r.To)
-	case slices.Contains(own, a.Unmap()) && r.To.Port() == r.Listen.Port:
+	case slices.Contains(nets[r.Listen.Network].Addresses, a.Unmap()) && r.To.Port() == r.Listen.Port:
 		fault("to", "%s is the listener itself", r.To)
 	}
 	r.validateAllow(fault)

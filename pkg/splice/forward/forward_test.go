@@ -392,17 +392,3 @@ func TestKernel(t *testing.T) {
 		}
 	}
 }
-
-func TestListenText(t *testing.T) {
-	for _, good := range []string{"tcp://outside:8057", "tcp://a:1"} {
-		var l Listen
-		if err := l.UnmarshalText([]byte(good)); err != nil || l.String() != good {
-			t.Errorf("%s: %v, %v", good, l, err)
-		}
-	}
-	for _, bad := range []string{"", "outside:80", "tcp://outside", "tcp://:80", "tls://outside:443", "tcp://outside:0", "tcp://outside:65536"} {
-		if err := new(Listen).UnmarshalText([]byte(bad)); err == nil {
-			t.Errorf("%q was accepted", bad)
-		}
-	}
-}

@@ -5,12 +5,14 @@ import (
 	"net/netip"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"edged.dev/edged/pkg/pinhole"
 )
 
 // Info is what a rule does, as the API shows it.
 type Info struct {
 	Name   string         `json:"name"`
-	Listen Listen         `json:"listen"`
+	Listen pinhole.Listen `json:"listen"`
 	To     netip.AddrPort `json:"to"`
 	// Path is "kernel" or "user"; Why says why not the kernel.
 	Path string `json:"path"`
