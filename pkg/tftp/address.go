@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -37,12 +38,10 @@ func (e *Editor) acceptLocked(now time.Time, c Content, inv *invitation.Invitati
 	case t.foreign:
 		return Verdict{}
 	}
-	t.learn(c, inv)
-	addressed := false
-	for _, f := range addressFields() {
-		addressed = addressed || inv.Has(f)
+	if !learn(&t.encryptionKey, inv.Value(invitation.EncryptionKey)) || !learn(&t.hashKey, inv.Value(invitation.HashKey)) {
+		return e.cancelLocked(c, t, k.cookie, reasonKeys)
 	}
-	if !addressed {
+	if !addressed(inv) {
 		return Verdict{}
 	}
 	s, reason := e.saidLocked(c, t, inv)
@@ -55,14 +54,32 @@ func (e *Editor) acceptLocked(now time.Time, c Content, inv *invitation.Invitati
 	return Verdict{Body: rewrite(inv, t.local)}
 }
 
-// learn remembers the keys. They are the receiver's to choose: a sender who named others could have the edge decrypt
-// something else than the receiver will.
-func (t *transfer) learn(c Content, inv *invitation.Invitation) {
-	key, hash := inv.Value(invitation.EncryptionKey), inv.Value(invitation.HashKey)
-	first := t.from == t.to && t.encryptionKey == "" // who invites himself cannot be told apart otherwise
-	if (first || t.receiverSpeaks(c, inv)) && key != "" && len(key)+len(hash) < 256 {
-		t.encryptionKey, t.hashKey = key, hash
+// learn takes a key, once, whoever says it: a client takes one of its peer also where it has chosen its own before, and the
+// edge would look at something else than it reads. It tells whether there is still but one.
+func learn(key *string, said string) bool {
+	if *key == "" && len(said) < maxKeyText {
+		*key = said
 	}
+	return said == "" || *key == said
+}
+
+// maxKeyText bounds the text of a key: clients write 24 octets in base64.
+const maxKeyText = 128
+
+// addressed tells whether an invitation holds an address.
+func addressed(inv *invitation.Invitation) bool { return slices.ContainsFunc(addressFields(), inv.Has) }
+
+// withoutAddress returns an invitation without the addresses that it has no use for, as it is no acceptance; nil if there
+// are none.
+func withoutAddress(inv *invitation.Invitation) []byte {
+	if !addressed(inv) {
+		return nil
+	}
+	var none []invitation.Change
+	for _, f := range addressFields() {
+		none = append(none, invitation.Change{Field: f, Remove: true})
+	}
+	return inv.Edit(none...)
 }
 
 // rewrite puts an address into an invitation.
@@ -86,7 +103,7 @@ func (e *Editor) saidLocked(c Content, t *transfer, inv *invitation.Invitation) 
 		return s, reasonAddress
 	}
 	s = said{
-		network: c.Sender.Network, source: c.Sender.Addr, trusted: c.Sender.Trusted, owner: ownerOf(c), target: target,
+		network: c.Sender.Network, source: c.Sender.Addr, trusted: c.Sender.Trusted, owner: e.ownerOf(c), target: target,
 		authCookie: inv.Value(invitation.AuthCookie), receives: t.receiverSpeaks(c, inv),
 	}
 	if len(s.authCookie) == 0 || len(s.authCookie) > 64 {
@@ -209,8 +226,8 @@ func (e *Editor) carryLocked(t *transfer, s said, r *pinhole.Request) (reason st
 	if s.receives {
 		data.Receiver = pinhole.Near
 	}
-	if t.size > 0 {
-		data.MaxSize = t.size // what was judged
+	if t.size >= 0 {
+		data.MaxSize = max(t.size, 1) // what was judged; 0 would be any
 	}
 	r.Admit = data.Admit
 	r.Serve = func(ctx context.Context, conns [2]net.Conn, moved func(pinhole.Side, int)) {

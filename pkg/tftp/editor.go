@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -171,6 +172,9 @@ func (e *Editor) Edit(now time.Time, c Content) Verdict {
 	if err != nil || !utf8 || !plainCookie(cookie) || !keyOf(c, cookie).short() {
 		return e.denyLocked(c, nil, "", reasonMalformed)
 	}
+	if e.strangerLocked(c, e.byKey[keyOf(c, cookie)]) {
+		return e.denyLocked(c, nil, "", reasonStranger)
+	}
 	switch strings.ToUpper(inv.Value(invitation.Command)) {
 	case "INVITE":
 		return e.inviteLocked(now, c, inv)
@@ -180,7 +184,7 @@ func (e *Editor) Edit(now time.Time, c Content) Verdict {
 		if t := e.byKey[keyOf(c, cookie)]; t != nil && t.denied == "" {
 			e.endLocked(t, resultCancelled)
 		}
-		return Verdict{}
+		return Verdict{Body: withoutAddress(inv)}
 	}
 	return e.denyLocked(c, e.byKey[keyOf(c, cookie)], cookie, reasonMalformed)
 }
@@ -213,6 +217,7 @@ func (e *Editor) inviteLocked(now time.Time, c Content, inv *invitation.Invitati
 		}
 	}
 	if t != nil {
+		t.metLocked(c.Sender, c.Receiver)
 		t.foreign = foreign
 		t.file = printable(inv.Value(invitation.File))
 		t.size = -1
@@ -221,9 +226,14 @@ func (e *Editor) inviteLocked(now time.Time, c Content, inv *invitation.Invitati
 		}
 	}
 	if reason != "" {
-		return e.denyLocked(c, t, k.cookie, reason)
+		if v := e.denyLocked(c, t, k.cookie, reason); v.Refuse != 0 || v.Body != nil {
+			return v
+		}
 	}
-	return Verdict{}
+	if foreign {
+		return Verdict{}
+	}
+	return Verdict{Body: withoutAddress(inv)}
 }
 
 // denyLocked answers what may not pass. Where the edge may answer, the request is refused. Where only the server may,
@@ -234,7 +244,7 @@ func (e *Editor) denyLocked(c Content, t *transfer, cookie, reason string) Verdi
 	case !c.Signed:
 		// Clients give up only if the answer holds their own words, except for those in a header field.
 		return Verdict{Refuse: refuseStatus, Warning: refuseWarning, EchoBody: !c.Header, Reason: dropReason}
-	case reason == reasonMalformed:
+	case reason == reasonMalformed || reason == reasonStranger:
 		return Verdict{Body: invitation.Cancel(cmp.Or(cookie, "0"), "REJECT"), Reason: dropReason}
 	}
 	return Verdict{}
@@ -244,6 +254,12 @@ func (e *Editor) denyLocked(c Content, t *transfer, cookie, reason string) Verdi
 func (e *Editor) cancelLocked(c Content, t *transfer, cookie, reason string) Verdict {
 	e.deniedLocked(c, t, reason)
 	return Verdict{Body: invitation.Cancel(cookie, "REJECT"), Reason: dropReason}
+}
+
+// strangerLocked tells that a message about an invitation comes from a host by which the invitation did not pass. Whoever
+// knows its names could take its port or end it.
+func (e *Editor) strangerLocked(c Content, t *transfer) bool {
+	return t != nil && !c.Sender.Trusted && c.Sender.Addr.IsValid() && !slices.Contains(t.hosts, c.Sender.Addr) && !slices.Contains(t.hosts, netip.Addr{})
 }
 
 // deniedLocked counts and logs a denial, once for each invitation that is known, which stays denied.

@@ -202,7 +202,7 @@ func TestForeign(t *testing.T) {
 func TestOtherTypes(t *testing.T) {
 	w := newWorld(t)
 	for mediaType, refused := range map[string]bool{
-		"text/plain": false, "": false, "text/x-msmsgsinvites": false,
+		"text/plain": false, "": false, "text/x-msmsgsinvites": true,
 		"Text/X-MSMSGSINVITE": true, "text/x-msmsgsinvite ; charset=\"UTF-16\"": true, "text/x-msmsgsinvite;;;": true,
 	} {
 		v := w.e.Edit(w.now, Content{Type: []byte(mediaType), Body: []byte("I\x00n\x00v\x00")})

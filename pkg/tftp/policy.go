@@ -4,6 +4,7 @@ import (
 	"mime"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"edged.dev/edged/pkg/tftp/invitation"
 )
@@ -31,18 +32,23 @@ const (
 	reasonLimit       = "limit"
 	reasonNetwork     = "network"
 	reasonKeys        = "keys"
+	reasonStranger    = "stranger"
 )
 
 // isInvitation tells whether a media type is that of invitations, and whether its text is UTF-8.
 func isInvitation(mediaType []byte) (is, utf8 bool) {
+	const kind = "text/x-msmsgsinvite"
 	name, rest, _ := strings.Cut(string(mediaType), ";")
-	if !strings.EqualFold(strings.TrimSpace(name), "text/x-msmsgsinvite") {
+	if name = strings.Join(strings.Fields(name), ""); len(name) < len(kind) || !strings.EqualFold(name[:len(kind)], kind) {
 		return false, false
+	}
+	if len(name) > len(kind) {
+		return true, false // clients look at the beginning only
 	}
 	if strings.TrimSpace(rest) == "" {
 		return true, true
 	}
-	_, params, err := mime.ParseMediaType(string(mediaType))
+	_, params, err := mime.ParseMediaType(kind + ";" + rest)
 	charset := strings.ToLower(params["charset"])
 	return true, err == nil && (charset == "" || charset == "utf-8" || charset == "us-ascii")
 }
@@ -72,13 +78,17 @@ func (e *Editor) judge(c Content, inv *invitation.Invitation) (reason string, fo
 
 // judgeFile applies the rules for names and sizes.
 func (c *Config) judgeFile(name, size string) string {
-	parts, plain := extensions(name)
+	for _, reading := range readings(name) {
+		parts, plain := extensions(reading)
+		switch {
+		case !plain:
+			return reasonName
+		case !extensionAllowed(parts, c.Deny, c.Allow):
+			return reasonExtension
+		}
+	}
 	n, known := fileSize(size)
 	switch {
-	case !plain:
-		return reasonName
-	case !extensionAllowed(parts, c.Deny, c.Allow):
-		return reasonExtension
 	case !known && size != "":
 		return reasonMalformed
 	case c.MaxSize > 0 && (!known || n > int64(c.MaxSize)):
@@ -115,15 +125,30 @@ func (e *Editor) allowedDirection(from, to string) bool {
 	return e.cfg.Directions == Out
 }
 
-// address reduces a URI to user@domain in lower case.
+// address reduces a URI to user@domain in lower case, without port, password, parameters and needless escapes.
 func address(uri string) string {
+	uri = strings.Trim(uri, "<> \t")
 	_, rest, ok := strings.Cut(uri, ":")
 	if !ok {
 		rest = uri
 	}
-	rest, _, _ = strings.Cut(rest, ";")
-	rest, _, _ = strings.Cut(rest, "?")
-	return strings.ToLower(strings.TrimSpace(rest))
+	user, host := "", rest
+	if at := strings.LastIndexByte(rest, '@'); at >= 0 {
+		user, host = rest[:at], rest[at+1:]
+		user, _, _ = strings.Cut(user, ";")
+		user, _, _ = strings.Cut(user, ":")
+		if plain := unescape(user); plain != user && utf8.ValidString(plain) && !strings.ContainsAny(plain, "@:;? %") {
+			user = plain
+		}
+		user += "@"
+	}
+	if i := strings.IndexAny(host, ";?"); i >= 0 {
+		host = host[:i]
+	}
+	if i := strings.LastIndexByte(host, ':'); i > strings.LastIndexByte(host, ']') {
+		host = host[:i]
+	}
+	return strings.ToLower(user + strings.TrimRight(strings.TrimSpace(host), "."))
 }
 
 // fits matches a text in lower case with a pattern of * and ?; the empty one fits all. (path.Match would stop at slashes.)

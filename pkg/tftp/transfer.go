@@ -51,6 +51,8 @@ func (k key) short() bool { return len(k.call)+len(k.cookie)+len(k.low)+len(k.hi
 type transfer struct {
 	key  key
 	host string // who is counted for it
+	// hosts are those by which the invitation has passed; a zero one stands for any.
+	hosts []netip.Addr
 	// from and to are user@domain of the file's sender and receiver.
 	from, to string
 	networks [2]string // of from and to, as the invitation came first
@@ -122,7 +124,7 @@ type View struct {
 
 // addLocked remembers a new invitation, nil if there are too many.
 func (e *Editor) addLocked(now time.Time, k key, c Content) *transfer {
-	host := ownerOf(c)
+	host := e.ownerOf(c)
 	if len(e.byKey) >= e.cfg.MaxInvitations || e.perHost[host] >= maxPerHost {
 		return nil
 	}
@@ -140,12 +142,29 @@ func (e *Editor) addLocked(now time.Time, k key, c Content) *transfer {
 	return t
 }
 
-// ownerOf says who pays for an invitation and its pinhole: the host, or the user where a server speaks for many.
-func ownerOf(c Content) string {
-	if c.Sender.Trusted || !c.Sender.Addr.IsValid() {
-		return address(c.From)
+// maxHosts bounds the hosts of a transfer: two clients, and the proxies between them.
+const maxHosts = 16
+
+// metLocked remembers by which hosts an invitation passes.
+func (t *transfer) metLocked(parties ...Party) {
+	for _, p := range parties {
+		if len(t.hosts) < maxHosts && !slices.Contains(t.hosts, p.Addr) {
+			t.hosts = append(t.hosts, p.Addr)
+		}
 	}
-	return c.Sender.Addr.String()
+}
+
+// ownerOf says who pays for an invitation and its pinhole: the host (outside, the /64 that one of IPv6 may roam in), or
+// the user where a server speaks for many.
+func (e *Editor) ownerOf(c Content) string {
+	a := c.Sender.Addr
+	switch {
+	case c.Sender.Trusted || !a.IsValid():
+		return address(c.From)
+	case a.Is6() && !e.nets[c.Sender.Network].Trusted:
+		return netip.PrefixFrom(a, 64).Masked().String()
+	}
+	return a.String()
 }
 
 // releaseLocked closes a transfer's pinhole, if it has one.

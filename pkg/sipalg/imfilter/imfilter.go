@@ -130,13 +130,17 @@ func kindOf(mediaType []byte) kind {
 	if i := bytes.IndexByte(mediaType, ';'); i >= 0 {
 		mediaType = mediaType[:i]
 	}
-	switch strings.ToLower(string(bytes.TrimSpace(mediaType))) {
-	case "text/plain", "":
+	name := strings.ToLower(string(bytes.Join(bytes.Fields(mediaType), nil)))
+	if name == "" {
 		return plain
-	case "text/html":
-		return html
-	case "text/rtf", "application/rtf":
-		return rtf
+	}
+	for _, k := range []struct {
+		name string
+		kind kind
+	}{{"text/plain", plain}, {"text/html", html}, {"text/rtf", rtf}, {"application/rtf", rtf}} {
+		if strings.HasPrefix(name, k.name) { // clients look no further
+			return k.kind
+		}
 	}
 	return other
 }

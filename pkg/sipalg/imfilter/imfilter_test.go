@@ -25,6 +25,9 @@ func TestLook(t *testing.T) {
 		{"text/html", `<a href="ht&#10;tp://evil">&amp;www.evil.example</a>`, `<a href="_ht&#10;tp://evil">&amp;_www.evil.example</a>`},
 		{"text/rtf", `{\rtf1\ansi\cf1 http://evil.example\par www.evil.example}`, `{\rtf1\ansi\cf1 _http://evil.example\par _www.evil.example}`},
 		{"text/rtf", `{\rtf1 \'68ttp://evil ht\b0 tp://evil \u104?ttp://evil}`, `{\rtf1 _\'68ttp://evil _ht\b0 tp://evil _\u104?ttp://evil}`},
+		{"text / plain", "http://x", "_http://x"},
+		{"text/html5", "&#104;ttp://x", "_&#104;ttp://x"},
+		{"text/plain; charset=UTF-16LE", "h\x00t\x00t\x00p\x00:\x00/\x00/\x00x\x00", "_h\x00t\x00t\x00p\x00:\x00/\x00/\x00x\x00"},
 		{"text/x-msmsgsinvite", "Application-Name: http://x", ""},
 		{"application/x-ms-ink", "http://x", ""},
 	} {

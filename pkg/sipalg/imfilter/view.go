@@ -19,7 +19,7 @@ func newView(k kind, raw []byte) *view {
 	case rtf:
 		v.readRTF(raw)
 	default:
-		v.text = append(v.text, raw...)
+		v.readPlain(raw)
 	}
 	for i, c := range v.text {
 		if c >= 'A' && c <= 'Z' {
@@ -27,6 +27,20 @@ func newView(k kind, raw []byte) *view {
 		}
 	}
 	return v
+}
+
+// readPlain takes the text as it is, but for NUL: UTF-16 has it in each character of a link.
+func (v *view) readPlain(raw []byte) {
+	if bytes.IndexByte(raw, 0) < 0 {
+		v.text = append(v.text, raw...)
+		return
+	}
+	v.at = make([]int32, 0, len(raw))
+	for i, c := range raw {
+		if c != 0 {
+			v.put(c, i)
+		}
+	}
 }
 
 // origin returns where a byte of the view stands in the text itself.

@@ -7,7 +7,8 @@
 //	body ──► Parse ──► Invitation.Value(IPAddress)          what the edge must know
 //	                   Invitation.Edit(Change{Port, "6893"}) ──► the same body with another port
 //
-// A body that clients could read in different ways (a field twice, a folded line, a bare CR) is refused.
+// A body that clients could read in different ways (a field twice, a folded line, a bare CR, two kinds of line ends, what
+// is no field) is refused.
 package invitation
 
 import (
@@ -93,6 +94,9 @@ func Parse(body []byte) (*Invitation, error) {
 		return nil, fmt.Errorf("%d octets: %w", len(body), ErrSize)
 	}
 	inv := &Invitation{raw: body}
+	if lf := bytes.Count(body, []byte("\n")); lf != bytes.Count(body, []byte("\r\n")) && bytes.IndexByte(body, '\r') >= 0 {
+		return nil, fmt.Errorf("two kinds of line ends: %w", ErrForm)
+	}
 	for at, n := 0, 0; at < len(body); n++ {
 		if n == maxLines {
 			return nil, fmt.Errorf("more than %d lines: %w", maxLines, ErrSize)
@@ -116,15 +120,18 @@ func (inv *Invitation) index(line span) error {
 	if bytes.IndexByte(text, '\r') >= 0 || bytes.IndexByte(text, 0) >= 0 {
 		return fmt.Errorf("a CR or NUL in it: %w", ErrForm)
 	}
-	if len(text) == 0 {
+	switch {
+	case len(text) == 0:
 		return nil
-	}
-	if text[0] == ' ' || text[0] == '\t' {
+	case text[0] <= ' ' || text[0] > '~':
 		return fmt.Errorf("a continued line: %w", ErrForm) // some clients would join it with the last one
 	}
 	name, value, ok := bytes.Cut(text, []byte(":"))
+	if !ok {
+		return fmt.Errorf("no field: %w", ErrForm)
+	}
 	f, known := lookup(bytes.TrimRight(name, " \t"))
-	if !ok || !known {
+	if !known {
 		return nil
 	}
 	if inv.at[f].line.to > 0 {

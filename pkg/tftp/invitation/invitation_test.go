@@ -67,9 +67,12 @@ func TestRefused(t *testing.T) {
 		"twice, blank":   {"Application-File: a.txt\r\nApplication-File : a.exe\r\n", ErrForm},
 		"folded":         {"Application-File: a.\r\n exe\r\n", ErrForm},
 		"bare CR":        {"X: y\rApplication-File: a.exe\r\n", ErrForm},
+		"mixed ends":     {"Application-File: a.txt\n.exe\r\n", ErrForm},
+		"no field":       {"Application-File: a.txt\r\n.exe\r\n", ErrForm},
+		"odd blank":      {"Application-File: a.txt\r\n\u00a0.exe: x\r\n", ErrForm},
 		"NUL":            {"Application-File: a.exe\x00.txt\r\n", ErrForm},
 		"too long":       {strings.Repeat("a", MaxBody+1), ErrSize},
-		"too many lines": {strings.Repeat("a\n", maxLines+1), ErrSize},
+		"too many lines": {strings.Repeat("a:\n", maxLines+1), ErrSize},
 	} {
 		if _, err := Parse([]byte(tt.in)); !errors.Is(err, tt.want) {
 			t.Errorf("%s: %v", name, err)
