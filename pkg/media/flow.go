@@ -2,6 +2,7 @@ package media
 
 import (
 	"context"
+	"encoding/binary"
 	"net/netip"
 	"time"
 )
@@ -19,6 +20,9 @@ type Flow struct {
 	// Prefix goes before each packet that leaves, if Prefixed.
 	Prefix   [TagLen]byte
 	Prefixed bool
+	// Channel, if it is not 0, is the channel of TURN that the packets leave by: its number and the length of each go before
+	// it (ChannelData, RFC 8656 §12.4).
+	Channel uint16
 
 	leg *leg
 	// tag is what packets begin with that arrive at a shared socket.
@@ -105,6 +109,16 @@ func (f *Flow) rank(src netip.AddrPort, now time.Time) int {
 		return 2
 	}
 	return 0
+}
+
+// Header returns what goes before a packet of n bytes that leaves, and whether there is anything.
+func (f *Flow) Header(n int) (h [TagLen]byte, ok bool) {
+	if f.Channel != 0 {
+		binary.BigEndian.PutUint16(h[:], f.Channel)
+		binary.BigEndian.PutUint16(h[2:], uint16(n))
+		return h, true
+	}
+	return f.Prefix, f.Prefixed
 }
 
 // Owns tells whether an ICMP error about a packet to dst concerns this flow's peer.

@@ -63,6 +63,9 @@ func (r *Relay) Pinholes() []Info {
 	for l := range r.leases {
 		infos = append(infos, l.infoLocked(now))
 	}
+	for p := range r.ports {
+		infos = append(infos, p.infoLocked(now))
+	}
 	slices.SortFunc(infos, func(a, b Info) int {
 		if a.ID < b.ID {
 			return -1
@@ -105,23 +108,11 @@ func (l *lease) endInfoLocked(s pinhole.Side) EndInfo {
 			JitterSeconds: st.Jitter.Seconds(), RTTSeconds: st.RTT.Seconds(),
 		},
 	}
-	drop := func(reason string, n uint64) {
-		if n == 0 {
-			return
-		}
-		if e.Stats.Dropped == nil {
-			e.Stats.Dropped = make(map[string]uint64)
-		}
-		e.Stats.Dropped[reason] += n
-	}
 	for c, g := range l.legs[s] {
 		if g == nil {
 			continue
 		}
-		for i := range g.dropped {
-			drop(Reason(i).String(), g.dropped[i].Load())
-		}
-		e.Stats.Unreachable += g.unreachable.Load()
+		e.Stats.lost(&g.Counters)
 		if c == rtp {
 			e.Latched = g.latched
 		} else {
@@ -131,7 +122,46 @@ func (l *lease) endInfoLocked(s pinhole.Side) EndInfo {
 	e.Path, e.Why = l.carriedLocked(l.ends[s].socks[rtp])
 	if l.tcp != nil {
 		e.Path, e.Why = "splice", ""
-		drop("connection", st.Dropped)
+		e.Stats.drop("connection", st.Dropped)
 	}
 	return e
+}
+
+// lost adds what of the packets did not reach the other side.
+func (s *StatsInfo) lost(c *Counters) {
+	for i := range c.dropped {
+		s.drop(Reason(i).String(), c.dropped[i].Load())
+	}
+	s.Unreachable += c.unreachable.Load()
+}
+
+func (s *StatsInfo) drop(reason string, n uint64) {
+	if n == 0 {
+		return
+	}
+	if s.Dropped == nil {
+		s.Dropped = make(map[string]uint64)
+	}
+	s.Dropped[reason] += n
+}
+
+// infoLocked describes a client's port: its near end is the client, its far end the port.
+func (p *clientPort) infoLocked(now time.Time) Info {
+	i := Info{
+		ID: p.id, Owner: p.req.Owner, Label: p.req.Label, Kind: "port", Path: "user",
+		Opened: p.opened, AgeSeconds: now.Sub(p.opened).Seconds(),
+	}
+	i.Ends = [2]EndInfo{{Network: p.clientNetwork(), Declared: p.req.Client}, {Network: p.req.Network, Local: p.local.Addr}}
+	last := p.opened
+	for s, st := range p.Stats() {
+		e, c := &i.Ends[s], &p.from[s]
+		e.Path = i.Path
+		e.Stats = StatsInfo{Packets: st.Packets, Bytes: st.Bytes}
+		e.Stats.lost(c)
+		if at := c.last.Load(); at > 0 {
+			last = later(last, p.relay.epoch.Add(time.Duration(at)))
+		}
+	}
+	i.IdleSeconds = max(0, now.Sub(last).Seconds())
+	return i
 }

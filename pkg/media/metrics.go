@@ -1,7 +1,6 @@
 package media
 
 import (
-	"cmp"
 	"errors"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -15,7 +14,9 @@ type totals struct {
 	networks map[string]*traffic
 	dropped  [numReasons]uint64
 	// tcpRefused counts connections that were not joined.
-	tcpRefused  uint64
+	tcpRefused uint64
+	// malformed counts ChannelData that is shorter than it says.
+	malformed   uint64
 	unreachable uint64
 	refused     map[string]uint64
 }
@@ -91,15 +92,26 @@ func (t *totals) carried(from, to string, c *Counters) {
 		// The sizes of the few that did not leave are not kept: their share is taken off.
 		out.bytes[sent] += bytes - uint64(float64(bytes)*float64(lost)/float64(packets))
 	}
+	t.drops(c)
+}
+
+// addFront adds what came to a front and was not relayed.
+func (t *totals) addFront(f *front) {
+	t.drops(&f.lost)
+	t.malformed += f.malformed.Load()
+}
+
+// drops adds what was not relayed.
+func (t *totals) drops(c *Counters) {
 	for i := range c.dropped {
 		t.dropped[i] += c.dropped[i].Load()
 	}
 	t.unreachable += c.unreachable.Load()
 }
 
-// addPort adds the counters of a client's port; one whose client is of no network counts for its own.
+// addPort adds the counters of a client's port.
 func (t *totals) addPort(p *clientPort) {
-	near := cmp.Or(p.relay.nets.Of(p.req.Client.Addr()), p.req.Network)
+	near := p.clientNetwork()
 	for s, names := range [2][2]string{{near, p.req.Network}, {p.req.Network, near}} {
 		t.carried(names[0], names[1], &p.from[s])
 	}
@@ -144,6 +156,9 @@ func (r *Relay) Collect(ch chan<- prometheus.Metric) {
 	for p := range r.ports {
 		t.addPort(p)
 	}
+	for f := range r.fronts {
+		t.addFront(f)
+	}
 	for l := range r.leases {
 		leases[l.req.Kind]++
 		t.add(l)
@@ -164,6 +179,7 @@ func (r *Relay) Collect(ch chan<- prometheus.Metric) {
 		counter(desc("dropped_total", "Packets not relayed.", "reason"), n, Reason(i).String())
 	}
 	counter(desc("dropped_total", "Packets not relayed.", "reason"), t.tcpRefused, "connection")
+	counter(desc("dropped_total", "Packets not relayed.", "reason"), t.malformed, "malformed")
 	counter(desc("unreachable_total", "ICMP errors that answered relayed packets."), t.unreachable)
 	for reason, n := range t.refused {
 		counter(desc("refused_total", "Pinholes and addresses refused.", "reason"), n, reason)

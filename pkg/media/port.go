@@ -1,28 +1,48 @@
 package media
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"syscall"
 	"time"
 
 	"edged.dev/edged/pkg/pinhole"
 )
 
+// maxChannels bounds the channels of a port: each packet of its peers is looked for among them. A client with
+// more is served by whoever reads the port.
+const maxChannels = 256
+
 // clientPort is a UDP port that a client owns (pinhole.Port).
 type clientPort struct {
-	*net.UDPConn
+	conn
 	relay *Relay
+	id    uint64
 	req   pinhole.PortRequest
 	local pinhole.Local
+	// opened is when it was opened.
+	opened time.Time
 	// The following are guarded by the relay's mutex.
-	pool   *pool
-	number uint16
-	next   *net.UDPConn
+	pool *pool
+	next *Socket
+	// bound are the channels in the order of their binding.
+	bound []*binding
 	// from counts what came from the client, and from peers.
 	from [2]Counters
+}
+
+// binding is a channel of a port.
+type binding struct {
+	port  *clientPort
+	front *front
+	key   channelKey
+	c     pinhole.Channel
+	// back is the flow from the peer.
+	back *Flow
 }
 
 var (
@@ -44,9 +64,6 @@ func (r *Relay) OpenPort(ctx context.Context, req pinhole.PortRequest) (pinhole.
 	}
 	return p, nil
 }
-
-// Front returns conn: its channels are not carried.
-func (*Relay) Front(conn net.PacketConn) (net.PacketConn, error) { return conn, nil }
 
 // mayOpenLocked tells why an owner may not have one more.
 func (r *Relay) mayOpenLocked(owner string) error {
@@ -78,45 +95,51 @@ func (r *Relay) openPortLocked(req pinhole.PortRequest) (*clientPort, error) {
 	if req.Pair {
 		count = 2
 	}
-	var socks [2]*net.UDPConn
+	var socks [2]*Socket
 	pool := r.poolLocked(bound, false, PortRange{})
 	number, err := pool.take(time.Now(), count, func(number uint16) (err error) {
 		if req.Even && number%2 != 0 {
 			return syscall.EADDRINUSE // look further
 		}
-		socks, err = listenPorts(netip.AddrPortFrom(bound, number), count)
+		socks, err = r.bindPortsLocked(netip.AddrPortFrom(bound, number), count)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	p := r.newPortLocked(req, socks[0], pool, number, public)
+	p, err := r.newPortLocked(req, socks[0], pool, public)
+	if err != nil {
+		closeSocket(socks[1])
+		pool.release(number, count, time.Now())
+		return nil, err
+	}
 	p.next = socks[1]
 	return p, nil
 }
 
-func listenPorts(at netip.AddrPort, count uint16) (socks [2]*net.UDPConn, err error) {
-	for i := range count {
-		socks[i], err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(at.Addr(), at.Port()+i)))
-		if err != nil {
-			if i == 1 {
-				socks[0].Close()
-			}
-			return socks, resourceError(err)
-		}
-	}
-	return socks, nil
+func (r *Relay) bindPortsLocked(at netip.AddrPort, count uint16) ([2]*Socket, error) {
+	r.nextID++
+	e := &end{bound: at.Addr(), count: count}
+	err := e.bindUDP(at.Port(), r.nextID, r.cfg.DSCP)
+	return e.socks, err
 }
 
-func (r *Relay) newPortLocked(req pinhole.PortRequest, sock *net.UDPConn, pool *pool, number uint16, public netip.Addr) *clientPort {
-	p := &clientPort{UDPConn: sock, relay: r, req: req, pool: pool, number: number}
-	p.local.Addr = netip.AddrPortFrom(public, number)
+// newPortLocked has the path read the socket, or closes it.
+func (r *Relay) newPortLocked(req pinhole.PortRequest, s *Socket, pool *pool, public netip.Addr) (*clientPort, error) {
+	r.nextID++
+	p := &clientPort{relay: r, id: r.nextID, req: req, pool: pool, opened: time.Now()}
+	p.local.Addr = netip.AddrPortFrom(public, s.Local.Port())
 	for i := range p.from {
 		p.from[i].epoch = r.epoch
 	}
+	p.open(s, portInbox, &p.from[pinhole.Far])
+	if err := r.path.Set(s, p.strays()); err != nil {
+		closeSocket(s)
+		return nil, resourceError(err)
+	}
 	r.ports[p] = struct{}{}
 	r.owners[req.Owner]++
-	return p
+	return p, nil
 }
 
 // Local returns the address to write into messages.
@@ -137,20 +160,89 @@ func (p *clientPort) Next(ctx context.Context) (pinhole.Port, error) {
 		r.totals.refuse(err)
 		return nil, fmt.Errorf("next port: %w", err)
 	}
-	n := r.newPortLocked(p.req, p.next, p.pool, p.number+1, p.local.Addr.Addr())
+	n, err := r.newPortLocked(p.req, p.next, p.pool, p.local.Addr.Addr())
+	if err != nil {
+		p.pool.release(p.next.Local.Port(), 1, time.Now())
+		p.next = nil
+		return nil, fmt.Errorf("next port: %w", err)
+	}
 	p.next = nil
 	return n, nil
 }
 
-// Bind refuses: its caller moves what channels carry.
-func (*clientPort) Bind(pinhole.Channel) error { return pinhole.ErrNotCarried }
+// Bind has the path move what a channel carries.
+func (p *clientPort) Bind(c pinhole.Channel) error {
+	c.Client, c.Peer = unmap(c.Client), unmap(c.Peer)
+	r := p.relay
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f, ok := c.Front.(*front)
+	switch {
+	case p.isClosed():
+		return fmt.Errorf("bind channel: %w", pinhole.ErrClosed)
+	case !ok || f.relay != r || f.isClosed() || c.Client.Addr().Is4() != f.sock.Local.Addr().Is4():
+		return fmt.Errorf("bind channel: %w", pinhole.ErrNotCarried)
+	case c.Number>>14 != 1:
+		return fmt.Errorf("bind channel: the number %#x: %w", c.Number, pinhole.ErrNotCarried)
+	case c.Peer.Port() == 0 || c.Peer.Addr().Is4() != p.sock.Local.Addr().Is4():
+		return fmt.Errorf("bind channel: peer %s at %s: %w", c.Peer, p.sock.Local, pinhole.ErrNetwork)
+	}
+	for _, b := range slices.Clone(p.bound) {
+		if b.c.Number == c.Number || b.c.Peer == c.Peer {
+			p.unbindLocked(b)
+		}
+	}
+	if len(p.bound) >= maxChannels {
+		return fmt.Errorf("bind channel: %d are bound: %w", maxChannels, pinhole.ErrLimit)
+	}
+	p.bindLocked(f, c)
+	return nil
+}
 
-// Unbind has nothing to end.
-func (*clientPort) Unbind(uint16) {}
+func (p *clientPort) bindLocked(f *front, c pinhole.Channel) {
+	client, peer := SockaddrOf(c.Client), SockaddrOf(c.Peer)
+	b := &binding{port: p, front: f, key: channelKeyOf(&client, c.Number), c: c}
+	if old := f.bound[b.key]; old != nil {
+		old.port.unbindLocked(old) // the port of an earlier allocation, that the client has forgotten
+	}
+	b.back = &Flow{From: peer, To: client, Out: f.sock, Counters: &p.from[pinhole.Far], Channel: c.Number}
+	p.bound = append(p.bound, b)
+	p.publishLocked()
+	f.bound[b.key] = b
+	f.clients.set(b.key, &Flow{From: client, To: peer, Out: p.sock, Counters: &p.from[pinhole.Near]})
+}
 
-// ReadFrom reads what a peer has sent.
+// publishLocked says which peers have a channel.
+func (p *clientPort) publishLocked() {
+	flows := make([]*Flow, len(p.bound))
+	for i, b := range p.bound {
+		flows[i] = b.back
+	}
+	p.peers.Store(&flows)
+}
+
+func (p *clientPort) unbindLocked(b *binding) {
+	b.front.clients.set(b.key, nil)
+	delete(b.front.bound, b.key)
+	p.bound = slices.DeleteFunc(p.bound, func(o *binding) bool { return o == b })
+	p.publishLocked()
+}
+
+// Unbind leaves what the channel carries to who reads the port and the front.
+func (p *clientPort) Unbind(number uint16) {
+	r := p.relay
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, b := range slices.Clone(p.bound) {
+		if b.c.Number == number {
+			p.unbindLocked(b)
+		}
+	}
+}
+
+// ReadFrom reads what a peer has sent that has no channel.
 func (p *clientPort) ReadFrom(b []byte) (int, net.Addr, error) {
-	n, from, err := p.UDPConn.ReadFrom(b)
+	n, from, err := p.conn.ReadFrom(b)
 	if err == nil {
 		p.from[pinhole.Far].Receive(time.Now(), b[:n])
 	}
@@ -160,11 +252,16 @@ func (p *clientPort) ReadFrom(b []byte) (int, net.Addr, error) {
 // WriteTo sends to a peer.
 func (p *clientPort) WriteTo(b []byte, to net.Addr) (int, error) {
 	p.from[pinhole.Near].Receive(time.Now(), b)
-	n, err := p.UDPConn.WriteTo(b, to)
+	n, err := p.conn.WriteTo(b, to)
 	if err != nil {
 		p.from[pinhole.Near].Drop(SendError, 1)
 	}
 	return n, err
+}
+
+// clientNetwork returns the client's network, the port's own if the client is of none.
+func (p *clientPort) clientNetwork() string {
+	return cmp.Or(p.relay.nets.Of(p.req.Client.Addr()), p.req.Network)
 }
 
 // Stats counts what came from the client, and from peers.
@@ -185,19 +282,22 @@ func (p *clientPort) Close() error {
 }
 
 func (p *clientPort) closeLocked() error {
-	r := p.relay
-	if _, open := r.ports[p]; !open {
+	if !p.end() {
 		return net.ErrClosed
 	}
-	delete(r.ports, p)
-	r.disownLocked(p.req.Owner)
-	until := time.Now().Add(r.pin.Quarantine)
+	r, until := p.relay, time.Now().Add(p.relay.pin.Quarantine)
+	for _, b := range slices.Clone(p.bound) {
+		p.unbindLocked(b)
+	}
 	if p.next != nil {
-		p.next.Close()
-		p.pool.release(p.number+1, 1, until)
+		closeSocket(p.next)
+		p.pool.release(p.next.Local.Port(), 1, until)
 		p.next = nil
 	}
-	p.pool.release(p.number, 1, until)
+	r.path.Delete(p.sock)
+	p.pool.release(p.sock.Local.Port(), 1, until)
+	delete(r.ports, p)
+	r.disownLocked(p.req.Owner)
 	r.totals.addPort(p)
-	return p.UDPConn.Close()
+	return nil
 }

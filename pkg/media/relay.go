@@ -36,6 +36,7 @@ type Relay struct {
 	nextID uint64
 	leases map[*lease]struct{}
 	ports  map[*clientPort]struct{}
+	fronts map[*front]struct{}
 	owners map[string]int
 	pools  map[poolKey]*pool
 	totals totals
@@ -69,6 +70,7 @@ func New(pin PinholeConfig, cfg Config, nets pinhole.Networks, path Path, log *z
 		pin: pin, cfg: cfg, nets: nets, path: path, log: log, epoch: time.Now(),
 		leases: make(map[*lease]struct{}),
 		ports:  make(map[*clientPort]struct{}),
+		fronts: make(map[*front]struct{}),
 		owners: make(map[string]int),
 		pools:  make(map[poolKey]*pool),
 		totals: newTotals(),
@@ -118,6 +120,9 @@ func (r *Relay) closeAll() {
 	for p := range r.ports {
 		// Its owner gets to know it by reading.
 		_ = p.closeLocked()
+	}
+	for f := range r.fronts {
+		_ = f.closeLocked()
 	}
 	r.closeSharedLocked()
 	r.mu.Unlock()

@@ -23,6 +23,9 @@ type Socket struct {
 	// Shared finds the flows of a socket that several leases share; nil: what was Set is all there is. What is Set for a
 	// shared socket is one flow for what belongs to no lease.
 	Shared *Shared
+	// Channels finds the flows of a socket at which TURN's channels begin or end; nil: there are none. What is Set for it
+	// is one flow for what belongs to no channel.
+	Channels *Channels
 }
 
 // Sockaddr is a socket address as the kernel writes it (sockaddr_in, sockaddr_in6), so that the
@@ -80,6 +83,8 @@ func (s *Sockaddr) Equal(o *Sockaddr) bool {
 			binary.NativeEndian.Uint64(s.Raw[16:]) == binary.NativeEndian.Uint64(o.Raw[16:])
 }
 
+func (s *Sockaddr) v4() bool { return binary.NativeEndian.Uint16(s.Raw[:]) == unix.AF_INET }
+
 // Valid tells whether there is an address.
 func (s *Sockaddr) Valid() bool { return s.Len != 0 }
 
@@ -95,7 +100,13 @@ func bindUDP(local netip.AddrPort, dscp int) (int, error) {
 	if err != nil {
 		return -1, resourceError(os.NewSyscallError("socket", err))
 	}
-	if err := setOptions(fd, v4, dscp); err != nil {
+	if !v4 {
+		err = os.NewSyscallError("setsockopt IPV6_V6ONLY", unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1))
+	}
+	if err == nil {
+		err = setOptions(fd, v4, dscp)
+	}
+	if err != nil {
 		unix.Close(fd)
 		return -1, resourceError(err)
 	}
@@ -118,7 +129,6 @@ func setOptions(fd int, v4 bool, dscp int) error {
 	// A relay does not know what path a packet came by: it lets routers fragment (no DF), as the
 	// sender's own packets may have been fragments.
 	opts := []option{
-		{unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1, "IPV6_V6ONLY"},
 		{unix.IPPROTO_IPV6, unix.IPV6_TCLASS, dscp << 2, "IPV6_TCLASS"},
 		{unix.IPPROTO_IPV6, unix.IPV6_RECVERR, 1, "IPV6_RECVERR"},
 	}

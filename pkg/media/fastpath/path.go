@@ -285,6 +285,8 @@ func (p *Path) reasonLocked(st *stream) string {
 	switch {
 	case f == nil:
 		return "several peers share the port"
+	case st.sock.Channels != nil:
+		return "channels are carried in user space"
 	case st.sock.Shared != nil || f.Out.Shared != nil:
 		return "the port is shared by a multiplexID"
 	case f.Counters.IsRTCP():

@@ -42,6 +42,11 @@ func Loopback(t *testing.T, d Driver) {
 		{"sizes", testSizes},
 		{"burst", testBurst},
 		{"loss and jitter", testStats},
+		{"channels", testChannels},
+		{"framing of channels", testChannelFraming},
+		{"ends of channels", testChannelEnds},
+		{"bursts by channels", testChannelBursts},
+		{"families of channels", testChannelFamilies},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) { tt.run(t, newPath) })

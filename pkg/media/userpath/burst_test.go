@@ -79,7 +79,7 @@ func testQueue(t *testing.T, units []unit, messages, singly int, noGSO bool) {
 	if q.n != messages {
 		t.Errorf("%d messages, want %d", q.n, messages)
 	}
-	q.flush(e)
+	q.flush()
 	buf := make([]byte, slot)
 	for i, w := range want {
 		if n, err := readAgain(to, buf); err != nil || !bytes.Equal(buf[:n], w) {

@@ -36,6 +36,10 @@ func (l *loop) readErrors(e *entry) (empty bool) {
 
 // refused counts the error at the flow whose peer could not be reached.
 func (l *loop) refused(e *entry, peer *media.Sockaddr) {
+	if c := e.socket.Channels; c != nil {
+		c.Unreachable(l.now)
+		return
+	}
 	for _, f := range e.flows.Load().all {
 		if f.Owns(peer) {
 			f.Counters.Unreachable(l.now)

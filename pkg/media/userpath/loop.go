@@ -21,6 +21,8 @@ const (
 	batch = 32
 	// events is how many sockets a round may serve.
 	events = 256
+	// spare is how many buffers must be free for a socket.
+	spare = 8
 	// slot holds any UDP datagram.
 	slot = 1 << 16
 	// interest is edge-triggered: a level-triggered socket is looked at again in the next epoll_wait,
@@ -59,6 +61,8 @@ type loop struct {
 	control [256]byte
 	now     time.Time
 	queue   queue
+	// used is how many of the buffers the queue holds from sockets before.
+	used int
 }
 
 func newLoop(p *Path) (*loop, error) {
@@ -126,6 +130,7 @@ func (l *loop) run() error {
 		for i := range n {
 			l.serveSocket(l.ready[i], l.events[i].Events)
 		}
+		l.flush()
 		l.round.Add(1)
 		if l.path.buried.Load() > 0 {
 			l.path.reap()
@@ -192,15 +197,41 @@ func (l *loop) rearm(e *entry) {
 // of recvmmsg is EAGAIN, or one that an ICMP message left: that is cleared by being read, and says
 // nothing of the packets.
 func (l *loop) relay(e *entry) (empty bool) {
-	n, errno := recvmmsg(e.socket.FD, l.in[:])
+	if l.used > batch-spare {
+		l.flush()
+	}
+	first, room := l.used, batch-l.used
+	n, errno := recvmmsg(e.socket.FD, l.in[first:])
 	if errno != 0 {
 		return errno == unix.EAGAIN
 	}
-	flows := e.flows.Load()
 	packets := 0
-	for i := range n {
+	if e.socket.Channels != nil {
+		packets = l.carry(e, first, n)
+	} else {
+		packets = l.pass(e, first, n)
+	}
+	if l.queue.waits() {
+		l.used += n
+	} else {
+		l.flush()
+	}
+	l.follow(e, packets)
+	return n < room
+}
+
+// flush sends what is queued, after which all buffers are free.
+func (l *loop) flush() {
+	l.queue.flush()
+	l.used = 0
+}
+
+// pass queues what is to be relayed of n messages, and returns how many packets they were.
+func (l *loop) pass(e *entry, first, n int) (packets int) {
+	flows := e.flows.Load()
+	for i := first; i < first+n; i++ {
 		size := l.reset(e, i)
-		b := l.buffers[i*slot : i*slot+int(l.in[i].len)]
+		b := l.message(i)
 		packets += segments(b, size)
 		f := flows.first
 		if shared := e.socket.Shared; shared != nil {
@@ -226,10 +257,36 @@ func (l *loop) relay(e *entry) (empty bool) {
 		}
 		l.queue.add(e, f, b, size)
 	}
-	l.queue.flush(e)
-	l.follow(e, packets)
-	return n < batch
+	return packets
 }
+
+// carry queues what channels carry of n messages, and returns how many packets came in the longest burst of one source.
+func (l *loop) carry(e *entry, first, n int) (burst int) {
+	streak := 0
+	for i := first; i < first+n; i++ {
+		size := l.reset(e, i)
+		rest := l.message(i)
+		if i > first && !l.names[i].Equal(&l.names[i-1]) {
+			streak = 0
+		}
+		streak += segments(rest, size)
+		burst = max(burst, streak)
+		for {
+			b := rest[:min(size, len(rest))]
+			if f, data := e.socket.Channels.Pick(b, &l.names[i]); f != nil {
+				f.Counters.Receive(l.now, data)
+				l.queue.add(e, f, data, len(data))
+			}
+			if rest = rest[len(b):]; len(rest) == 0 {
+				break
+			}
+		}
+	}
+	return burst
+}
+
+// message returns what was received into buffer i.
+func (l *loop) message(i int) []byte { return l.buffers[i*slot : i*slot+int(l.in[i].len)] }
 
 // reset reads what the kernel says about message i, makes its header ready for the next one, and returns
 // the size of the packets in it: all but the last have it.

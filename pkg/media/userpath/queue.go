@@ -22,20 +22,30 @@ const (
 type queue struct {
 	n, vecs int
 	out     [batch]mmsghdr
-	vec     [batch]unix.Iovec
-	runs    [batch]run
-	// one and pair are the message of sendPrefixed.
-	one  [1]mmsghdr
-	pair [2]unix.Iovec
+	vec     [maxVecs]unix.Iovec
+	// heads[i] is what vec[i] holds where that is what goes before a packet.
+	heads [maxVecs][media.TagLen]byte
+	runs  [batch]run
+	// one and piece are the message of send.
+	one   [1]mmsghdr
+	piece [1]unix.Iovec
 }
+
+// maxVecs is how many pieces a queue may hold. A batch has two for each message, and more only where the kernel has
+// joined packets that need a header each.
+const maxVecs = 4 * batch
 
 // run says what one message of a queue is.
 type run struct {
 	flow *media.Flow
-	// size is that of each packet but the last, total the sum.
+	// entry is the socket that it came by.
+	entry *entry
+	// size is that of each packet but the last, total the sum, headers included.
 	size, total int
 	segments    int
-	control     [24]byte // CmsgSpace(2)
+	// headed says that each packet is two vectors: what goes before it and itself. Else each vector is one or several.
+	headed  bool
+	control [24]byte // CmsgSpace(2)
 }
 
 // segments returns of how many packets of size bytes b consists.
@@ -48,37 +58,35 @@ func segments(b []byte, size int) int {
 
 // add queues b, which holds packets of size bytes that came to e for f. It sends what leaves by another socket.
 func (q *queue) add(e *entry, f *media.Flow, b []byte, size int) {
-	if q.n > 0 && q.runs[0].flow.Out != f.Out {
-		q.flush(e)
+	if q.n > 0 && q.runs[0].flow.Out != f.Out || q.n == batch || q.vecs+2 > maxVecs {
+		q.flush()
 	}
 	count := segments(b, size)
-	if f.Prefixed {
-		q.flush(e)
+	head, headed := f.Header(len(b))
+	if count > 1 && (e.single || headed) {
 		for ; len(b) > 0; b = b[min(size, len(b)):] {
-			q.sendPrefixed(f, b[:min(size, len(b))])
+			one := b[:min(size, len(b))]
+			q.add(e, f, one, len(one))
 		}
 		return
 	}
-	if e.single && count > 1 {
-		q.flush(e)
-		for ; len(b) > 0; b = b[min(size, len(b)):] {
-			q.send(f, b[:min(size, len(b))])
-		}
-		return
+	length := len(b)
+	if headed {
+		q.heads[q.vecs] = head
+		q.push(q.heads[q.vecs][:])
+		length += len(head)
+		size = length
 	}
-	v := &q.vec[q.vecs]
-	q.vecs++
-	v.Base = unsafe.SliceData(b)
-	v.SetLen(len(b))
-	if !e.single && q.join(f, len(b), size, count) {
+	q.push(b)
+	if !e.single && q.join(f, length, size, count) {
 		return
 	}
 	r, hdr := &q.runs[q.n], &q.out[q.n].hdr
 	q.n++
-	r.flow, r.size, r.total, r.segments = f, size, len(b), count
+	r.flow, r.entry, r.size, r.total, r.segments, r.headed = f, e, size, length, count, headed
 	hdr.Name, hdr.Namelen = &f.To.Raw[0], f.To.Len
-	hdr.Iov = v
-	hdr.SetIovlen(1)
+	hdr.Iov = &q.vec[q.vecs-r.pieces()]
+	hdr.SetIovlen(r.pieces())
 	hdr.Control = nil
 	hdr.SetControllen(0)
 	if count > 1 {
@@ -86,7 +94,15 @@ func (q *queue) add(e *entry, f *media.Flow, b []byte, size int) {
 	}
 }
 
-// join makes the last vector part of the last message, if it may be.
+// push makes b the next vector.
+func (q *queue) push(b []byte) {
+	v := &q.vec[q.vecs]
+	q.vecs++
+	v.Base = unsafe.SliceData(b)
+	v.SetLen(len(b))
+}
+
+// join makes the last packet part of the last message, if it may be.
 func (q *queue) join(f *media.Flow, length, size, count int) bool {
 	if q.n == 0 {
 		return false
@@ -100,9 +116,17 @@ func (q *queue) join(f *media.Flow, length, size, count int) bool {
 	r.total += length
 	r.segments += count
 	hdr := &q.out[q.n-1].hdr
-	hdr.SetIovlen(int(hdr.Iovlen) + 1)
+	hdr.SetIovlen(int(hdr.Iovlen) + r.pieces())
 	r.mark(hdr)
 	return true
+}
+
+// pieces returns of how many vectors a packet consists.
+func (r *run) pieces() int {
+	if r.headed {
+		return 2
+	}
+	return 1
 }
 
 // mark tells the kernel into what packets to cut the message.
@@ -115,8 +139,12 @@ func (r *run) mark(hdr *unix.Msghdr) {
 	hdr.SetControllen(len(r.control))
 }
 
+// waits tells whether what is queued may wait for what other sockets have: it leaves by a socket that is the way
+// out for many.
+func (q *queue) waits() bool { return q.n > 0 && q.runs[0].flow.Out.Channels != nil }
+
 // flush sends what is queued.
-func (q *queue) flush(e *entry) {
+func (q *queue) flush() {
 	n := q.n
 	if n == 0 {
 		return
@@ -138,7 +166,7 @@ func (q *queue) flush(e *entry) {
 		retried = false
 		r := &q.runs[at]
 		if r.segments > 1 && refused(errno) {
-			e.single = true
+			r.entry.single = true
 			q.sendEach(at)
 		} else {
 			r.flow.Counters.Drop(reason(errno), r.segments)
@@ -151,7 +179,7 @@ func (q *queue) flush(e *entry) {
 		}
 	}
 	for i := range n {
-		q.runs[i].flow = nil
+		q.runs[i].flow, q.runs[i].entry = nil, nil
 	}
 	q.n, q.vecs = 0, 0
 }
@@ -165,37 +193,25 @@ func refused(errno unix.Errno) bool {
 // sendEach sends the packets of message i one by one.
 func (q *queue) sendEach(i int) {
 	r := &q.runs[i]
-	for _, v := range unsafe.Slice(q.out[i].hdr.Iov, int(q.out[i].hdr.Iovlen)) {
-		for b := unsafe.Slice(v.Base, int(v.Len)); len(b) > 0; b = b[min(r.size, len(b)):] {
-			q.send(r.flow, b[:min(r.size, len(b))])
+	for vecs := unsafe.Slice(q.out[i].hdr.Iov, int(q.out[i].hdr.Iovlen)); len(vecs) > 0; vecs = vecs[r.pieces():] {
+		if r.headed {
+			q.send(r.flow, vecs[:r.pieces()])
+			continue
+		}
+		for b := unsafe.Slice(vecs[0].Base, int(vecs[0].Len)); len(b) > 0; b = b[min(r.size, len(b)):] {
+			q.piece[0].Base = &b[0]
+			q.piece[0].SetLen(min(r.size, len(b)))
+			q.send(r.flow, q.piece[:])
 		}
 	}
 }
 
-// send sends one packet, which is not empty.
-func (q *queue) send(f *media.Flow, b []byte) {
-	var errno unix.Errno
-	for range 2 { // the first time, the error may be that of an earlier packet
-		_, _, errno = unix.RawSyscall6(unix.SYS_SENDTO, uintptr(f.Out.FD), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)),
-			unix.MSG_DONTWAIT, uintptr(unsafe.Pointer(&f.To.Raw[0])), uintptr(f.To.Len))
-		if !pendingError(errno) && errno != unix.EINTR {
-			break
-		}
-	}
-	if errno != 0 {
-		f.Counters.Drop(reason(errno), 1)
-	}
-}
-
-// sendPrefixed sends one packet, which is not empty, with the flow's prefix before it.
-func (q *queue) sendPrefixed(f *media.Flow, b []byte) {
-	q.pair[0].Base, q.pair[1].Base = &f.Prefix[0], &b[0]
-	q.pair[0].SetLen(len(f.Prefix))
-	q.pair[1].SetLen(len(b))
+// send sends one packet.
+func (q *queue) send(f *media.Flow, packet []unix.Iovec) {
 	hdr := &q.one[0].hdr
 	hdr.Name, hdr.Namelen = &f.To.Raw[0], f.To.Len
-	hdr.Iov = &q.pair[0]
-	hdr.SetIovlen(len(q.pair))
+	hdr.Iov = &packet[0]
+	hdr.SetIovlen(len(packet))
 	var errno unix.Errno
 	for range 2 { // the first time, the error may be that of an earlier packet
 		if _, errno = sendmmsg(f.Out.FD, q.one[:]); !pendingError(errno) && errno != unix.EINTR {
