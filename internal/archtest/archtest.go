@@ -124,13 +124,13 @@ func mayImport() map[string][]string {
 		"pkg/turn":       alg,
 		"pkg/tunnel":     {},
 		"pkg/splice":     {},
-		"pkg/sharedport": {},
-		"pkg/refuse":     {},
+		"pkg/sharedport": alg,
+		"pkg/refuse":     alg,
 		"pkg/console":    {},
 		"internal/per":   {},
 		// A phone speaks the protocol that it tests.
 		"internal/h323phone": {"pkg/h323", "internal/tpkt", "internal/per"},
-		// It is configured and fed like an ALG; what joins the connections knows neither.
+		// It is configured and fed like an ALG; pkg/splice, which joins the connections, is not.
 		"pkg/splice/forward": {"pkg/splice", "pkg/pinhole", "internal/gate"},
 	}
 }

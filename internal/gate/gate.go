@@ -1,6 +1,6 @@
 // Package gate takes connections in for the servers of TCP protocols: it bounds how many there are, in all and of one
 // source, refuses new ones while a server drains, survives a lack of descriptors, and waits for the end of those that it
-// has let in. It reads and writes nothing, and knows no protocol.
+// has let in. It reads and writes nothing, and knows no protocol. [Accept] is the loop alone, for who admits otherwise.
 //
 //	listener ─► Gate.Serve ─► admitted? ── no ──► refused(why), closed
 //	                             └── yes ─► serve(ctx, conn) on its own goroutine ─► closed, counted out
@@ -8,11 +8,9 @@ package gate
 
 import (
 	"context"
-	"errors"
 	"net"
 	"net/netip"
 	"sync"
-	"time"
 
 	"edged.dev/edged/pkg/pinhole"
 )
@@ -22,9 +20,6 @@ const (
 	Connections = "connections" // the limit of all or of one source
 	Draining    = "draining"
 )
-
-// retryTime is how long accepting rests when it fails: out of descriptors, others will close theirs.
-const retryTime = 50 * time.Millisecond
 
 // Gate counts connections. Its methods may be called concurrently.
 type Gate struct {
@@ -77,45 +72,19 @@ func (g *Gate) Serve(ctx context.Context, ln net.Listener, serve func(context.Co
 	defer work.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stop := context.AfterFunc(ctx, func() { ln.Close() })
-	defer stop()
-	for {
-		conn, err := ln.Accept()
-		switch {
-		case err == nil:
-			source := pinhole.AddrPortOf(conn.RemoteAddr()).Addr()
-			if why := g.enter(source); why != "" {
-				refused(why)
-				conn.Close()
-				continue
-			}
-			work.Go(func() {
-				defer g.leave(source)
-				defer conn.Close()
-				serve(ctx, conn)
-			})
-		case ctx.Err() != nil:
-			return nil
-		case errors.Is(err, net.ErrClosed):
-			return err
-		default:
-			if !rest(ctx) {
-				return nil
-			}
+	return Accept(ctx, ln, func(conn net.Conn) {
+		source := pinhole.AddrPortOf(conn.RemoteAddr()).Addr()
+		if why := g.enter(source); why != "" {
+			refused(why)
+			conn.Close()
+			return
 		}
-	}
-}
-
-// rest waits before accepting is tried again; false if ctx ended before.
-func rest(ctx context.Context) bool {
-	t := time.NewTimer(retryTime)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
+		work.Go(func() {
+			defer g.leave(source)
+			defer conn.Close()
+			serve(ctx, conn)
+		})
+	}, func(error) {})
 }
 
 // enter counts a connection in, or returns why it is refused.

@@ -19,6 +19,9 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
+
+	"edged.dev/edged/internal/gate"
+	"edged.dev/edged/pkg/pinhole"
 )
 
 const (
@@ -26,8 +29,6 @@ const (
 	logEvery = time.Minute
 	// maxSources bounds how many sources are remembered, of all ports; the oldest is forgotten first.
 	maxSources = 1024
-	// rest is how long a socket waits after an error, e.g. when descriptors have run out.
-	rest = 100 * time.Millisecond
 )
 
 // Attempts are what one source has tried at one port.
@@ -70,21 +71,14 @@ func New(log *zap.Logger) *Refuser {
 // ServeListener resets what ln accepts until ctx ends; port names it in logs and metrics.
 func (r *Refuser) ServeListener(ctx context.Context, port string, ln net.Listener) error {
 	r.total.WithLabelValues(port)
-	defer context.AfterFunc(ctx, func() { ln.Close() })()
-	for {
-		conn, err := ln.Accept()
-		if err != nil {
-			if end, err := r.failed(ctx, port, err); end {
-				return err
-			}
-			continue
-		}
-		if tcp, ok := conn.(*net.TCPConn); ok {
-			tcp.SetLinger(0)
-		}
-		conn.Close()
+	err := gate.Accept(ctx, ln, func(conn net.Conn) {
+		gate.Reset(conn)
 		r.note(port, conn.RemoteAddr())
+	}, func(err error) { r.unread(port, err) })
+	if err != nil {
+		return fmt.Errorf("blocked %s: %w", port, err)
 	}
+	return nil
 }
 
 // ServePacket drops what comes to conn until ctx ends; port names it in logs and metrics.
@@ -94,41 +88,29 @@ func (r *Refuser) ServePacket(ctx context.Context, port string, conn net.PacketC
 	b := make([]byte, 1) // the rest of the datagram is cut off
 	for {
 		_, from, err := conn.ReadFrom(b)
-		if err != nil {
-			if end, err := r.failed(ctx, port, err); end {
-				return err
-			}
-			continue
+		switch {
+		case err == nil:
+			r.note(port, from)
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return fmt.Errorf("blocked %s: %w", port, err)
+		default:
+			r.unread(port, err)
+			gate.Rest(ctx)
 		}
-		r.note(port, from)
 	}
 }
 
-// failed tells whether an error ends a port, and if so what is to be returned.
-func (r *Refuser) failed(ctx context.Context, port string, err error) (end bool, out error) {
-	switch {
-	case ctx.Err() != nil:
-		return true, nil
-	case errors.Is(err, net.ErrClosed):
-		return true, fmt.Errorf("blocked %s: %w", port, err)
-	}
+func (r *Refuser) unread(port string, err error) {
 	r.log.Warn("blocked port not read", zap.String("port", port), zap.Error(err))
-	select {
-	case <-ctx.Done():
-		return true, nil
-	case <-time.After(rest):
-		return false, nil
-	}
 }
 
 // note counts an attempt, and logs it unless that source has been logged at that port just now.
 func (r *Refuser) note(port string, from net.Addr) {
 	r.total.WithLabelValues(port).Inc()
-	ap, err := netip.ParseAddrPort(from.String())
-	if err != nil {
-		return
-	}
-	key, now := source{port, ap.Addr().Unmap()}, r.now()
+	ap := pinhole.AddrPortOf(from)
+	key, now := source{port, ap.Addr()}, r.now()
 	r.mu.Lock()
 	a := r.attempts[key]
 	if a == nil {

@@ -14,18 +14,15 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"edged.dev/edged/internal/gate"
+	"edged.dev/edged/pkg/pinhole"
 )
 
 // Limits of connections of which it is not known yet what they are.
 const (
 	defaultWait = 3 * time.Second
 	maxPending  = 1024
-	// acceptRest is how long a port waits when descriptors have run out.
-	acceptRest = 100 * time.Millisecond
-	// logEvery is how often a refused source is logged at most.
-	logEvery = time.Minute
-	// maxLogged bounds the sources that are remembered for that.
-	maxLogged = 4096
 )
 
 // Match is which connections a listener gets.
@@ -49,10 +46,11 @@ type Port struct {
 	defaults map[Class]*listener
 	parts    []*listener
 
-	mu      sync.Mutex
+	said gate.Said // who was refused
+
+	mu      sync.Mutex // guards what follows
 	pending int
 	sources map[netip.Addr]int
-	logged  map[netip.Addr]time.Time
 }
 
 // New returns a port on a listener of TCP connections, which it owns. One source may have perSource of which it is not
@@ -60,7 +58,7 @@ type Port struct {
 func New(ln net.Listener, perSource int, count *Counters, log *zap.Logger) *Port {
 	p := &Port{
 		ln: ln, wait: defaultWait, count: count, log: log, names: map[string]*listener{}, defaults: map[Class]*listener{},
-		sources: map[netip.Addr]int{}, logged: map[netip.Addr]time.Time{},
+		sources: map[netip.Addr]int{},
 	}
 	p.SetPerSource(perSource)
 	return p
@@ -94,28 +92,16 @@ func (p *Port) Listener(m Match) (net.Listener, error) {
 func (p *Port) Serve(ctx context.Context) error {
 	var open sync.WaitGroup
 	defer open.Wait()
-	defer context.AfterFunc(ctx, func() { p.ln.Close() })()
-	for {
-		conn, err := p.ln.Accept()
-		switch {
-		case err == nil:
-			p.accepted(ctx, conn, &open)
-		case ctx.Err() != nil:
-			return nil
-		case errors.Is(err, net.ErrClosed):
-			for _, l := range p.parts {
-				l.end()
-			}
-			return fmt.Errorf("share %v: %w", p.ln.Addr(), err)
-		default:
-			p.log.Warn("connection not accepted", zap.Stringer("listener", p.ln.Addr()), zap.Error(err))
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-time.After(acceptRest):
-			}
+	err := gate.Accept(ctx, p.ln, func(conn net.Conn) { p.accepted(ctx, conn, &open) }, func(err error) {
+		p.log.Warn("connection not accepted", zap.Stringer("listener", p.ln.Addr()), zap.Error(err))
+	})
+	if err != nil {
+		for _, l := range p.parts {
+			l.end()
 		}
+		return fmt.Errorf("share %v: %w", p.ln.Addr(), err)
 	}
+	return nil
 }
 
 // accepted has a connection looked at, if there is room.
@@ -125,7 +111,7 @@ func (p *Port) accepted(ctx context.Context, conn net.Conn, open *sync.WaitGroup
 		conn.Close()
 		return
 	}
-	source, most := sourceOf(tcp), int(p.perSource.Load())
+	source, most := pinhole.AddrPortOf(tcp.RemoteAddr()).Addr(), int(p.perSource.Load())
 	p.mu.Lock()
 	room := p.pending < maxPending && (most == 0 || p.sources[source] < most)
 	if room {
@@ -153,7 +139,7 @@ func (p *Port) serve(ctx context.Context, c *net.TCPConn, source netip.Addr) {
 	p.mu.Unlock()
 	switch {
 	case ctx.Err() != nil:
-		reset(c)
+		gate.Reset(c)
 	case errors.Is(err, io.EOF):
 		p.refuse(c, source, first, "ended")
 	case errors.Is(err, os.ErrDeadlineExceeded):
@@ -177,7 +163,7 @@ func (p *Port) hand(ctx context.Context, c *net.TCPConn, source netip.Addr, firs
 	case <-l.done:
 		p.refuse(c, source, first, "closed")
 	case <-ctx.Done():
-		reset(c)
+		gate.Reset(c)
 	}
 }
 
@@ -196,33 +182,12 @@ func (p *Port) find(f First) *listener {
 
 // refuse resets a connection, counts it and, for each source once in a while, logs it.
 func (p *Port) refuse(c *net.TCPConn, source netip.Addr, f First, why string) {
-	reset(c)
+	gate.Reset(c)
 	p.count.refused(f.Class, why)
-	now := time.Now()
-	p.mu.Lock()
-	quiet := now.Sub(p.logged[source]) < logEvery
-	if !quiet {
-		if len(p.logged) >= maxLogged {
-			clear(p.logged)
-		}
-		p.logged[source] = now
-	}
-	p.mu.Unlock()
-	if !quiet {
+	if p.said.Again(source, time.Now()) {
 		p.log.Info("connection refused", zap.Stringer("listener", p.ln.Addr()), zap.Stringer("source", source),
 			zap.String("class", string(f.Class)), zap.String("server_name", f.Name), zap.String("reason", why))
 	}
-}
-
-func sourceOf(c net.Conn) netip.Addr {
-	ap, _ := netip.ParseAddrPort(c.RemoteAddr().String())
-	return ap.Addr().Unmap()
-}
-
-// reset closes a connection so that its peer sees an error and not an orderly end.
-func reset(c *net.TCPConn) {
-	c.SetLinger(0)
-	c.Close()
 }
 
 // listener is a service's part of a port.

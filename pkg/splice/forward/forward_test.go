@@ -290,15 +290,6 @@ func TestStrangerIsLogged(t *testing.T) {
 	if loud := lines.FilterLevelExact(zap.InfoLevel).Len(); lines.Len() != 3 || loud != 1 {
 		t.Errorf("%d lines, %d of them loud", lines.Len(), loud)
 	}
-	if now := time.Now().Add(logEvery); r.levelOf(notAllowed, netip.MustParseAddr("127.0.0.1"), now) != zap.InfoLevel {
-		t.Error("it is not said again after a minute")
-	}
-	for i := range 2 * maxLogged {
-		r.levelOf(notAllowed, netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)}), time.Now())
-	}
-	if len(r.logged) > maxLogged {
-		t.Errorf("%d sources are remembered", len(r.logged))
-	}
 }
 
 func TestIdleConnectionEnds(t *testing.T) {

@@ -14,17 +14,12 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
+	"edged.dev/edged/internal/gate"
+	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/splice"
 )
 
-const (
-	dialTimeout = 10 * time.Second
-	// acceptRest is how long a listener waits when descriptors have run out.
-	acceptRest = 100 * time.Millisecond
-	// logEvery is how often a source that is not allowed is logged at most, maxLogged how many are remembered for that.
-	logEvery  = time.Minute
-	maxLogged = 4096
-)
+const dialTimeout = 10 * time.Second
 
 // Reasons for which a connection is refused or ended, as metrics name them.
 const (
@@ -93,7 +88,9 @@ type Forwarder struct {
 // rule is a Rule at work.
 type rule struct {
 	Rule
-	mu sync.Mutex
+	said gate.Said // who is not allowed
+
+	mu sync.Mutex // guards what follows
 	// open are the connections of user space, sources how many of one address.
 	open    map[*connection]struct{}
 	sources map[netip.Addr]int
@@ -101,8 +98,6 @@ type rule struct {
 	bytes   [2]uint64 // of connections that have ended
 	refused map[string]uint64
 	ended   map[string]uint64
-	// logged is when a source was last said to be not allowed.
-	logged map[netip.Addr]time.Time
 	// carried are the rule's parts in the kernel; why says why there are none.
 	carried []Carried
 	why     string
@@ -121,7 +116,7 @@ func New(rules []Rule, deps Deps, log *zap.Logger) *Forwarder {
 	for _, r := range rules {
 		f.rules = append(f.rules, &rule{
 			Rule: r.Completed(), open: map[*connection]struct{}{}, sources: map[netip.Addr]int{},
-			refused: map[string]uint64{}, ended: map[string]uint64{}, logged: map[netip.Addr]time.Time{}, why: r.whyUser(),
+			refused: map[string]uint64{}, ended: map[string]uint64{}, why: r.whyUser(),
 		})
 	}
 	return f
@@ -179,32 +174,22 @@ func (f *Forwarder) ServeListener(ctx context.Context, name string, ln net.Liste
 		return fmt.Errorf("forward %s: no such rule", name)
 	}
 	r := f.rules[i]
-	if at, err := netip.ParseAddrPort(ln.Addr().String()); err == nil && r.unread() && r.Via != ViaUser {
+	if at := pinhole.AddrPortOf(ln.Addr()); at.IsValid() && r.unread() && r.Via != ViaUser {
 		if c := f.carry(r, at); c != nil {
 			defer f.drop(r, c)
 		}
 	}
-	defer context.AfterFunc(ctx, func() { ln.Close() })()
 	var open sync.WaitGroup
 	defer open.Wait()
-	for {
-		conn, err := ln.Accept()
-		switch {
-		case err == nil:
-			open.Go(func() { f.serve(ctx, r, conn) })
-		case ctx.Err() != nil:
-			return nil
-		case errors.Is(err, net.ErrClosed):
-			return fmt.Errorf("forward %s: %w", name, err)
-		default:
-			f.log.Warn("connection not accepted", zap.String("forward", name), zap.Error(err))
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-time.After(acceptRest):
-			}
-		}
+	err := gate.Accept(ctx, ln, func(conn net.Conn) {
+		open.Go(func() { f.serve(ctx, r, conn) })
+	}, func(err error) {
+		f.log.Warn("connection not accepted", zap.String("forward", name), zap.Error(err))
+	})
+	if err != nil {
+		return fmt.Errorf("forward %s: %w", name, err)
 	}
+	return nil
 }
 
 // carry asks the kernel to carry the rule; nil if it does not.
@@ -212,7 +197,7 @@ func (f *Forwarder) carry(r *rule, listen netip.AddrPort) Carried {
 	err := errors.New("this machine has no kernel path")
 	var c Carried
 	if f.deps.Kernel != nil {
-		c, err = f.deps.Kernel.Carry(r.Rule, netip.AddrPortFrom(listen.Addr().Unmap(), listen.Port()))
+		c, err = f.deps.Kernel.Carry(r.Rule, listen)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -241,11 +226,9 @@ func (f *Forwarder) drop(r *rule, c Carried) {
 
 // serve carries one connection from its admission to its end.
 func (f *Forwarder) serve(ctx context.Context, r *rule, conn net.Conn) {
-	c := &connection{begun: time.Now()}
-	c.client, _ = netip.ParseAddrPort(conn.RemoteAddr().String())
-	c.client = netip.AddrPortFrom(c.client.Addr().Unmap(), c.client.Port())
+	c := &connection{client: pinhole.AddrPortOf(conn.RemoteAddr()), begun: time.Now()}
 	if why := f.admit(r, c); why != "" {
-		reset(conn)
+		gate.Reset(conn)
 		f.log.Log(r.levelOf(why, c.client.Addr(), c.begun), "connection refused", zap.String("forward", r.Name), zap.Stringer("client", c.client), zap.String("reason", why))
 		return
 	}
@@ -258,16 +241,10 @@ func (f *Forwarder) serve(ctx context.Context, r *rule, conn net.Conn) {
 
 // levelOf returns how loud a refusal is: who is not on the allow-list is an operator's business, once in a while.
 func (r *rule) levelOf(why string, source netip.Addr, now time.Time) zapcore.Level {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if last, known := r.logged[source]; why != notAllowed || known && now.Sub(last) < logEvery {
-		return zap.DebugLevel
+	if why == notAllowed && r.said.Again(source, now) {
+		return zap.InfoLevel
 	}
-	if len(r.logged) >= maxLogged {
-		clear(r.logged)
-	}
-	r.logged[source] = now
-	return zap.InfoLevel
+	return zap.DebugLevel
 }
 
 // admit enters a connection, or returns why it is refused.
@@ -316,21 +293,21 @@ func (f *Forwarder) connect(ctx context.Context, r *rule, c *connection, conn ne
 	client := conn
 	if r.TLS == TLSTerminate {
 		if client, err = f.accept(ctx, r, conn); err != nil {
-			reset(conn)
+			gate.Reset(conn)
 			return clientTLS, err
 		}
 	}
 	d := net.Dialer{Timeout: dialTimeout}
 	target, err := d.DialContext(ctx, "tcp", r.To.String())
 	if err != nil {
-		reset(conn)
+		gate.Reset(conn)
 		return dialFailed, err
 	}
 	if r.TLS == TLSTerminate {
 		secure, err := f.dialled(ctx, r, target)
 		if err != nil {
-			reset(target)
-			reset(conn)
+			gate.Reset(target)
+			gate.Reset(conn)
 			return targetTLS, err
 		}
 		target = secure
@@ -345,12 +322,4 @@ func (f *Forwarder) connect(ctx context.Context, r *rule, c *connection, conn ne
 		return endedStop, err
 	}
 	return endedReset, err
-}
-
-// reset closes a connection so that its peer sees an error and not an orderly end.
-func reset(conn net.Conn) {
-	if tcp, ok := conn.(*net.TCPConn); ok {
-		tcp.SetLinger(0)
-	}
-	conn.Close()
 }
