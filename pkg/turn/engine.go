@@ -1,0 +1,305 @@
+package turn
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/pion/logging"
+	"github.com/pion/turn/v5"
+	"go.uber.org/zap"
+
+	"edged.dev/edged/pkg/pinhole"
+)
+
+// nonceRenewal is how often pion is asked for a nonce; it takes them for an hour.
+const nonceRenewal = 20 * time.Minute
+
+// start makes pion's server for a UDP socket or for a listener; one of the two is nil.
+func (ep *endpoint) start(front *packetFront, handed *handover) error {
+	cfg := turn.ServerConfig{
+		Realm: ep.s.cfg.Realm, AuthHandler: ep.s.authenticated, LoggerFactory: quiet{ep.s.log},
+		// Of a request for 3,600 s pion makes its default; what is asked for less it takes as it is.
+		AllocationLifetime: maxLifetime * time.Second,
+		EventHandler: turn.EventHandler{
+			OnAllocationCreated: ep.s.created, OnAllocationDeleted: ep.s.deleted,
+			OnPermissionCreated: ep.s.permissionCreated, OnPermissionDeleted: ep.s.permissionDeleted,
+			OnChannelCreated: ep.s.channelCreated, OnChannelDeleted: ep.s.channelDeleted,
+		},
+	}
+	if front != nil {
+		cfg.PacketConnConfigs = []turn.PacketConnConfig{{PacketConn: front, RelayAddressGenerator: generator{ep.s}}}
+	} else {
+		cfg.ListenerConfigs = []turn.ListenerConfig{{Listener: handed, RelayAddressGenerator: generator{ep.s}}}
+	}
+	_, err := turn.NewServer(cfg)
+	return err
+}
+
+// authenticated gives pion the key of a request: the guard has checked it already. The name in it is the allocation's ID.
+func (s *Server) authenticated(ra *turn.RequestAttributes) (string, []byte, bool) {
+	s.mu.RLock()
+	a := s.byID[ra.Username]
+	s.mu.RUnlock()
+	if a == nil {
+		return "", nil, false
+	}
+	return a.id, a.getKey(), true
+}
+
+// probe returns a request that pion answers with a nonce, if there is none that is young enough; else nil.
+func (ep *endpoint) probe(n *session) []byte {
+	ep.mu.Lock()
+	defer ep.mu.Unlock()
+	if time.Since(ep.asked) < nonceRenewal && ep.engine != "" {
+		return nil
+	}
+	rand.Read(n.probe[:])
+	return compose(n.buf[:0], request, allocate, n.probe).b
+}
+
+// probed takes pion's answer to a probe, and tells whether it was one.
+func (ep *endpoint) probed(n *session, b []byte) bool {
+	if len(b) < headerSize || [12]byte(b[8:20]) != n.probe || n.probe == [12]byte{} {
+		return false
+	}
+	var m message
+	if m.parse(b) == "" && m.get(attrNonce) != nil {
+		ep.mu.Lock()
+		ep.engine, ep.asked = string(m.get(attrNonce)), time.Now()
+		ep.mu.Unlock()
+	}
+	n.probe = [12]byte{}
+	return true
+}
+
+func (ep *endpoint) nonce() string {
+	ep.mu.Lock()
+	defer ep.mu.Unlock()
+	return ep.engine
+}
+
+// amend returns pion's answer as the client gets it: with the token of a held port, and signed where pion does not.
+func (s *Server) amend(t tuple, b []byte) []byte {
+	if !isSTUN(b) {
+		return b
+	}
+	var m message
+	if m.parse(b) != "" {
+		return b
+	}
+	switch {
+	case m.method == allocate && m.class == success:
+		a := s.find(t)
+		if a == nil || a.token == [8]byte{} {
+			return b
+		}
+		w := compose(nil, success, allocate, m.txid())
+		for _, attr := range m.attrs {
+			if attr.typ != attrIntegrity {
+				w.attr(attr.typ, attr.val)
+			}
+		}
+		return w.attr(attrReservationToken, a.token[:]).sign(a.getKey()).b
+	case m.method == connectionBind && m.class == success:
+		a := s.joined(m.get(attrConnectionID), nil)
+		if a == nil {
+			return b
+		}
+		return compose(nil, success, connectionBind, m.txid()).attr(attrConnectionID, m.get(attrConnectionID)).sign(a.getKey()).b
+	case m.method == connect && m.class == success, m.method == connectionAttempt:
+		s.joined(m.get(attrConnectionID), s.find(t))
+	}
+	return b
+}
+
+// joined notes whose connection an ID is, if a is given, and returns whose it is.
+func (s *Server) joined(id []byte, a *allocation) *allocation {
+	if len(id) != 4 {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := binary.BigEndian.Uint32(id)
+	if a != nil {
+		s.joins[n] = a
+	}
+	return s.joins[n]
+}
+
+// generator gives pion the relay ports that the guard has opened.
+type generator struct{ s *Server }
+
+var errNoAllocation = errors.New("no allocation of the guard's")
+
+// Validate implements [turn.RelayAddressGenerator].
+func (generator) Validate() error { return nil }
+
+func (g generator) get(id string) *allocation {
+	g.s.mu.RLock()
+	defer g.s.mu.RUnlock()
+	return g.s.byID[id]
+}
+
+// AllocatePacketConn implements [turn.RelayAddressGenerator].
+func (g generator) AllocatePacketConn(c turn.AllocateListenerConfig) (net.PacketConn, net.Addr, error) {
+	a := g.get(c.UserID)
+	if a == nil || a.port == nil {
+		return nil, nil, errNoAllocation
+	}
+	return relayConn{a}, net.UDPAddrFromAddrPort(a.relayed), nil
+}
+
+// AllocateListener implements [turn.RelayAddressGenerator].
+func (g generator) AllocateListener(c turn.AllocateListenerConfig) (net.Listener, net.Addr, error) {
+	a := g.get(c.UserID)
+	if a == nil || a.listener == nil {
+		return nil, nil, errNoAllocation
+	}
+	return relayListener{a}, net.TCPAddrFromAddrPort(a.relayed), nil
+}
+
+// AllocateConn implements [turn.RelayAddressGenerator].
+func (g generator) AllocateConn(c turn.AllocateConnConfig) (net.Conn, error) {
+	a := g.get(c.UserID)
+	if a == nil || a.listener == nil {
+		return nil, errNoAllocation
+	}
+	return a.dial(pinhole.AddrPortOf(c.RemoteAddr))
+}
+
+// relayConn is the relay port as pion sees it: nothing is ever read from it, the guard relays.
+type relayConn struct{ a *allocation }
+
+// ReadFrom relays until the port is closed.
+func (c relayConn) ReadFrom(b []byte) (int, net.Addr, error) {
+	return 0, nil, c.a.pump(b[:engineBuffer])
+}
+
+// WriteTo is not used: what clients send goes past pion.
+func (c relayConn) WriteTo(b []byte, to net.Addr) (int, error) { return c.a.port.WriteTo(b, to) }
+
+// Close ends the allocation.
+func (c relayConn) Close() error {
+	c.a.close()
+	return nil
+}
+
+func (c relayConn) LocalAddr() net.Addr                { return c.a.port.LocalAddr() }
+func (c relayConn) SetDeadline(t time.Time) error      { return c.a.port.SetDeadline(t) }
+func (c relayConn) SetReadDeadline(t time.Time) error  { return c.a.port.SetReadDeadline(t) }
+func (c relayConn) SetWriteDeadline(t time.Time) error { return c.a.port.SetWriteDeadline(t) }
+
+// Callbacks of pion. Their addresses are those that it was given: the client's and the socket's.
+
+func (s *Server) of(src, dst net.Addr) *allocation {
+	_, stream := src.(*net.TCPAddr)
+	return s.find(tuple{pinhole.AddrPortOf(src), pinhole.AddrPortOf(dst), stream})
+}
+
+func (s *Server) created(src, dst net.Addr, _, _, _ string, _ net.Addr, _ int) {
+	if a := s.of(src, dst); a != nil {
+		a.live.Store(true)
+		s.count.began(a)
+		s.log.Info("allocation", zap.String("user", a.user), zap.Stringer("client", a.from.client), zap.String("transport", a.from.ep.scheme),
+			zap.Stringer("relayed", a.relayed))
+	}
+}
+
+func (s *Server) deleted(src, dst net.Addr, _, userID, _ string) {
+	if a := s.of(src, dst); a != nil && a.id == userID {
+		a.close()
+	}
+}
+
+func (s *Server) permissionCreated(src, dst net.Addr, _, _, _ string, _ net.Addr, peer net.IP) {
+	a, addr := s.of(src, dst), addrOf(peer)
+	if a == nil {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.perms[addr] = struct{}{}
+}
+
+func (s *Server) permissionDeleted(src, dst net.Addr, _, _, _ string, _ net.Addr, peer net.IP) {
+	a, addr := s.of(src, dst), addrOf(peer)
+	if a == nil {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.perms, addr)
+}
+
+func (s *Server) channelCreated(src, dst net.Addr, _, _, _ string, _, peer net.Addr, number uint16) {
+	a, at := s.of(src, dst), pinhole.AddrPortOf(peer)
+	if a == nil {
+		return
+	}
+	c := &channel{number: number, peer: at, to: net.UDPAddrFromAddrPort(s.boundOf(at))}
+	a.mu.Lock()
+	a.byNumber[number], a.byPeer[at] = c, c
+	a.mu.Unlock()
+	a.carry(c)
+}
+
+func (s *Server) channelDeleted(src, dst net.Addr, _, _, _ string, _, peer net.Addr, number uint16) {
+	a, at := s.of(src, dst), pinhole.AddrPortOf(peer)
+	if a == nil {
+		return
+	}
+	a.mu.Lock()
+	delete(a.byNumber, number)
+	delete(a.byPeer, at)
+	a.mu.Unlock()
+	a.port.Unbind(number)
+}
+
+// carry has the relay move a channel by itself: of UDP clients, without a limit of octets, to peers that are not the edge.
+func (a *allocation) carry(c *channel) {
+	front, ok := a.from.to.(*packetFront)
+	if !ok || a.budget[0].mu != nil || a.s.deps.Networks.Own(c.peer.Addr()) {
+		return
+	}
+	err := a.port.Bind(pinhole.Channel{Number: c.number, Client: a.from.client, Front: front.conn, Peer: c.peer})
+	if err != nil && !errors.Is(err, pinhole.ErrNotCarried) {
+		a.s.log.Debug("the relay does not carry the channel", zap.Error(err))
+	}
+}
+
+func addrOf(ip net.IP) netip.Addr {
+	a, _ := netip.AddrFromSlice(ip)
+	return a.Unmap()
+}
+
+// txid returns a transaction ID for an indication of ours.
+func (s *Server) txid() (id [12]byte) {
+	rand.Read(id[:])
+	return id
+}
+
+// quiet has pion log for debugging only: the guard logs what matters.
+type quiet struct{ log *zap.Logger }
+
+// NewLogger implements [logging.LoggerFactory].
+func (q quiet) NewLogger(string) logging.LeveledLogger { return q }
+
+func (quiet) Trace(string)          {}
+func (quiet) Tracef(string, ...any) {}
+func (quiet) Debug(string)          {}
+func (quiet) Debugf(string, ...any) {}
+func (quiet) Info(string)           {}
+func (quiet) Infof(string, ...any)  {}
+func (q quiet) Warn(text string)    { q.log.Debug("pion", zap.String("text", text)) }
+func (q quiet) Error(text string)   { q.log.Debug("pion", zap.String("text", text)) }
+
+// Warnf implements [logging.LeveledLogger].
+func (q quiet) Warnf(format string, args ...any) { q.Warn(fmt.Sprintf(format, args...)) }
+
+// Errorf implements [logging.LeveledLogger].
+func (q quiet) Errorf(format string, args ...any) { q.Error(fmt.Sprintf(format, args...)) }
