@@ -332,6 +332,18 @@ func (a *allocation) channelOf(number uint16) *channel {
 	return a.byNumber[number]
 }
 
+// channelsTo returns the channels to peers at an address.
+func (a *allocation) channelsTo(peer netip.Addr) (out []*channel) {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	for _, c := range a.byNumber {
+		if c.peer.Addr() == peer {
+			out = append(out, c)
+		}
+	}
+	return out
+}
+
 // AllocationInfo is one allocation in the document "turn" of the API.
 type AllocationInfo struct {
 	User        string         `json:"user"`

@@ -6,7 +6,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"edged.dev/edged/pkg/pinhole"
 )
@@ -80,18 +79,11 @@ type Listen struct {
 
 // UnmarshalText reads "PROTO://NETWORK:PORT".
 func (l *Listen) UnmarshalText(b []byte) error {
-	text, secure := strings.CutPrefix(string(b), "tls://")
-	if secure {
-		text = "tcp://" + text
+	read, err := pinhole.CutListen(string(b))
+	if err != nil {
+		return err
 	}
-	var p pinhole.Listen
-	if err := p.UnmarshalText([]byte(text)); err != nil {
-		return fmt.Errorf("%q is not udp://, tcp:// or tls://NETWORK:PORT with a port from 1 to 65535", b)
-	}
-	*l = Listen(p)
-	if secure {
-		l.Proto = "tls"
-	}
+	*l = Listen(read)
 	return nil
 }
 
@@ -127,7 +119,7 @@ func (c Config) Validate(nets pinhole.Networks) error {
 		errs = append(errs, pinhole.Fault{Key: key, Text: fmt.Sprintf(format, a...)})
 	}
 	for i, l := range c.Listen {
-		if err := l.Transport().Check(nets, "udp", "tcp"); err != nil {
+		if err := pinhole.Listen(l).Check(nets, "udp", "tcp", "tls"); err != nil {
 			fault(fmt.Sprintf("listen[%d]", i), "%v", err)
 		}
 	}

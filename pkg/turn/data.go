@@ -30,7 +30,7 @@ func (s *Server) fromChannel(o origin, b []byte) {
 		return
 	}
 	c := a.channelOf(binary.BigEndian.Uint16(b))
-	if c == nil {
+	if c == nil || !a.permitted(c.peer.Addr()) {
 		s.count.drop("no_channel")
 		return
 	}
@@ -89,7 +89,7 @@ func (a *allocation) pump(buf []byte) error {
 func (a *allocation) fromPeer(src netip.AddrPort, buf []byte, n int) {
 	c := a.channelTo(src)
 	switch {
-	case c == nil && !a.permitted(src.Addr()):
+	case !a.permitted(src.Addr()):
 		a.s.count.drop("no_permission")
 		return
 	case !a.budget[1].take(n):

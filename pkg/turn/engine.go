@@ -222,8 +222,11 @@ func (s *Server) permissionCreated(src, dst net.Addr, _, _, _ string, _ net.Addr
 		return
 	}
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	a.perms[addr] = struct{}{}
+	a.mu.Unlock()
+	for _, c := range a.channelsTo(addr) { // whose permission was over for a while
+		a.carry(c)
+	}
 }
 
 func (s *Server) permissionDeleted(src, dst net.Addr, _, _, _ string, _ net.Addr, peer net.IP) {
@@ -232,8 +235,11 @@ func (s *Server) permissionDeleted(src, dst net.Addr, _, _, _ string, _ net.Addr
 		return
 	}
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	delete(a.perms, addr)
+	a.mu.Unlock()
+	for _, c := range a.channelsTo(addr) {
+		a.port.Unbind(c.number)
+	}
 }
 
 func (s *Server) channelCreated(src, dst net.Addr, _, _, _ string, _, peer net.Addr, number uint16) {

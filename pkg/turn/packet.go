@@ -57,11 +57,12 @@ func (f *packetFront) datagram(from netip.AddrPort, b []byte) []byte {
 	switch {
 	case from.Port() == 0:
 		s.count.drop("no_port")
+	case s.deps.Dialect != nil && s.deps.Dialect(f.conn, from, b):
 	case len(b) >= channelHead && b[0]>>6 == 1 && len(b) >= channelHead+int(binary.BigEndian.Uint16(b[2:])):
 		s.fromChannel(o, b)
 	case isSTUN(b):
 		return s.control(o, b, &f.session)
-	case s.deps.Foreign == nil || !s.deps.Foreign(f.conn, from, b):
+	default:
 		s.count.drop("not_stun")
 	}
 	return nil

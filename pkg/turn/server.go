@@ -3,7 +3,6 @@ package turn
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -40,9 +39,9 @@ type Deps struct {
 	OwnPort func(netip.AddrPort) bool
 	// Own lists the addresses of the host that no network names; nil: there are none.
 	Own func(netip.Addr) bool
-	// Foreign gets datagrams that are neither STUN with RFC 8489's cookie nor ChannelData, and tells whether it took
-	// them; it must not keep the slice. nil: they are dropped.
-	Foreign func(pc net.PacketConn, from netip.AddrPort, datagram []byte) bool
+	// Dialect is asked first for every datagram of a UDP socket, and tells whether it was its own (MS-TURN, whose clients
+	// send data as it is); it must not keep the slice. nil: there is none.
+	Dialect func(front net.PacketConn, from netip.AddrPort, datagram []byte) bool
 	// Connections bounds the stream connections of one source; 0 = no limit.
 	Connections int
 	// Users and Secrets are what the files of the configuration hold.
@@ -306,5 +305,3 @@ func (h *handover) Close() error {
 
 // Addr implements [net.Listener].
 func (h *handover) Addr() net.Addr { return h.addr }
-
-var errClosedFront = errors.New("the listener is closed")
