@@ -16,8 +16,8 @@ import (
 
 // openGroups joins a multicast group of IPv4 at every IPv4 address of networks; all or none. Each socket hears only what
 // comes by the interface of its address.
-func openGroups(ctx context.Context, key string, networks []string, group netip.AddrPort, nets pinhole.Networks) ([]packetSocket, error) {
-	var socks []packetSocket
+func openGroups(ctx context.Context, key string, networks []string, group netip.AddrPort, nets pinhole.Networks) (sockets, error) {
+	var all sockets
 	for i, name := range networks {
 		for _, a := range nets[name].Addresses {
 			if !a.Is4() {
@@ -25,13 +25,13 @@ func openGroups(ctx context.Context, key string, networks []string, group netip.
 			}
 			pc, err := joinGroup(ctx, group, a)
 			if err != nil {
-				closePackets(socks)
+				all.close()
 				return nil, fmt.Errorf("%s[%d]: group %s at %s: %w", key, i, group, a, err)
 			}
-			socks = append(socks, packetSocket{name, pc})
+			all = append(all, socket{item: i, network: name, udp: pc})
 		}
 	}
-	return socks, nil
+	return all, nil
 }
 
 func joinGroup(ctx context.Context, group netip.AddrPort, at netip.Addr) (net.PacketConn, error) {

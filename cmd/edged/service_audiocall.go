@@ -20,7 +20,7 @@ func buildAudioCall(ctx context.Context, d *serviceDeps) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
-	socks, err := openStreams(ctx, "audiocall.listen", cfg.Listen, nets, cfg.Transparent)
+	socks, err := bindTransparent(ctx, "audiocall.listen[%d]", cfg.Listen, nets, cfg.Transparent)
 	if err != nil {
 		return nil, err
 	}
@@ -30,15 +30,15 @@ func buildAudioCall(ctx context.Context, d *serviceDeps) (*service, error) {
 			ports = append(ports, pinhole.Listen{Proto: "udp", Network: name, Port: port})
 		}
 	}
-	packets, err := openPackets(ctx, "audiocall.udp", ports, nets)
+	packets, err := bind(ctx, "audiocall.udp[%d]", ports, nets, nil)
 	if err != nil {
-		closeStreams(socks)
+		socks.close()
 		return nil, err
 	}
 	d.reg.MustRegister(server.Collector())
 	return &service{
 		serve: func(ctx context.Context) error {
-			return serveStreams(ctx, socks, server.ServeListener, servePackets(packets, server.ServePacket))
+			return socks.serve(ctx, onTCP(server.ServeListener), servePackets(packets, server.ServePacket))
 		},
 		alive: func() { server.Open() },
 		reload: func(c *config) error {
@@ -48,7 +48,7 @@ func buildAudioCall(ctx context.Context, d *serviceDeps) (*service, error) {
 		drain: server.Drain,
 		busy:  server.Open,
 		status: func() any {
-			return map[string]any{"connections": server.Open(), "listeners": streamNames(socks)}
+			return map[string]any{"connections": server.Open(), "listeners": socks.names()}
 		},
 	}, nil
 }

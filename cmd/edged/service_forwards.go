@@ -7,8 +7,6 @@ import (
 	"net/netip"
 	"strings"
 
-	"golang.org/x/sync/errgroup"
-
 	"edged.dev/edged/pkg/media/fastpath"
 	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/splice"
@@ -27,21 +25,24 @@ func buildSplice(_ context.Context, d *serviceDeps) (*service, error) {
 
 // buildForwards opens the listeners of the forwards.
 func buildForwards(ctx context.Context, d *serviceDeps) (*service, error) {
-	socks, err := openForwards(ctx, d.cfg, d.shared)
+	rules := d.cfg.Forwards
+	listen := make([]pinhole.Listen, len(rules))
+	for i, r := range rules {
+		listen[i] = r.Listen
+	}
+	socks, err := bind(ctx, "forwards[%d].listen", listen, d.cfg.networks(), func(i int, at netip.AddrPort) (net.Listener, error) {
+		return d.shared.listen(ctx, at, rules[i].SNI)
+	})
 	if err != nil {
 		return nil, err
 	}
-	f := forward.New(d.cfg.Forwards, forward.Deps{
+	f := forward.New(rules, forward.Deps{
 		Joiner: d.joiner, Kernel: d.kernel, TLS: forwardTLS{d.tls}, PerSource: d.cfg.Limits.PerSource.Connections,
 	}, d.log.Named("forwards"))
 	d.reg.MustRegister(f)
 	return &service{
 		serve: func(ctx context.Context) error {
-			g, ctx := errgroup.WithContext(ctx)
-			for _, s := range socks {
-				g.Go(func() error { return f.ServeListener(ctx, s.name, s.ln) })
-			}
-			return g.Wait()
+			return socks.serve(ctx, func(ctx context.Context, s socket) error { return f.ServeListener(ctx, rules[s.item].Name, s.tcp) })
 		},
 		alive: func() { f.Open() },
 		reload: func(c *config) error {
@@ -62,30 +63,6 @@ func forwardsStatus(list []forward.Info) any {
 		inKernel += i.Kernel
 	}
 	return map[string]any{"rules": len(list), "connections": open, "in_kernel": inKernel}
-}
-
-// forwardSocket is one listener of the forward of that name.
-type forwardSocket struct {
-	name string
-	ln   net.Listener
-}
-
-// openForwards binds every forward at every address of its network; all or none.
-func openForwards(ctx context.Context, c *config, shared sharedPorts) ([]forwardSocket, error) {
-	var socks []forwardSocket
-	for i, r := range c.Forwards {
-		for _, a := range c.Networks[r.Listen.Network].Addresses {
-			ln, err := shared.listen(ctx, netip.AddrPortFrom(a, r.Listen.Port), r.SNI)
-			if err != nil {
-				for _, s := range socks {
-					s.ln.Close()
-				}
-				return nil, fmt.Errorf("forwards[%d].listen: %w", i, err)
-			}
-			socks = append(socks, forwardSocket{r.Name, ln})
-		}
-	}
-	return socks, nil
 }
 
 // validateForwards has each forward judge itself, and adds what concerns others too: names and ports

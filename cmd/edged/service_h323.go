@@ -23,25 +23,25 @@ func buildH323(ctx context.Context, d *serviceDeps) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
-	socks, err := openStreams(ctx, "h323.listen", d.cfg.H323.Listen, nets, d.cfg.H323.Transparent)
+	socks, err := bindTransparent(ctx, "h323.listen[%d]", d.cfg.H323.Listen, nets, d.cfg.H323.Transparent)
 	if err != nil {
 		return nil, err
 	}
-	packets, err := openPackets(ctx, "h323.ras", d.cfg.H323.RAS, nets)
+	packets, err := bind(ctx, "h323.ras[%d]", d.cfg.H323.RAS, nets, nil)
 	if err != nil {
-		closeStreams(socks)
+		socks.close()
 		return nil, err
 	}
 	groups, err := openGroups(ctx, "h323.discovery", d.cfg.H323.Discovery, h323.DiscoveryGroup(), nets)
 	if err != nil {
-		closeStreams(socks)
-		closePackets(packets)
+		socks.close()
+		packets.close()
 		return nil, err
 	}
 	d.reg.MustRegister(server.Collector())
 	return &service{
 		serve: func(ctx context.Context) error {
-			return serveStreams(ctx, socks, server.Serve, server.Run, servePackets(packets, server.ServePacket), servePackets(groups, server.ServeDiscovery))
+			return socks.serve(ctx, onTCP(server.Serve), server.Run, servePackets(packets, server.ServePacket), servePackets(groups, server.ServeDiscovery))
 		},
 		alive: func() { server.Calls() },
 		reload: func(c *config) error {
@@ -51,7 +51,7 @@ func buildH323(ctx context.Context, d *serviceDeps) (*service, error) {
 		drain: server.Drain,
 		busy:  func() int { return len(server.Calls()) },
 		status: func() any {
-			return map[string]any{"calls": len(server.Calls()), "endpoints": len(server.Registrations()), "listeners": streamNames(socks)}
+			return map[string]any{"calls": len(server.Calls()), "endpoints": len(server.Registrations()), "listeners": socks.names()}
 		},
 		views: map[string]func() any{
 			"h323_calls":     func() any { return map[string]any{"h323_calls": server.Calls()} },

@@ -16,21 +16,21 @@ func buildILS(ctx context.Context, d *serviceDeps) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
-	socks, err := openStreams(ctx, "ils.listen", d.cfg.ILS.Listen, nets, d.cfg.ILS.Transparent)
+	socks, err := bindTransparent(ctx, "ils.listen[%d]", d.cfg.ILS.Listen, nets, d.cfg.ILS.Transparent)
 	if err != nil {
 		return nil, err
 	}
 	d.reg.MustRegister(server.Collector())
 	d.directory = server.Registry()
 	return &service{
-		serve: func(ctx context.Context) error { return serveStreams(ctx, socks, server.ServeListener) },
+		serve: func(ctx context.Context) error { return socks.serve(ctx, onTCP(server.ServeListener)) },
 		alive: func() { server.Registry().Entries() },
 		reload: func(c *config) error {
 			server.SetPerSource(c.Limits.PerSource.Connections)
 			return nil
 		},
 		status: func() any {
-			return map[string]any{"entries": len(server.Registry().Entries()), "listeners": streamNames(socks)}
+			return map[string]any{"entries": len(server.Registry().Entries()), "listeners": socks.names()}
 		},
 		views: map[string]func() any{"ils": func() any { return map[string]any{"ils": server.Registry().Entries()} }},
 	}, nil

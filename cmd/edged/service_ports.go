@@ -134,16 +134,9 @@ func (c *config) validateShared(l *faultList) {
 	}
 }
 
-// blockedSocket is one open port that is blocked.
-type blockedSocket struct {
-	name   string
-	stream net.Listener
-	packet net.PacketConn
-}
-
 // buildBlocked opens the ports that are blocked.
 func buildBlocked(ctx context.Context, d *serviceDeps) (*service, error) {
-	socks, err := openBlocked(ctx, d.cfg)
+	socks, err := bind(ctx, "blocked[%d]", d.cfg.Blocked, d.cfg.networks(), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -151,53 +144,17 @@ func buildBlocked(ctx context.Context, d *serviceDeps) (*service, error) {
 	d.reg.MustRegister(r)
 	return &service{
 		serve: func(ctx context.Context) error {
-			g, ctx := errgroup.WithContext(ctx)
-			for _, s := range socks {
-				g.Go(func() error {
-					if s.packet != nil {
-						return r.ServePacket(ctx, s.name, s.packet)
-					}
-					return r.ServeListener(ctx, s.name, s.stream)
-				})
-			}
-			return g.Wait()
+			return socks.serve(ctx, func(ctx context.Context, s socket) error {
+				port := d.cfg.Blocked[s.item].String()
+				if s.tcp != nil {
+					return r.ServeListener(ctx, port, s.tcp)
+				}
+				return r.ServePacket(ctx, port, s.udp)
+			})
 		},
 		status: func() any { return map[string]any{"ports": len(d.cfg.Blocked), "sources": len(r.Attempts())} },
 		views:  map[string]func() any{"blocked": func() any { return map[string]any{"attempts": r.Attempts()} }},
 	}, nil
-}
-
-// openBlocked binds every blocked port at every address of its network; all or none.
-func openBlocked(ctx context.Context, c *config) ([]blockedSocket, error) {
-	var socks []blockedSocket
-	var lc net.ListenConfig
-	for i, l := range c.Blocked {
-		for _, a := range c.Networks[l.Network].Addresses {
-			s := blockedSocket{name: l.String()}
-			var err error
-			if at := netip.AddrPortFrom(a, l.Port).String(); l.Proto == "udp" {
-				s.packet, err = lc.ListenPacket(ctx, "udp", at)
-			} else {
-				s.stream, err = lc.Listen(ctx, "tcp", at)
-			}
-			if err != nil {
-				for _, s := range socks {
-					s.close()
-				}
-				return nil, fmt.Errorf("blocked[%d]: %w", i, err)
-			}
-			socks = append(socks, s)
-		}
-	}
-	return socks, nil
-}
-
-func (s blockedSocket) close() {
-	if s.packet != nil {
-		s.packet.Close()
-		return
-	}
-	s.stream.Close()
 }
 
 // validateBlocked finds blocked ports that a service needs.

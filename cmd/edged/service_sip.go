@@ -3,17 +3,13 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"path/filepath"
-
-	"golang.org/x/sync/errgroup"
+	"strings"
 
 	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/sipalg"
-	"edged.dev/edged/pkg/sipalg/flow"
 )
 
 // buildSIP builds the SIP service and opens its sockets.
@@ -24,7 +20,7 @@ func buildSIP(ctx context.Context, d *serviceDeps) (*service, error) {
 		return nil, err
 	}
 	queue := newCDRQueue(records, log)
-	socks, err := openSockets(ctx, d.cfg.SIP.Listen, nets, d.shared)
+	socks, err := bindSIP(ctx, d, nets)
 	if err != nil {
 		return nil, errors.Join(err, records.Close())
 	}
@@ -38,7 +34,7 @@ func buildSIP(ctx context.Context, d *serviceDeps) (*service, error) {
 		},
 	}, log)
 	if err != nil {
-		closeSockets(socks)
+		socks.close()
 		return nil, errors.Join(err, records.Close())
 	}
 	d.reg.MustRegister(server.Collector())
@@ -49,7 +45,7 @@ func buildSIP(ctx context.Context, d *serviceDeps) (*service, error) {
 				defer close(written)
 				queue.run(stop)
 			}()
-			err := serveSIP(ctx, server, socks)
+			err := serveSIP(ctx, server, d.cfg.SIP.Listen, socks)
 			close(stop)
 			<-written
 			return errors.Join(err, records.Close())
@@ -66,7 +62,7 @@ func buildSIP(ctx context.Context, d *serviceDeps) (*service, error) {
 		busy:  func() int { return len(server.Calls()) },
 		status: func() any {
 			return map[string]any{
-				"calls": len(server.Calls()), "registrations": len(server.Registrations()), "listeners": socketNames(socks),
+				"calls": len(server.Calls()), "registrations": len(server.Registrations()), "listeners": sipNames(d.cfg.SIP.Listen, socks),
 			}
 		},
 		views: map[string]func() any{
@@ -80,89 +76,36 @@ func sipLimits(c *config) sipalg.Limits {
 	return sipalg.Limits{MessagesPerSecond: c.Limits.PerSource.MessagesPerSecond, Connections: c.Limits.PerSource.Connections}
 }
 
-// serveSIP serves all sockets and the timers until ctx ends or one of them fails.
-func serveSIP(ctx context.Context, server *sipalg.Server, socks []sipSocket) error {
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return server.Run(ctx) })
-	for _, s := range socks {
-		g.Go(func() error {
-			if s.packet != nil {
-				return server.ServePacket(ctx, s.listen.Network, s.packet)
-			}
-			return server.ServeListener(ctx, s.listen.Network, s.listen.Proto, s.stream)
-		})
-	}
-	return g.Wait()
-}
-
-// sipSocket is one bound socket: a listener of the configuration at one address of its network.
-type sipSocket struct {
-	listen sipalg.Listen
-	packet net.PacketConn // UDP
-	stream net.Listener   // all others
-}
-
-// Close closes the socket.
-func (s sipSocket) Close() error {
-	if s.packet != nil {
-		return s.packet.Close()
-	}
-	return s.stream.Close()
-}
-
-// name returns "PROTO://ADDRESS:PORT".
-func (s sipSocket) name() string {
-	addr := net.Addr(nil)
-	if s.packet != nil {
-		addr = s.packet.LocalAddr()
-	} else {
-		addr = s.stream.Addr()
-	}
-	return s.listen.Proto.String() + "://" + addr.String()
-}
-
-func socketNames(socks []sipSocket) []string {
-	names := make([]string, len(socks))
-	for i, s := range socks {
-		names[i] = s.name()
-	}
-	return names
-}
-
-// openSockets binds every listener at every address of its network; all or none.
-func openSockets(ctx context.Context, listen []sipalg.Listen, nets pinhole.Networks, shared sharedPorts) ([]sipSocket, error) {
-	var socks []sipSocket
-	for i, l := range listen {
-		for _, a := range nets[l.Network].Addresses {
-			s, err := openSocket(ctx, l, netip.AddrPortFrom(a, l.Port), shared)
-			if err != nil {
-				closeSockets(socks)
-				return nil, fmt.Errorf("sip.listen[%d]: %w", i, err)
-			}
-			socks = append(socks, s)
+// bindSIP opens the listeners of SIP, or its part of those that services share.
+func bindSIP(ctx context.Context, d *serviceDeps, nets pinhole.Networks) (sockets, error) {
+	listen := make([]pinhole.Listen, len(d.cfg.SIP.Listen))
+	for i, l := range d.cfg.SIP.Listen {
+		listen[i] = pinhole.Listen{Proto: "udp", Network: l.Network, Port: l.Port}
+		if l.Proto.Stream() {
+			listen[i].Proto = "tcp"
 		}
 	}
-	return socks, nil
+	return bind(ctx, "sip.listen[%d]", listen, nets, func(_ int, at netip.AddrPort) (net.Listener, error) { return d.shared.listen(ctx, at, nil) })
 }
 
-func closeSockets(socks []sipSocket) {
-	for _, s := range socks {
-		s.Close()
-	}
+// serveSIP serves all sockets and the timers until ctx ends or one of them fails.
+func serveSIP(ctx context.Context, server *sipalg.Server, listen []sipalg.Listen, socks sockets) error {
+	return socks.serve(ctx, func(ctx context.Context, s socket) error {
+		if s.udp != nil {
+			return server.ServePacket(ctx, s.network, s.udp)
+		}
+		return server.ServeListener(ctx, s.network, listen[s.item].Proto, s.tcp)
+	}, server.Run)
 }
 
-func openSocket(ctx context.Context, l sipalg.Listen, at netip.AddrPort, shared sharedPorts) (sipSocket, error) {
-	if l.Proto != flow.UDP {
-		ln, err := shared.listen(ctx, at, nil)
-		return sipSocket{listen: l, stream: ln}, err
+// sipNames returns PROTO://ADDRESS:PORT of each socket, PROTO as the configuration has it.
+func sipNames(listen []sipalg.Listen, socks sockets) []string {
+	names := socks.names()
+	for i, s := range socks {
+		_, at, _ := strings.Cut(names[i], "://")
+		names[i] = listen[s.item].Proto.String() + "://" + at
 	}
-	var lc net.ListenConfig
-	family := "udp6"
-	if at.Addr().Is4() {
-		family = "udp4"
-	}
-	pc, err := lc.ListenPacket(ctx, family, at.String())
-	return sipSocket{listen: l, packet: pc}, err
+	return names
 }
 
 // cdrPath returns the file of call records, "" if there is none.
@@ -172,5 +115,3 @@ func (c *config) cdrPath() string {
 	}
 	return filepath.Join(c.State.Dir, c.CDR.File)
 }
-
-var _ io.Closer = sipSocket{}

@@ -22,7 +22,7 @@ func buildT120(ctx context.Context, d *serviceDeps) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
-	socks, err := openStreams(ctx, "t120.listen", d.cfg.T120.Listen, nets, d.cfg.T120.Transparent)
+	socks, err := bindTransparent(ctx, "t120.listen[%d]", d.cfg.T120.Listen, nets, d.cfg.T120.Transparent)
 	if err != nil {
 		return nil, err
 	}
@@ -32,7 +32,7 @@ func buildT120(ctx context.Context, d *serviceDeps) (*service, error) {
 		d.conferences = server.Announcer()
 	}
 	return &service{
-		serve: func(ctx context.Context) error { return serveStreams(ctx, socks, server.ServeListener, untilEnd) },
+		serve: func(ctx context.Context) error { return socks.serve(ctx, onTCP(server.ServeListener), untilEnd) },
 		alive: func() { server.Open() },
 		reload: func(c *config) error {
 			server.SetPerSource(c.Limits.PerSource.Connections)
@@ -41,7 +41,7 @@ func buildT120(ctx context.Context, d *serviceDeps) (*service, error) {
 		drain: server.Drain,
 		busy:  server.Open,
 		status: func() any {
-			return map[string]any{"connections": server.Open(), "listeners": streamNames(socks)}
+			return map[string]any{"connections": server.Open(), "listeners": socks.names()}
 		},
 	}, nil
 }

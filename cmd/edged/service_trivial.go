@@ -20,7 +20,7 @@ func buildTrivial(ctx context.Context, d *serviceDeps) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
-	socks, err := openPackets(ctx, "tftp.trivial.listen", c.Trivial.Listen, nets)
+	socks, err := bind(ctx, "tftp.trivial.listen[%d]", c.Trivial.Listen, nets, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -35,16 +35,7 @@ func buildTrivial(ctx context.Context, d *serviceDeps) (*service, error) {
 		drain: relay.Drain,
 		busy:  relay.Open,
 		status: func() any {
-			return map[string]any{"transfers": relay.Open(), "listeners": packetNames(socks)}
+			return map[string]any{"transfers": relay.Open(), "listeners": socks.names()}
 		},
 	}, nil
-}
-
-// packetNames returns the addresses of the sockets, for the status.
-func packetNames(socks []packetSocket) []string {
-	names := make([]string, len(socks))
-	for i, s := range socks {
-		names[i] = "udp://" + s.pc.LocalAddr().String()
-	}
-	return names
 }

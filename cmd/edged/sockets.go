@@ -1,0 +1,131 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"syscall"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"edged.dev/edged/pkg/pinhole"
+)
+
+// socket is a listener of the configuration at one address of its network.
+type socket struct {
+	// item is which of its list it is.
+	item    int
+	network string
+	tcp     net.Listener
+	udp     net.PacketConn // where tcp is nil
+}
+
+func (s socket) close() {
+	if s.tcp != nil {
+		s.tcp.Close()
+		return
+	}
+	s.udp.Close()
+}
+
+type sockets []socket
+
+func (all sockets) close() {
+	for _, s := range all {
+		s.close()
+	}
+}
+
+// names returns PROTO://ADDRESS:PORT of each, for the status.
+func (all sockets) names() []string {
+	names := make([]string, len(all))
+	for i, s := range all {
+		if s.tcp != nil {
+			names[i] = "tcp://" + s.tcp.Addr().String()
+		} else {
+			names[i] = "udp://" + s.udp.LocalAddr().String()
+		}
+	}
+	return names
+}
+
+// bind opens a list of listeners, each at every address of its network; all or none. key is the format of an item's key,
+// e.g. "ils.listen[%d]". tcp opens the item of TCP at an address; nil: a socket of its own.
+func bind(ctx context.Context, key string, list []pinhole.Listen, nets pinhole.Networks, tcp func(item int, at netip.AddrPort) (net.Listener, error)) (sockets, error) {
+	var lc net.ListenConfig
+	if tcp == nil {
+		tcp = func(_ int, at netip.AddrPort) (net.Listener, error) { return lc.Listen(ctx, "tcp", at.String()) }
+	}
+	var all sockets
+	for i, l := range list {
+		for _, a := range nets[l.Network].Addresses {
+			s, at := socket{item: i, network: l.Network}, netip.AddrPortFrom(a, l.Port)
+			var err error
+			if l.Proto == "udp" {
+				s.udp, err = lc.ListenPacket(ctx, "udp", at.String())
+			} else {
+				s.tcp, err = tcp(i, at)
+			}
+			if err != nil {
+				all.close()
+				return nil, fmt.Errorf(key+": %w", i, err)
+			}
+			all = append(all, s)
+		}
+	}
+	return all, nil
+}
+
+// bindTransparent is bind for listeners of TCP to which nftables may hand connections that were going elsewhere, if on.
+func bindTransparent(ctx context.Context, key string, list []pinhole.Listen, nets pinhole.Networks, on bool) (sockets, error) {
+	if !on {
+		return bind(ctx, key, list, nets, nil)
+	}
+	lc := net.ListenConfig{Control: setTransparent}
+	return bind(ctx, key, list, nets, func(_ int, at netip.AddrPort) (net.Listener, error) { return lc.Listen(ctx, "tcp", at.String()) })
+}
+
+// setTransparent has a listener take connections to other addresses, which nftables hands to it (tproxy): such a
+// connection's own address is the one that was called.
+func setTransparent(network, _ string, c syscall.RawConn) error {
+	level, option := unix.SOL_IP, unix.IP_TRANSPARENT
+	if network == "tcp6" {
+		level, option = unix.SOL_IPV6, unix.IPV6_TRANSPARENT
+	}
+	var failed error
+	err := c.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), level, option, 1) })
+	if errors.Is(failed, unix.EPERM) {
+		failed = fmt.Errorf("transparent: the capability CAP_NET_ADMIN is missing: %w", failed)
+	}
+	return errors.Join(err, failed)
+}
+
+// serve serves every socket until ctx ends or one of them fails, and what is beside them.
+func (all sockets) serve(ctx context.Context, one func(context.Context, socket) error, beside ...func(context.Context) error) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, f := range beside {
+		g.Go(func() error { return f(ctx) })
+	}
+	for _, s := range all {
+		g.Go(func() error { return one(ctx, s) })
+	}
+	return g.Wait()
+}
+
+// onTCP serves sockets that are all of TCP.
+func onTCP(serve func(context.Context, string, net.Listener) error) func(context.Context, socket) error {
+	return func(ctx context.Context, s socket) error { return serve(ctx, s.network, s.tcp) }
+}
+
+// onUDP serves sockets that are all of UDP.
+func onUDP(serve func(context.Context, string, net.PacketConn) error) func(context.Context, socket) error {
+	return func(ctx context.Context, s socket) error { return serve(ctx, s.network, s.udp) }
+}
+
+// servePackets returns what serves sockets of UDP, beside others.
+func servePackets(all sockets, serve func(context.Context, string, net.PacketConn) error) func(context.Context) error {
+	return func(ctx context.Context) error { return all.serve(ctx, onUDP(serve)) }
+}
