@@ -24,12 +24,20 @@ func signedByClient(m *sipmsg.Message) bool {
 	return signs(m, sipmsg.Authorization) || signs(m, sipmsg.ProxyAuthorization)
 }
 
-// signs tells whether a header field's scheme is one that signs messages.
+// signs tells whether the scheme of one of the header fields with an id is one that signs messages.
 func signs(m *sipmsg.Message, id sipmsg.HeaderID) bool {
-	v, ok := m.Find(id)
-	if !ok {
+	if _, ok := m.Find(id); !ok {
 		return false
 	}
+	for i := range m.Len() {
+		if h := m.Header(i); h.ID == id && signingScheme(h.Value) {
+			return true
+		}
+	}
+	return false
+}
+
+func signingScheme(v []byte) bool {
 	end := bytes.IndexAny(v, " \t\r\n,")
 	if end < 0 {
 		return false

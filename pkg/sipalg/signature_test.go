@@ -80,7 +80,10 @@ func TestSignedNotAnswered(t *testing.T) {
 	alice.expect("503")
 	alice.dial("sip:bob@example.com").send("MESSAGE", "", `Authorization: Digest username="alice", response="00"`)
 	alice.expect("503")
-	w.drops("answer_unsigned", 4)
+	d = alice.dial("sip:bob@example.com")
+	d.raw(d.text("MESSAGE", "", `Authorization: Digest username="alice", response="00"`, sign("m2")))
+	alice.nothing()
+	w.drops("answer_unsigned", 5)
 	w.clean()
 }
 

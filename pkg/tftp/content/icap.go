@@ -209,8 +209,7 @@ func infection(head textproto.MIMEHeader) string {
 	if v := head.Get("X-Virus-ID"); v != "" && !strings.EqualFold(v, "no threats") {
 		return v
 	}
-	if v := head.Get("X-Violations-Found"); v != "" && v != "0" {
-		lines := strings.Fields(v)
+	if lines := strings.Fields(head.Get("X-Violations-Found")); len(lines) > 0 && lines[0] != "0" {
 		return "violation " + lines[0]
 	}
 	return ""

@@ -129,6 +129,7 @@ func TestICAPAnswers(t *testing.T) {
 		{"found", "RESPMOD", "ICAP/1.0 200 OK\r\nX-Infection-Found: Type=0; Resolution=2; Threat=Win.Test;\r\n\r\n", "virus Win.Test"},
 		{"found by id", "RESPMOD", "ICAP/1.0 200 OK\r\nX-Virus-ID: Win.Test\r\n\r\n", "virus Win.Test"},
 		{"violation", "RESPMOD", "ICAP/1.0 200 OK\r\nX-Violations-Found: 1\r\n\tname\r\n\r\n", "virus violation 1"},
+		{"blank violation", "RESPMOD", "ICAP/1.0 204 No Content\r\nX-Violations-Found: \u00a0\r\n\r\n", ""},
 		{"same", "RESPMOD", fmt.Sprintf("ICAP/1.0 200 OK\r\nEncapsulated: res-hdr=0, res-body=%d\r\n\r\n%s5\r\nhello\r\n0\r\n\r\n", len(same), same), ""},
 		{"changed", "RESPMOD", fmt.Sprintf("ICAP/1.0 200 OK\r\nEncapsulated: res-hdr=0, res-body=%d\r\n\r\n%s5\r\nhullo\r\n0\r\n\r\n", len(same), same), "virus changed by the scanner"},
 		{"forbidden", "RESPMOD", fmt.Sprintf("ICAP/1.0 200 OK\r\nEncapsulated: res-hdr=0, res-body=%d\r\n\r\n%s5\r\nhello\r\n0\r\n\r\n", len(forbidden), forbidden), "virus refused by the scanner"},
