@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -123,7 +124,7 @@ func (c *Config) refuses(r request) *fault {
 		return &fault{codeIllegal, "no such mode", "mode"} // "mail" is obsolete (RFC 1350 §1)
 	case r.write && !c.Write:
 		return &fault{codeAccess, "read only", "write"}
-	case !plainName(r.name) || fits(c.Deny, r.name) || len(c.Allow) > 0 && !fits(c.Allow, r.name):
+	case !plainName(r.name) || denied(c.Deny, r.name) || len(c.Allow) > 0 && !fits(c.Allow, plainPath(r.name)):
 		return &fault{codeAccess, "not allowed", "name"}
 	}
 	return nil
@@ -141,7 +142,7 @@ func plainName(name string) bool {
 		}
 	}
 	for part := range strings.SplitSeq(slashed(name), "/") {
-		if strings.TrimRight(part, " ") == ".." {
+		if strings.Trim(part, ". ") == "" && strings.Contains(part, "..") {
 			return false
 		}
 	}
@@ -150,15 +151,37 @@ func plainName(name string) bool {
 
 func slashed(name string) string { return strings.ReplaceAll(name, `\`, "/") }
 
+// plainPath returns a name as a server would follow it, in lower case, from the root: without empty parts, without the dots
+// and blanks at the ends of parts that Windows does not see ("a.exe. ").
+func plainPath(name string) string {
+	var parts []string
+	for part := range strings.SplitSeq(strings.ToLower(slashed(name)), "/") {
+		if part = strings.TrimRight(part, ". "); part != "" {
+			parts = append(parts, part)
+		}
+	}
+	return strings.Join(parts, "/")
+}
+
+// denied tells whether a name, a directory on the way to it, or the file of which it names a stream is one of the patterns'.
+func denied(patterns []string, name string) bool {
+	whole := plainPath(name)
+	withSlash := slices.DeleteFunc(slices.Clone(patterns), func(p string) bool { return !strings.Contains(p, "/") })
+	for i, c := range whole {
+		if c == ':' && fits(patterns, plainPath(whole[:i])) || c == '/' && fits(withSlash, whole[:i]) {
+			return true
+		}
+	}
+	return fits(patterns, whole)
+}
+
 // fits tells whether a name is one of the patterns'.
 func fits(patterns []string, name string) bool {
-	whole := strings.ToLower(slashed(name))
-	base := strings.TrimRight(path.Base(whole), ". ") // Windows opens "a.exe. " as "a.exe"
 	for _, p := range patterns {
 		p = strings.ToLower(p)
-		at := base
+		at := path.Base(name)
 		if strings.Contains(p, "/") {
-			at = whole
+			at, p = name, strings.TrimLeft(p, "/")
 		}
 		if ok, _ := path.Match(p, at); ok {
 			return true

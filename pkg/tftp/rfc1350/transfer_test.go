@@ -117,6 +117,16 @@ func TestPolicy(t *testing.T) {
 		{ask(opRead, "dir/secret.cfg. ", "octet"), func(c *Config) { c.Deny = []string{"*.cfg"} }, "name"},
 		{ask(opRead, `pub\x.bin`, "octet"), func(c *Config) { c.Allow = []string{"pub/*"} }, ""},
 		{ask(opRead, "x.bin", "octet"), func(c *Config) { c.Allow = []string{"pub/*"} }, "name"},
+		{ask(opRead, "a/.. ./b", "octet"), nil, "name"},
+		{ask(opRead, "a/.../b", "octet"), nil, "name"},
+		{ask(opRead, "a.cfg::$DATA", "octet"), func(c *Config) { c.Deny = []string{"*.cfg"} }, "name"},
+		{ask(opRead, "./secret//x", "octet"), func(c *Config) { c.Deny = []string{"secret/*"} }, "name"},
+		{ask(opRead, `\secret\x`, "octet"), func(c *Config) { c.Deny = []string{"secret/*"} }, "name"},
+		{ask(opRead, "secret. /x", "octet"), func(c *Config) { c.Deny = []string{"/Secret/*"} }, "name"},
+		{ask(opRead, "secret/a/b", "octet"), func(c *Config) { c.Deny = []string{"secret/*"} }, "name"},
+		{ask(opRead, "a.key/readme", "octet"), func(c *Config) { c.Deny = []string{"*.key"} }, ""},
+		{ask(opRead, "pub/a/b", "octet"), func(c *Config) { c.Allow = []string{"pub/*"} }, "name"},
+		{ask(opRead, "/pub/a", "octet"), func(c *Config) { c.Allow = []string{"pub/*"} }, ""},
 	} {
 		cfg := DefaultConfig()
 		if tt.change != nil {
