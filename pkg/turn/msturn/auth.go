@@ -1,0 +1,124 @@
+package msturn
+
+import (
+	"crypto/hmac"
+	"crypto/md5" //nolint:gosec // the protocol's
+	"crypto/rand"
+	"crypto/sha1" //nolint:gosec // the protocol's
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// users knows who may allocate, and makes nonces; it is not changed once made.
+type users struct {
+	realm   string
+	static  map[string]Secret
+	secrets []Secret
+	seal    [32]byte // of nonces
+}
+
+func newUsers(realm string, static map[string]Secret, secrets []Secret) *users {
+	u := &users{realm: realm, static: static, secrets: secrets}
+	_, _ = rand.Read(u.seal[:]) // never fails
+	return u
+}
+
+// candidate is a key that a name may have signed with, and the user whose limits it counts for.
+type candidate struct {
+	key  []byte
+	user string
+}
+
+// lookup returns the keys to try for a name, none if nobody has it or its time is over.
+func (u *users) lookup(name string, now time.Time) []candidate {
+	if password, ok := u.static[name]; ok {
+		return []candidate{{u.key(name, []byte(password)), name}}
+	}
+	until, user, ok := expiry(name)
+	if !ok || now.After(until) {
+		return nil
+	}
+	out := make([]candidate, len(u.secrets))
+	for i, s := range u.secrets {
+		out[i] = candidate{u.key(name, timeLimited(s, name)), user}
+	}
+	return out
+}
+
+// key is MD5(name:realm:password). The realm is sent without quotes, so clients that cut quotes off and those that do not agree.
+func (u *users) key(name string, password []byte) []byte {
+	sum := md5.Sum(append([]byte(name+":"+u.realm+":"), password...)) //nolint:gosec // as above
+	return sum[:]
+}
+
+// expiry reads a time-limited name: "UNIXTIME:USER" or "UNIXTIME", as TURN's REST credentials have it.
+func expiry(name string) (until time.Time, user string, ok bool) {
+	stamp, user, _ := strings.Cut(name, ":")
+	sec, err := strconv.ParseInt(stamp, 10, 64)
+	if err != nil || sec <= 0 || sec > 1<<40 {
+		return time.Time{}, "", false
+	}
+	if user == "" {
+		user = stamp
+	}
+	return time.Unix(sec, 0), user, true
+}
+
+// timeLimited is the password of a time-limited name.
+func timeLimited(secret Secret, name string) []byte {
+	h := hmac.New(sha1.New, []byte(secret))
+	h.Write([]byte(name))
+	return h.Sum(nil)
+}
+
+// nonceLife is how long a nonce is good for ([MS-TURN] leaves it to the server); the lifetime of an allocation is
+// shorter, so that a refresh needs no new one.
+const nonceLife = 2 * time.Hour
+
+// nonce makes one that only this client can use, and that needs no memory.
+func (u *users) nonce(client netip.Addr, now time.Time) []byte {
+	b := binary.BigEndian.AppendUint64(nil, uint64(now.Unix()))
+	return hex.AppendEncode(nil, u.sealed(b, client))
+}
+
+// fresh tells whether a nonce was made for the client, and is not too old.
+func (u *users) fresh(nonce []byte, client netip.Addr, now time.Time) bool {
+	b, err := hex.AppendDecode(nil, nonce)
+	if err != nil || len(b) != 24 || !hmac.Equal(b, u.sealed(b[:8:8], client)) {
+		return false
+	}
+	age := now.Sub(time.Unix(int64(binary.BigEndian.Uint64(b)), 0))
+	return age >= 0 && age < nonceLife
+}
+
+func (u *users) sealed(stamp []byte, client netip.Addr) []byte {
+	h := hmac.New(sha256.New, u.seal[:])
+	h.Write(stamp)
+	a := client.As16()
+	h.Write(a[:])
+	return append(stamp, h.Sum(nil)[:16]...)
+}
+
+// window has each number of a client accepted once, in any order within 64 of the highest.
+type window struct {
+	highest uint32
+	seen    uint64 // bit i: highest-i was there
+}
+
+func (w *window) accept(n uint32) bool {
+	switch {
+	case n > w.highest:
+		w.seen = w.seen<<min(n-w.highest, 64) | 1
+		w.highest = n
+		return true
+	case w.highest-n >= 64 || w.seen&(1<<(w.highest-n)) != 0:
+		return false
+	}
+	w.seen |= 1 << (w.highest - n)
+	return true
+}
