@@ -2,11 +2,15 @@ package main
 
 import (
 	"fmt"
-	"os"
-	"os/exec"
 	"path/filepath"
-	"syscall"
-	"time"
+
+	"edged.dev/edged/bench/veth"
+)
+
+const (
+	// clientPort is where the file's sender listens, gatePort where HAProxy does for it.
+	clientPort, gatePort = 6895, 6891
+	sipPort              = 5060
 )
 
 // Names of what is measured.
@@ -27,7 +31,9 @@ type gateway struct {
 }
 
 func (r *rig) gateways(binary string) []gateway {
-	fixed := func(*clients) (string, func(), error) { return fmt.Sprintf("%s:%d", farIP, gatePort), func() {}, nil }
+	fixed := func(*clients) (string, func(), error) {
+		return fmt.Sprintf("%s:%d", veth.FarIP, gatePort), func() {}, nil
+	}
 	return []gateway{
 		{edged, func() (func(), error) { return r.startEdged(binary, "") }, r.inviteBySIP},
 		{edgedCheck, func() (func(), error) { return r.startEdged(binary, ", content: {verify: true, types: [executable]}") }, r.inviteBySIP},
@@ -38,12 +44,12 @@ func (r *rig) gateways(binary string) []gateway {
 
 func (r *rig) startHAProxy(option string) (func(), error) {
 	config := fmt.Sprintf("global\n nbthread 1\n maxconn 1000\ndefaults\n mode tcp\n %s\n timeout connect 5s\n timeout client 1m\n timeout server 1m\n"+
-		"listen file\n bind %s:%d\n server s %s:%d\n", option, farIP, gatePort, clientIP, clientPort)
-	file, err := r.file("haproxy.cfg", config)
+		"listen file\n bind %s:%d\n server s %s:%d\n", option, veth.FarIP, gatePort, veth.ClientIP, clientPort)
+	file, err := r.File("haproxy.cfg", config)
 	if err != nil {
 		return nil, err
 	}
-	return r.process("haproxy", "-q", "-db", "-f", file)
+	return r.Process("haproxy", "-q", "-db", "-f", file)
 }
 
 func (r *rig) startEdged(binary, options string) (func(), error) {
@@ -60,34 +66,10 @@ sip:
     example.org: {network: far, server: "tcp:%s:%d"}
     example.net: {network: near, server: "tcp:%s:%d"}
 tftp: {ports: 6891-6901%s}
-`, filepath.Join(r.dir, "admin.sock"), nearIP, farIP, sipPort, sipPort, serverIP, sipPort, clientIP, sipPort, options)
-	file, err := r.file("edged.yaml", config)
+`, filepath.Join(r.Dir, "admin.sock"), veth.NearIP, veth.FarIP, sipPort, sipPort, veth.ServerIP, sipPort, veth.ClientIP, sipPort, options)
+	file, err := r.File("edged.yaml", config)
 	if err != nil {
 		return nil, err
 	}
-	return r.process(binary, "run", "--drain", "0s", "--config", file)
-}
-
-func (r *rig) file(name, text string) (string, error) {
-	path := filepath.Join(r.dir, name)
-	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-		return "", fmt.Errorf("configuration: %w", err)
-	}
-	return path, nil
-}
-
-// process starts a program in the gateway, on its core, before other programs there.
-func (r *rig) process(args ...string) (stop func(), err error) {
-	cmd := exec.Command("ip", append([]string{"netns", "exec", r.gw, "chrt", "--rr", "1", "taskset", "-c", fmt.Sprint(gwCPU)}, args...)...)
-	cmd.Stderr = os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start: %w", err)
-	}
-	return func() {
-		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM)
-		kill := time.AfterFunc(5*time.Second, func() { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) })
-		_ = cmd.Wait() // ended by a signal
-		kill.Stop()
-	}, nil
+	return r.Process(binary, "run", "--drain", "0s", "--config", file)
 }

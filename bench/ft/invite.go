@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"edged.dev/edged/bench/veth"
 )
 
 // The invitation of a transfer: alice tells bob what it is, he tells her the keys, and she where she listens; the gateway
@@ -95,10 +97,10 @@ func (p *phone) answer(request textproto.MIMEHeader) error {
 
 // inviteBySIP invites bob, and returns the address that he is told.
 func (r *rig) inviteBySIP(c *clients) (at string, done func(), err error) {
-	if err := r.connect(&c.alice, r.client, nearIP); err != nil {
+	if err := r.connect(&c.alice, r.Client, veth.NearIP); err != nil {
 		return "", nil, err
 	}
-	if err := r.connect(&c.bob, r.server, farIP); err != nil {
+	if err := r.connect(&c.bob, r.Server, veth.FarIP); err != nil {
 		return "", nil, err
 	}
 	c.calls++
@@ -109,12 +111,12 @@ func (r *rig) inviteBySIP(c *clients) (at string, done func(), err error) {
 	if _, err := tell(&c.bob, &c.alice, call, fmt.Sprintf(keys, key(1), key(2))); err != nil {
 		return "", nil, err
 	}
-	told, err := tell(&c.alice, &c.bob, call, fmt.Sprintf(address, clientIP, clientPort, clientPort^0x3141, authCookie))
+	told, err := tell(&c.alice, &c.bob, call, fmt.Sprintf(address, veth.ClientIP, clientPort, clientPort^0x3141, authCookie))
 	if err != nil {
 		return "", nil, err
 	}
 	m := regexp.MustCompile(`(?s)IP-Address: (\S+)\r\nPort: (\d+)\r\n`).FindStringSubmatch(told)
-	if m == nil || m[1] != farIP {
+	if m == nil || m[1] != veth.FarIP {
 		return "", nil, fmt.Errorf("bob is told %q", told)
 	}
 	return net.JoinHostPort(m[1], m[2]), func() {}, nil

@@ -17,15 +17,12 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
-	"runtime"
-	"syscall"
 	"time"
-)
 
-// loadEnv marks the process that has moved to the load's core.
-const loadEnv = "BENCH_FT_LOAD"
+	"edged.dev/edged/bench/report"
+	"edged.dev/edged/bench/veth"
+)
 
 func main() {
 	o := options{}
@@ -40,6 +37,9 @@ func main() {
 	}
 }
 
+// rig is where all is measured.
+type rig struct{ *veth.Rig }
+
 type options struct {
 	rounds      int
 	time        time.Duration
@@ -47,58 +47,25 @@ type options struct {
 }
 
 func bench(o options) (err error) {
-	if os.Geteuid() != 0 {
-		return errors.New("needs root for network namespaces")
-	}
-	if runtime.NumCPU() > 1 && os.Getenv(loadEnv) == "" {
-		return onLoadCore()
-	}
-	if os.Getenv(loadEnv) == "" {
-		return errors.New("needs two processors: one for the gateway, one for the load")
+	if err := veth.OnLoadCore(); err != nil {
+		return err
 	}
 	for _, tool := range []string{"ip", "ethtool", "taskset", "chrt", "haproxy"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			return fmt.Errorf("%s is missing: apt-get install iproute2 ethtool util-linux haproxy", tool)
 		}
 	}
-	r, err := newRig()
+	v, err := veth.New("bft")
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, r.close()) }()
-	interrupted := make(chan os.Signal, 1)
-	signal.Notify(interrupted, syscall.SIGINT, syscall.SIGTERM)
-	go r.abandon(interrupted)
-	if o.binary == "" {
-		o.binary = filepath.Join(r.dir, "edged")
-		if _, err := run("go", "build", "-trimpath", "-o", o.binary, "./cmd/edged"); err != nil {
-			return err
-		}
+	defer func() { err = errors.Join(err, v.Close()) }()
+	v.CloseOnSignal()
+	if o.binary, err = v.Build(o.binary); err != nil {
+		return err
 	}
+	r := &rig{v}
 	return r.rounds(o)
-}
-
-// abandon cleans up when a signal comes, and exits.
-func (r *rig) abandon(interrupted <-chan os.Signal) {
-	<-interrupted
-	if err := r.close(); err != nil {
-		note("%v", err)
-	}
-	os.Exit(1)
-}
-
-// onLoadCore runs this command again, on the core of the load and before what else runs there.
-func onLoadCore() error {
-	self, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("own program: %w", err)
-	}
-	path, err := exec.LookPath("chrt")
-	if err != nil {
-		return errors.New("chrt is missing: apt-get install util-linux")
-	}
-	args := append([]string{"chrt", "--rr", "1", "taskset", "-c", fmt.Sprint(loadCPU), self}, os.Args[1:]...)
-	return syscall.Exec(path, args, append(os.Environ(), loadEnv+"=1"))
 }
 
 // rounds measures all gateways in turn, and writes the report.
@@ -120,10 +87,10 @@ func (r *rig) rounds(o options) error {
 		}
 	}
 	rows := compareAll(results)
-	if err := write(o.out, rows); err != nil {
+	if err := report.Write(o.out, rows); err != nil {
 		return err
 	}
-	return table(os.Stdout, rows)
+	return report.Table(os.Stdout, rows)
 }
 
 // note prints a line of progress.

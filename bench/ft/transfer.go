@@ -16,6 +16,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"edged.dev/edged/bench/veth"
 )
 
 const (
@@ -43,7 +45,7 @@ type clients struct {
 func (r *rig) clients() (*clients, error) {
 	c := &clients{} // what is opened before an error ends with the process
 	listen := func(ns, at string) (ln net.Listener, err error) {
-		err = within(ns, func() error {
+		err = veth.Within(ns, func() error {
 			ln, err = net.Listen("tcp", at)
 			return err
 		})
@@ -53,14 +55,14 @@ func (r *rig) clients() (*clients, error) {
 	if c.mac, err = smallMAC(); err != nil {
 		return nil, err
 	}
-	if c.files, err = listen(r.client, fmt.Sprintf("%s:%d", clientIP, clientPort)); err != nil {
+	if c.files, err = listen(r.Client, fmt.Sprintf("%s:%d", veth.ClientIP, clientPort)); err != nil {
 		return nil, err
 	}
 	c.alice.uri, c.bob.uri = "alice@example.net", "bob@example.org"
-	if c.alice.ln, err = listen(r.client, fmt.Sprintf("%s:%d", clientIP, sipPort)); err != nil {
+	if c.alice.ln, err = listen(r.Client, fmt.Sprintf("%s:%d", veth.ClientIP, sipPort)); err != nil {
 		return nil, err
 	}
-	if c.bob.ln, err = listen(r.server, fmt.Sprintf("%s:%d", serverIP, sipPort)); err != nil {
+	if c.bob.ln, err = listen(r.Server, fmt.Sprintf("%s:%d", veth.ServerIP, sipPort)); err != nil {
 		return nil, err
 	}
 	return c, nil
@@ -73,7 +75,7 @@ func (c *clients) close() {
 }
 
 func (r *rig) dial(ns, to string) (c net.Conn, err error) {
-	err = within(ns, func() error {
+	err = veth.Within(ns, func() error {
 		c, err = net.DialTimeout("tcp", to, 2*time.Second)
 		return err
 	})
@@ -243,7 +245,7 @@ func (r *rig) small(g gateway, c *clients) (float64, error) {
 	var began time.Time
 	go func() { sent <- c.send(smallSize) }()
 	var conn net.Conn
-	err = within(r.server, func() error {
+	err = veth.Within(r.Server, func() error {
 		began = time.Now()
 		conn, err = net.DialTimeout("tcp", at, 2*time.Second)
 		return err
@@ -272,7 +274,7 @@ func (r *rig) ready(at, name string) error {
 	}
 	var err error
 	for range 100 {
-		if _, err = run("ip", "netns", "exec", r.gw, "sh", "-c", fmt.Sprintf("ss -Hltn sport = :%d | grep -q .", gatePort)); err == nil {
+		if _, err = veth.Run("ip", "netns", "exec", r.Gateway, "sh", "-c", fmt.Sprintf("ss -Hltn sport = :%d | grep -q .", gatePort)); err == nil {
 			return nil
 		}
 		time.Sleep(50 * time.Millisecond)
@@ -289,7 +291,7 @@ func (r *rig) bulk(g gateway, c *clients, d time.Duration, f *figures) error {
 	defer done()
 	sent, sunk := make(chan error, 1), make(chan error, 1)
 	go func() { sent <- c.send(fileSize) }()
-	conn, err := r.dial(r.server, at)
+	conn, err := r.dial(r.Server, at)
 	if err != nil {
 		return err
 	}
@@ -301,14 +303,14 @@ func (r *rig) bulk(g gateway, c *clients, d time.Duration, f *figures) error {
 	c.sunk.Store(uint64(s.r.Buffered()))
 	go func() { sunk <- c.sink(conn.(*net.TCPConn)) }()
 	time.Sleep(warm)
-	cpu, err := r.cpu()
+	cpu, err := r.CPU()
 	if err != nil {
 		return err
 	}
 	n, began := c.sunk.Load(), time.Now()
 	time.Sleep(d)
 	took, n := time.Since(began), c.sunk.Load()-n
-	after, err := r.cpu()
+	after, err := r.CPU()
 	conn.Close()
 	<-sunk
 	<-sent // ends with an error, as nobody receives any more

@@ -9,7 +9,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -18,6 +17,8 @@ import (
 	"path/filepath"
 	"slices"
 	"syscall"
+
+	"edged.dev/edged/bench/report"
 )
 
 // loadEnv marks the processes that run inside of a namespace: server, or client with its target.
@@ -61,18 +62,6 @@ type result struct {
 	CPU float64
 }
 
-// row is one line of the report.
-type row struct {
-	Name   string  `json:"name"`
-	Peer   string  `json:"peer"`
-	Metric string  `json:"metric"`
-	Edged  float64 `json:"edged"`
-	Value  float64 `json:"peer_value"`
-	Ratio  float64 `json:"ratio"`
-	Better string  `json:"better"`
-	Runs   int     `json:"runs"`
-}
-
 func bench(o options) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("needs root for network namespaces")
@@ -98,7 +87,7 @@ func bench(o options) (err error) {
 		}
 		ours, theirs = append(ours, e...), append(theirs, k...)
 	}
-	return report(o.out, ours, theirs)
+	return write(o.out, ours, theirs)
 }
 
 // both measures edged and the helper in namespaces of their own, as the kernel forgets its expectations only with them:
@@ -136,40 +125,35 @@ func both(ctx context.Context, o options, dir string, round int) (ours, theirs [
 	return ours, theirs, nil
 }
 
-// report writes the medians.
-func report(file string, ours, theirs []result) error {
+// write reports the medians.
+func write(file string, ours, theirs []result) error {
 	rate := func(l []result) float64 { return median(l, func(r result) float64 { return r.Rate }) }
 	cpu := median(ours, func(r result) float64 { return r.CPU })
-	rows := []row{}
+	rows := []report.Row{}
 	if cpu > 0 {
 		const want = 500
 		perCore := 1e6 / cpu
-		rows = append(rows, row{"edged", "the figure asked for", "call set-ups a second and core", perCore, want, perCore / want, "higher", len(ours)})
+		rows = append(rows, report.Row{
+			Name: "edged", Peer: "the figure asked for", Metric: "call set-ups a second and core",
+			Edged: perCore, Value: want, Ratio: perCore / want, Better: "higher", Runs: len(ours),
+		})
 	}
 	if len(theirs) > 0 {
-		rows = append(rows, row{"edged", "nf_conntrack_h323", "call set-ups a second", rate(ours), rate(theirs), rate(ours) / rate(theirs), "higher", len(ours)})
+		rows = append(rows, report.Row{
+			Name: "edged", Peer: "nf_conntrack_h323", Metric: "call set-ups a second",
+			Edged: rate(ours), Value: rate(theirs), Ratio: rate(ours) / rate(theirs), Better: "higher", Runs: len(ours),
+		})
 	}
 	for _, x := range rows {
 		fmt.Printf("%s, %s: %.0f beside %.0f of %s: %.2f\n", x.Name, x.Metric, x.Edged, x.Value, x.Peer, x.Ratio)
 	}
-	b, err := json.MarshalIndent(rows, "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(file), 0o750); err != nil {
-		return err
-	}
-	return os.WriteFile(file, append(b, '\n'), 0o600)
+	return report.Write(file, rows)
 }
 
 func median(l []result, of func(result) float64) float64 {
-	if len(l) == 0 {
-		return 0
-	}
 	var v []float64
 	for _, r := range l {
 		v = append(v, of(r))
 	}
-	slices.Sort(v)
-	return v[len(v)/2]
+	return report.Median(v)
 }

@@ -155,7 +155,7 @@ func bench() error {
 	if err != nil {
 		return err
 	}
-	if err := report(o, res); err != nil {
+	if err := publish(o, res); err != nil {
 		return err
 	}
 	if rig.bad > 0 {

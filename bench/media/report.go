@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -10,19 +9,9 @@ import (
 	"slices"
 	"strings"
 	"text/tabwriter"
-)
 
-// row is one entry of the result file.
-type row struct {
-	Name   string  `json:"name"`
-	Peer   string  `json:"peer"`
-	Metric string  `json:"metric"`
-	Edged  float64 `json:"edged"`
-	Value  float64 `json:"peer_value"`
-	Ratio  float64 `json:"ratio"`
-	Better string  `json:"better"`
-	Runs   int     `json:"runs"`
-}
+	"edged.dev/edged/bench/report"
+)
 
 // metric is one figure of a result.
 type metric struct {
@@ -53,7 +42,7 @@ func steadyMetric() metric {
 }
 
 // rows compares each of edged's paths with each of the others, in every case.
-func (rs *results) rows(o options) (all []row) {
+func (rs *results) rows(o options) (all []report.Row) {
 	for _, k := range o.cases() {
 		for _, ours := range o.modes {
 			if !ours.ours || len(rs.of[ours.name][k]) == 0 {
@@ -65,7 +54,7 @@ func (rs *results) rows(o options) (all []row) {
 				}
 			}
 			if allocs := rs.allocs(ours.name, k); allocs >= 0 {
-				all = append(all, row{
+				all = append(all, report.Row{
 					Name: ours.text + ", " + k.String(), Metric: "allocations/packet", Better: "lower",
 					Edged: allocs, Runs: len(rs.of[ours.name][k]),
 				})
@@ -76,13 +65,13 @@ func (rs *results) rows(o options) (all []row) {
 }
 
 // compare returns what both have in common of a case; a floor has no delay.
-func (rs *results) compare(ours, peer mode, k caseKey) (all []row) {
+func (rs *results) compare(ours, peer mode, k caseKey) (all []report.Row) {
 	for _, m := range []metric{rateMetric(), costMetric(), p50Metric(), p99Metric(), steadyMetric()} {
 		ratio, ok := rs.ratio(m, ours.name, k, peer.name, k)
 		if !ok {
 			continue
 		}
-		all = append(all, row{
+		all = append(all, report.Row{
 			Name: ours.text + ", " + k.String(), Peer: peer.text, Metric: m.text, Better: m.better, Ratio: ratio,
 			Edged: median(rs.of[ours.name][k], m.value), Value: median(rs.of[peer.name][k], m.value),
 			Runs: min(len(rs.of[ours.name][k]), len(rs.of[peer.name][k])),
@@ -133,22 +122,14 @@ func middle(vs []float64) float64 {
 	return vs[n/2]
 }
 
-// report prints the medians and the bars, and writes the result file and the plot.
-func report(o options, rs *results) error {
+// publish prints the medians and the bars, and writes the result file and the plot.
+func publish(o options, rs *results) error {
 	rs.table(os.Stdout, o)
 	rs.steadyTable(os.Stdout, o)
 	rs.barTable(os.Stdout)
 	fmt.Printf("%d checksums verified, %d bad\n", rs.verified, rs.bad)
 	rows := rs.rows(o)
-	text, err := json.MarshalIndent(rows, "", "  ")
-	if err != nil {
-		return fmt.Errorf("report: %w", err)
-	}
-	if err := os.MkdirAll(filepath.Dir(o.out), 0o755); err != nil {
-		return fmt.Errorf("report: %w", err)
-	}
-	return errors.Join(os.WriteFile(o.out, append(text, '\n'), 0o600),
-		rs.plot(strings.TrimSuffix(o.out, filepath.Ext(o.out))+".svg", o))
+	return errors.Join(report.Write(o.out, rows), rs.plot(strings.TrimSuffix(o.out, filepath.Ext(o.out))+".svg", o))
 }
 
 // table prints what each mode made of each case, and its ratios to those that edged is compared with.

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"edged.dev/edged/bench/report"
 )
 
 func TestMiddle(t *testing.T) {
@@ -86,7 +88,7 @@ func TestRows(t *testing.T) {
 		t.Fatal(err)
 	}
 	rows := someResults().rows(o)
-	want := row{
+	want := report.Row{
 		Name: "edged, tc, 1000 streams of 172 bytes", Peer: "nftables NAT", Metric: "CPU ns/packet", Better: "lower",
 		Edged: 120, Value: 200, Ratio: 0.5, Runs: 3,
 	}

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"edged.dev/edged/bench/report"
 )
 
 func TestParseStats(t *testing.T) {
@@ -65,7 +67,7 @@ func TestCompareTakesMedians(t *testing.T) {
 
 func TestPlotIsXML(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "sip.svg")
-	if err := plot(file, []row{newRow("a & b", "µs <x>", "lower", 1, 2, 3), newRow("zero", "", "higher", 0, 0, 1)}); err != nil {
+	if err := report.Plot(file, []report.Row{newRow("a & b", "µs <x>", "lower", 1, 2, 3), newRow("zero", "", "higher", 0, 0, 1)}); err != nil {
 		t.Fatal(err)
 	}
 	text, err := os.ReadFile(file)

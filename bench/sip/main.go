@@ -18,6 +18,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"edged.dev/edged/bench/report"
 )
 
 const peerName = "Kamailio + rtpengine"
@@ -102,13 +104,13 @@ func (r *rig) rounds(ctx context.Context, contenders []contender, rounds int, ou
 		return nil
 	}
 	rows := append(compare(results[1], results[0]), compareHeld(open[1], open[0])...)
-	if err := write(out, rows); err != nil {
+	if err := report.Write(out, rows); err != nil {
 		return err
 	}
-	if err := plot(strings.TrimSuffix(out, filepath.Ext(out))+".svg", rows); err != nil {
+	if err := report.Plot(strings.TrimSuffix(out, filepath.Ext(out))+".svg", rows); err != nil {
 		return err
 	}
-	return table(os.Stdout, rows)
+	return report.Table(os.Stdout, rows)
 }
 
 // heldCalls is the number of calls that the limit of open files allows, at most 10,000.

@@ -8,12 +8,18 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
+
+	"edged.dev/edged/bench/veth"
+)
+
+// Ports of the server.
+const (
+	sinkPort = 7000 // reads and forgets
+	echoPort = 7001
 )
 
 // Names of what is measured.
@@ -46,14 +52,14 @@ type gateway struct {
 
 func (r *rig) gateways(edged string) []gateway {
 	return []gateway{
-		{routing, serverIP, true, func() (func(), error) { return func() {}, nil }},
-		{nat, nearIP, true, r.startNAT},
-		{haproxy, nearIP, false, func() (func(), error) { return r.startHAProxy("option splice-auto") }},
-		{haproxyCpy, nearIP, false, func() (func(), error) { return r.startHAProxy("") }},
-		{nginx, nearIP, false, r.startNginx},
-		{edgedUser, nearIP, false, func() (func(), error) { return r.startEdged(edged, "user") }},
-		{edgedTC, nearIP, false, func() (func(), error) { return r.startEdged(edged, "kernel") }},
-		{routingTC, serverIP, true, func() (func(), error) { return r.startEdged(edged, "kernel") }},
+		{routing, veth.ServerIP, true, func() (func(), error) { return func() {}, nil }},
+		{nat, veth.NearIP, true, r.startNAT},
+		{haproxy, veth.NearIP, false, func() (func(), error) { return r.startHAProxy("option splice-auto") }},
+		{haproxyCpy, veth.NearIP, false, func() (func(), error) { return r.startHAProxy("") }},
+		{nginx, veth.NearIP, false, r.startNginx},
+		{edgedUser, veth.NearIP, false, func() (func(), error) { return r.startEdged(edged, "user") }},
+		{edgedTC, veth.NearIP, false, func() (func(), error) { return r.startEdged(edged, "kernel") }},
+		{routingTC, veth.ServerIP, true, func() (func(), error) { return r.startEdged(edged, "kernel") }},
 	}
 }
 
@@ -63,7 +69,7 @@ func (r *rig) launch(g gateway) (stop func(), err error) {
 	if g.forwards {
 		forward = "net.ipv4.ip_forward=1"
 	}
-	if _, err := run("ip", "netns", "exec", r.gw, "sysctl", "-qw", forward); err != nil {
+	if _, err := veth.Run("ip", "netns", "exec", r.Gateway, "sysctl", "-qw", forward); err != nil {
 		return nil, err
 	}
 	if stop, err = g.start(); err != nil {
@@ -94,14 +100,14 @@ add chain ip bench pre { type nat hook prerouting priority -100; }
 add chain ip bench post { type nat hook postrouting priority 100; }
 add rule ip bench pre ip daddr %s tcp dport { %d, %d } dnat to %s
 add rule ip bench post ip daddr %s snat to %s
-`, nearIP, sinkPort, echoPort, serverIP, serverIP, farIP)
-	cmd := exec.Command("ip", "netns", "exec", r.gw, "nft", "-f", "-")
+`, veth.NearIP, sinkPort, echoPort, veth.ServerIP, veth.ServerIP, veth.FarIP)
+	cmd := exec.Command("ip", "netns", "exec", r.Gateway, "nft", "-f", "-")
 	cmd.Stdin = strings.NewReader(rules)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return nil, skipError{fmt.Errorf("nft: %w: %s", err, bytes.TrimSpace(out))}
 	}
 	return func() {
-		if _, err := run("ip", "netns", "exec", r.gw, "nft", "delete", "table", "ip", "bench"); err != nil {
+		if _, err := veth.Run("ip", "netns", "exec", r.Gateway, "nft", "delete", "table", "ip", "bench"); err != nil {
 			note("%v", err)
 		}
 	}, nil
@@ -109,45 +115,45 @@ add rule ip bench post ip daddr %s snat to %s
 
 func (r *rig) startHAProxy(option string) (func(), error) {
 	listen := func(name string, port int) string {
-		return fmt.Sprintf("listen %s\n bind %s:%d\n server s %s:%d\n", name, nearIP, port, serverIP, port)
+		return fmt.Sprintf("listen %s\n bind %s:%d\n server s %s:%d\n", name, veth.NearIP, port, veth.ServerIP, port)
 	}
 	config := "global\n nbthread 1\n maxconn 1000\ndefaults\n mode tcp\n " + option +
 		"\n timeout connect 5s\n timeout client 1m\n timeout server 1m\n" + listen("sink", sinkPort) + listen("echo", echoPort)
-	file, err := r.file("haproxy.cfg", config)
+	file, err := r.File("haproxy.cfg", config)
 	if err != nil {
 		return nil, err
 	}
-	return r.process("haproxy", "-q", "-db", "-f", file)
+	return r.Process("haproxy", "-q", "-db", "-f", file)
 }
 
 func (r *rig) startNginx() (func(), error) {
 	listen := func(port int) string {
-		return fmt.Sprintf(" server { listen %s:%d; proxy_pass %s:%d; }\n", nearIP, port, serverIP, port)
+		return fmt.Sprintf(" server { listen %s:%d; proxy_pass %s:%d; }\n", veth.NearIP, port, veth.ServerIP, port)
 	}
-	config := "load_module " + nginxStream + ";\nworker_processes 1;\npid " + filepath.Join(r.dir, "nginx.pid") +
+	config := "load_module " + nginxStream + ";\nworker_processes 1;\npid " + filepath.Join(r.Dir, "nginx.pid") +
 		";\nerror_log stderr crit;\ndaemon off;\nevents { worker_connections 2000; }\nstream {\n" + listen(sinkPort) + listen(echoPort) + "}\n"
-	file, err := r.file("nginx.conf", config)
+	file, err := r.File("nginx.conf", config)
 	if err != nil {
 		return nil, err
 	}
-	return r.process("nginx", "-c", file, "-e", "stderr")
+	return r.Process("nginx", "-c", file, "-e", "stderr")
 }
 
 func (r *rig) startEdged(binary, via string) (func(), error) {
 	forward := func(name string, port int) string {
 		return fmt.Sprintf("  - {name: %s, listen: \"tcp://near:%d\", to: \"%s:%d\", allow: [192.0.2.0/24], per_source: 1000, via: %s}\n",
-			name, port, serverIP, port, via)
+			name, port, veth.ServerIP, port, via)
 	}
-	admin := filepath.Join(r.dir, "admin.sock")
+	admin := filepath.Join(r.Dir, "admin.sock")
 	datapath := map[string]string{"user": "user", "kernel": "tc"}[via]
 	config := "log: {level: error}\nadmin: {listen: \"unix:" + admin + "\"}\nstate: {dir: \"\"}\nmedia: {datapath: " + datapath + ", pin: \"\"}\n" +
-		"networks: {near: {addresses: [" + nearIP + "]}, far: {addresses: [" + farIP + "]}}\nforwards:\n" +
+		"networks: {near: {addresses: [" + veth.NearIP + "]}, far: {addresses: [" + veth.FarIP + "]}}\nforwards:\n" +
 		forward("sink", sinkPort) + forward("echo", echoPort)
-	file, err := r.file("edged.yaml", config)
+	file, err := r.File("edged.yaml", config)
 	if err != nil {
 		return nil, err
 	}
-	stop, err := r.process(binary, "run", "--drain", "0s", "--config", file)
+	stop, err := r.Process(binary, "run", "--drain", "0s", "--config", file)
 	if err != nil {
 		return nil, err
 	}
@@ -191,29 +197,4 @@ func carriedBy(admin, path string) error {
 		}
 	}
 	return last
-}
-
-func (r *rig) file(name, text string) (string, error) {
-	path := filepath.Join(r.dir, name)
-	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-		return "", fmt.Errorf("configuration: %w", err)
-	}
-	return path, nil
-}
-
-// process starts a program in the gateway, on its core, before other programs there.
-func (r *rig) process(args ...string) (stop func(), err error) {
-	cmd := exec.Command("ip", append([]string{"netns", "exec", r.gw, "chrt", "--rr", "1", "taskset", "-c", fmt.Sprint(gwCPU)}, args...)...)
-	cmd.Stderr = os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start: %w", err)
-	}
-	return func() {
-		// SIGTERM lets edged take its program off the devices.
-		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM)
-		kill := time.AfterFunc(5*time.Second, func() { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) })
-		_ = cmd.Wait() // ended by a signal
-		kill.Stop()
-	}, nil
 }

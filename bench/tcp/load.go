@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"edged.dev/edged/bench/veth"
 )
 
 const (
@@ -28,8 +30,8 @@ type server struct {
 func (r *rig) serve() (*server, error) {
 	s := &server{}
 	for port, handle := range map[int]func(*net.TCPConn){sinkPort: s.sink, echoPort: echo} {
-		err := within(r.server, func() error {
-			ln, err := net.Listen("tcp", fmt.Sprintf("%s:%d", serverIP, port))
+		err := veth.Within(r.Server, func() error {
+			ln, err := net.Listen("tcp", fmt.Sprintf("%s:%d", veth.ServerIP, port))
 			if err != nil {
 				return fmt.Errorf("server: %w", err)
 			}
@@ -99,7 +101,7 @@ func echo(c *net.TCPConn) {
 }
 
 func (r *rig) dial(ip string, port int) (c net.Conn, err error) {
-	err = within(r.client, func() error {
+	err = veth.Within(r.Client, func() error {
 		c, err = net.DialTimeout("tcp", fmt.Sprintf("%s:%d", ip, port), 2*time.Second)
 		return err
 	})
@@ -190,14 +192,14 @@ type interval struct {
 // over counts for d, after a time to warm up.
 func (r *rig) over(d time.Duration, count func() uint64) (interval, error) {
 	time.Sleep(warm)
-	cpu, err := r.cpu()
+	cpu, err := r.CPU()
 	if err != nil {
 		return interval{}, err
 	}
 	n, at := count(), time.Now()
 	time.Sleep(d)
 	took, end := time.Since(at), count()
-	after, err := r.cpu()
+	after, err := r.CPU()
 	return interval{end - n, took, after - cpu}, err
 }
 

@@ -1,4 +1,4 @@
-package main
+package report
 
 import (
 	"fmt"
@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// plot draws two bars for each row, the longer one of full width, as an SVG file.
-func plot(file string, rows []row) error {
+// Plot draws two bars for each row, the longer one of full width, as an SVG file.
+func Plot(file string, rows []Row) error {
 	const left, full, step = 400, 360, 46
 	var b strings.Builder
 	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" font-family="sans-serif" font-size="12">`+"\n",

@@ -1,4 +1,13 @@
-package main
+// Package veth is the network of benchmarks of TCP: client, gateway and server, each a namespace, joined by veth pairs that
+// behave as wires and network cards do. It tells the CPU time of the gateway to the nanosecond, kernel included. It
+// measures nothing by itself, and needs root and two processors.
+//
+//	client 192.0.2.10 ──veth── 192.0.2.1 gateway 198.51.100.1 ──veth── 198.51.100.20 server
+//	                                     CPU 1                          client and server: CPU 0
+//
+// Client and server send MTU-sized frames, as they come from a wire; the gateway's devices have GRO and TSO, as network
+// cards have. veth receives in threads, which run before load and gateways, and these before what else runs.
+package veth
 
 import (
 	"errors"
@@ -15,24 +24,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Addresses of the client, of the gateway towards it and towards the server, and of the server.
 const (
-	clientIP, nearIP = "192.0.2.10", "192.0.2.1"
-	farIP, serverIP  = "198.51.100.1", "198.51.100.20"
-	sinkPort         = 7000 // reads and forgets
-	echoPort         = 7001
-	loadCPU, gwCPU   = 0, 1
+	ClientIP, NearIP = "192.0.2.10", "192.0.2.1"
+	FarIP, ServerIP  = "198.51.100.1", "198.51.100.20"
 )
 
-// rig is the three namespaces.
-type rig struct {
-	client, gw, server string
-	// dir holds configurations.
-	dir string
+const loadCPU, gatewayCPU = 0, 1
+
+// Rig is the three namespaces, by their names.
+type Rig struct {
+	Client, Gateway, Server string
+	// Dir is a folder for configurations; it goes with the rig.
+	Dir string
+
 	// napi are the kernel threads that receive for the gateway.
 	napi []int
 }
 
-func run(name string, args ...string) (string, error) {
+// Run runs a program to its end, and returns what it says.
+func Run(name string, args ...string) (string, error) {
 	out, err := exec.Command(name, args...).CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(string(out)))
@@ -40,8 +51,9 @@ func run(name string, args ...string) (string, error) {
 	return string(out), nil
 }
 
-func newRig() (*rig, error) {
-	dir, err := os.MkdirTemp("", "bench-tcp-")
+// New makes the namespaces; name goes into their names. The caller must close the rig.
+func New(name string) (*Rig, error) {
+	dir, err := os.MkdirTemp("", "bench-"+name+"-")
 	if err != nil {
 		return nil, fmt.Errorf("folder: %w", err)
 	}
@@ -49,26 +61,26 @@ func newRig() (*rig, error) {
 		return nil, fmt.Errorf("folder: %w", err)
 	}
 	id := strconv.Itoa(os.Getpid())
-	r := &rig{client: "bt-cli-" + id, gw: "bt-gw-" + id, server: "bt-srv-" + id, dir: dir}
+	r := &Rig{Client: name + "-cli-" + id, Gateway: name + "-gw-" + id, Server: name + "-srv-" + id, Dir: dir}
 	if err := r.build(); err != nil {
-		return nil, errors.Join(err, r.close())
+		return nil, errors.Join(err, r.Close())
 	}
 	return r, nil
 }
 
 // build makes namespaces and links. Device names are unique, so that kernel threads can be told apart.
-func (r *rig) build() error {
+func (r *Rig) build() error {
 	id := strconv.Itoa(os.Getpid())
 	var steps []string
-	for _, ns := range []string{r.client, r.gw, r.server} {
+	for _, ns := range []string{r.Client, r.Gateway, r.Server} {
 		steps = append(steps, "ip netns add "+ns, "ip -n "+ns+" link set lo up")
 	}
 	link := func(host, own, device, hostIP, gwIP string) {
 		steps = append(steps,
-			fmt.Sprintf("ip link add %s netns %s type veth peer name %s netns %s", own, host, device, r.gw),
+			fmt.Sprintf("ip link add %s netns %s type veth peer name %s netns %s", own, host, device, r.Gateway),
 			fmt.Sprintf("ip -n %s addr add %s/24 dev %s", host, hostIP, own),
-			fmt.Sprintf("ip -n %s addr add %s/24 dev %s", r.gw, gwIP, device))
-		for _, end := range [][3]string{{host, own, "gro on tso off gso off"}, {r.gw, device, "gro on tso on gso on"}} {
+			fmt.Sprintf("ip -n %s addr add %s/24 dev %s", r.Gateway, gwIP, device))
+		for _, end := range [][3]string{{host, own, "gro on tso off gso off"}, {r.Gateway, device, "gro on tso on gso on"}} {
 			steps = append(steps,
 				fmt.Sprintf("ip -n %s link set %s up", end[0], end[1]),
 				fmt.Sprintf("ip netns exec %s ethtool -K %s %s", end[0], end[1], end[2]),
@@ -76,9 +88,9 @@ func (r *rig) build() error {
 		}
 		steps = append(steps, fmt.Sprintf("ip -n %s route add default via %s", host, gwIP))
 	}
-	link(r.client, "c"+id, "i"+id, clientIP, nearIP)
-	link(r.server, "s"+id, "o"+id, serverIP, farIP)
-	steps = append(steps, "ip netns exec "+r.gw+" sysctl -qw net.ipv4.ip_forward=0")
+	link(r.Client, "c"+id, "i"+id, ClientIP, NearIP)
+	link(r.Server, "s"+id, "o"+id, ServerIP, FarIP)
+	steps = append(steps, "ip netns exec "+r.Gateway+" sysctl -qw net.ipv4.ip_forward=0")
 	for _, line := range steps {
 		args := strings.Fields(line)
 		cmd := exec.Command(args[0], args[1:]...)
@@ -92,7 +104,7 @@ func (r *rig) build() error {
 
 // pinNAPI puts the threads that receive for the gateway on its core, the others on the load's. They run before
 // every program, as a softirq does.
-func (r *rig) pinNAPI(id string) error {
+func (r *Rig) pinNAPI(id string) error {
 	comms, err := filepath.Glob("/proc/[0-9]*/comm")
 	if err != nil {
 		return err
@@ -114,7 +126,7 @@ func (r *rig) pinNAPI(id string) error {
 		}
 		if name[0] == 'i' || name[0] == 'o' {
 			r.napi = append(r.napi, tid)
-			cpu = gwCPU
+			cpu = gatewayCPU
 		}
 		var set unix.CPUSet
 		set.Set(cpu)
@@ -132,16 +144,16 @@ func (r *rig) pinNAPI(id string) error {
 	return nil
 }
 
-// close ends what runs in the gateway, and removes the namespaces, with them the devices, and the files.
-func (r *rig) close() error {
-	pids, _ := run("ip", "netns", "pids", r.gw) // none if it was not made
+// Close ends what runs in the gateway, and removes the namespaces, with them the devices, and the files.
+func (r *Rig) Close() error {
+	pids, _ := Run("ip", "netns", "pids", r.Gateway) // none if it was not made
 	for _, f := range strings.Fields(pids) {
 		if pid, err := strconv.Atoi(f); err == nil {
 			_ = unix.Kill(pid, unix.SIGKILL) // it may have ended by itself
 		}
 	}
-	errs := []error{os.RemoveAll(r.dir)}
-	for _, ns := range []string{r.client, r.gw, r.server} {
+	errs := []error{os.RemoveAll(r.Dir)}
+	for _, ns := range []string{r.Client, r.Gateway, r.Server} {
 		if h, err := netns.GetFromName(ns); err == nil {
 			errs = append(errs, h.Close(), netns.DeleteNamed(ns))
 		}
@@ -149,8 +161,8 @@ func (r *rig) close() error {
 	return errors.Join(errs...)
 }
 
-// within runs f on a thread that is in the namespace; sockets that it makes stay there.
-func within(ns string, f func() error) error {
+// Within runs f on a thread that is in the namespace; sockets that it makes stay there.
+func Within(ns string, f func() error) error {
 	failed := make(chan error, 1)
 	go func() {
 		// The thread is not unlocked: it ends with the goroutine, and its namespace with it.
@@ -168,10 +180,10 @@ func within(ns string, f func() error) error {
 	return <-failed
 }
 
-// cpu returns the CPU time of the gateway so far: of all processes in its namespace, and of its NAPI threads.
+// CPU returns the CPU time of the gateway so far: of all processes in its namespace, and of its NAPI threads.
 // What ends in between is lost, so no process may.
-func (r *rig) cpu() (time.Duration, error) {
-	pids, err := run("ip", "netns", "pids", r.gw)
+func (r *Rig) CPU() (time.Duration, error) {
+	pids, err := Run("ip", "netns", "pids", r.Gateway)
 	if err != nil {
 		return 0, err
 	}
