@@ -72,6 +72,32 @@ func withLength(head, body string) string {
 	return strings.Replace(withType(head, "X", body), "Content-Type: X\r\n", "", 1)
 }
 
+// TestOddLines: lines that hold an address lose it however they are written, or their description is refused.
+func TestOddLines(t *testing.T) {
+	for _, line := range []string{
+		"a=rtcp:5000 IN IP4 10.0.0.5 ", "a=RTCP: 5000  IN IP4 10.0.0.5", "a=rtcp:5000\tin ip4 10.0.0.5", "a=rtcp :5000 IN IP4 10.0.0.5",
+		"a=Candidate:1 1 UDP 1 10.0.0.5 5000 typ host", "a= candidate:1 1 UDP 1 10.0.0.5 5000 typ host ", "a=x-candidate:1 1 UDP 1 10.0.0.5 5000 typ host", "a=X-CANDIDATE-IPV6:1 1 UDP 1 ::ffff:10.0.0.5 1",
+		"a=candidate:u 1 p UDP 0.8 10.0.0.5 5000 10.0.0.5", "a=candidate:u 1 p TCP 0.8 10.0.0.5 5000", "a=candidate:u 3 p UDP 0.8 10.0.0.5 5000", "a=candidate:x 10.0.0.5",
+		"a=remote-candidates:1 10.0.0.5 5000", "a=alt:1 1 : x y 10.0.0.5 5000", "a=altc:1 IP4 10.0.0.5 5000",
+		"c=IN  IP4\t10.0.0.5 ", "c= IN IP4 10.0.0.5", "c=IN IP4 10.0.0.5/1", "c=IN IP6 ::ffff:10.0.0.5", "c=in ip4 10.0.0.5", "c=IN IP4 10.0.0.5;x", "c=IN IP5 10.0.0.5", "c=10.0.0.5", "c=IN IP4 10.0.0.5\r\nc=IN IP4 10.0.0.5",
+		"o=- 0 0 IN IP4 10.0.0.5", "a=path:msrp://10.0.0.5:5000/x;tcp", "m=x-ms-message 5060 sip null\r\nc=IN IP4 10.0.0.5", "m=x-odd 5 sip null\r\nc=IN IP4 10.0.0.5",
+	} {
+		for _, end := range []string{"\r\n", "\n", "\r"} {
+			for _, ice := range []ICEMode{"strip", "relay"} {
+				w := newWorld(t, func(c *Config) { c.ICE = ice })
+				w.wild, w.showsIn = true, true
+				alice, bob := w.phone("alice", flow.TCP, "10.0.0.5:45062", "10.0.0.1:5060"), w.bob()
+				head, _, _ := strings.Cut(alice.dial("sip:bob@example.com").text("INVITE", ""), "Content-Length")
+				body := strings.ReplaceAll(alice.sdp(4000)+line+"\r\n", "\r\n", end)
+				w.put(alice.proto, alice.addr, alice.first, withLength(head+"Content-Type: application/sdp\r\n", body))
+				if len(bob.inbox) == 1 && strings.Contains(bob.inbox[0].body, "10.0.0.5") {
+					t.Errorf("%s %q %q:\n%s", ice, end, line, bob.inbox[0].body)
+				}
+			}
+		}
+	}
+}
+
 // TestDisguisedContents: however an invitation is dressed, it is shown under its type, or its message is refused.
 func TestDisguisedContents(t *testing.T) {
 	const kind, text = "text/x-msmsgsinvite", "Invitation-Command: INVITE\r\n"

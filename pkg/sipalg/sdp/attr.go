@@ -7,14 +7,15 @@ import (
 // attribute takes the line a=NAME or a=NAME:VALUE. Names are compared in any case: who reads the
 // result may be more tolerant than RFC 8866 §9 is.
 func (s *Session) attribute(start, end, next int) {
-	if !interesting(s.raw[start+2 : end]) {
+	text := bytes.TrimLeft(s.raw[start+2:end], " \t")
+	if !interesting(text) {
 		return
 	}
 	colon := end
 	if i := bytes.IndexByte(s.raw[start:end], ':'); i >= 0 {
 		colon = start + i
 	}
-	value, name := min(colon+1, end), s.raw[start+2:colon]
+	value, name := min(colon+1, end), bytes.TrimRight(text[:colon-(end-len(text))], " \t")
 	for _, c := range name {
 		if c >= 'A' && c <= 'Z' {
 			name = bytes.ToLower(name)

@@ -30,7 +30,7 @@ func (w *writer) editICE(k *mark) {
 // is kept, with another address; in the first the relay's take the place of the first one.
 func (w *writer) editCandidate(k *mark) {
 	p, ok := w.placed(int(k.media))
-	name := w.s.raw[k.start+2 : k.from]
+	name := bytes.TrimLeft(w.s.raw[k.start+2:k.from], " \t")
 	if !ok || !prefixFold(name, "candidate:") || w.s.media[k.media].Stream {
 		w.drop(k)
 		return
@@ -40,7 +40,7 @@ func (w *writer) editCandidate(k *mark) {
 	field := func(i int) []byte { return w.s.raw[t[i][0]:t[i][1]] }
 	m := &w.s.media[k.media]
 	switch {
-	case n >= 7 && fold(field(3), "udp"):
+	case n == 7 && fold(field(3), "udp"):
 		w.editOldCandidate(k, p, m, &t)
 	case n == 8 && fold(field(6), "typ") && !w.ice.written:
 		w.upTo(k.start)
