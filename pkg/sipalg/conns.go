@@ -11,10 +11,10 @@ import (
 
 // connection is what the core knows of a stream connection that lives. Most have none of it.
 type connection struct {
-	aliases map[*alias]bool      // whose flow it is
-	calls   map[string]time.Time // Call-IDs whose content came by it, and when
-	signed  bool                 // its client signs what it sends (signature.go)
-	ping    timer                // keeps it open, where the server counts on that
+	aliases map[*alias]bool           // whose flow it is
+	calls   map[callParties]time.Time // whose content came by it, and when
+	signed  bool                      // its client signs what it sends (signature.go)
+	ping    timer                     // keeps it open, where the server counts on that
 	every   time.Duration
 	covers  func(name string) bool // what the client's verified certificate covers; nil if it has shown none
 	peer    bool                   // it covers the name of a peer (peer.go)
@@ -70,14 +70,20 @@ func (c *Core) leaveConn(a *alias) {
 	}
 }
 
-// noteCall remembers that a call's content came by a connection.
-func (c *Core) noteCall(f flow.Flow, callID string) {
+// callParties names a call and the URIs of From and To, the lesser first: clients that were started in the same second
+// use the same Call-IDs.
+type callParties struct{ callID, one, other string }
+
+// noteCall remembers that content of the call of the message at hand came by a connection.
+func (c *Core) noteCall(f flow.Flow) {
 	s := c.connOf(f)
-	if s == nil || len(callID) > maxName {
+	from, to := string(c.m.From().URI), string(c.m.To().URI)
+	callID := callParties{string(c.m.CallID()), min(from, to), max(from, to)}
+	if s == nil || len(callID.callID) > maxName || len(from)+len(to) > maxName {
 		return
 	}
 	if s.calls == nil {
-		s.calls = map[string]time.Time{}
+		s.calls = map[callParties]time.Time{}
 	}
 	if _, known := s.calls[callID]; known || len(s.calls) < maxConnCalls {
 		s.calls[callID] = c.now
@@ -98,8 +104,8 @@ func (c *Core) closeConn(f flow.Flow) {
 	for a := range s.aliases {
 		a.flow = flow.Flow{}
 	}
-	for callID := range s.calls {
-		c.contents.Ended(callID)
+	for call := range s.calls {
+		c.contents.Lost(call.callID, call.one, call.other)
 	}
 }
 

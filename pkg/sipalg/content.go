@@ -68,9 +68,11 @@ type Verdict struct {
 // must not call back. It may open pinholes.
 type ContentEditor interface {
 	Edit(now time.Time, c Content) Verdict
-	// Ended tells that the last dialog with a Call-ID is over or that the connection by which its contents
-	// came is lost; more than once perhaps, and also for calls that were never edited.
+	// Ended tells that the last dialog with a Call-ID is over; more than once perhaps, and also for calls that were
+	// never edited.
 	Ended(callID string)
+	// Lost tells that the connection is lost by which contents of a call between two URIs came.
+	Lost(callID, one, other string)
 }
 
 // refusal is what a refused content adds to the answer that its request gets at once.
@@ -135,8 +137,8 @@ func (c *Core) editContent(method string, leg *contentLeg, body []byte) []byte {
 		}
 		if !shown && c.contents != nil {
 			shown = true
-			c.noteCall(leg.from, string(c.m.CallID()))
-			c.noteCall(leg.to, string(c.m.CallID()))
+			c.noteCall(leg.from)
+			c.noteCall(leg.to)
 		}
 		v := c.judgeContent(Content{
 			Method: method, Status: leg.status, Type: mediaType, Body: text, Header: header, CallID: string(c.m.CallID()),

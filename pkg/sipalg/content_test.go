@@ -14,6 +14,7 @@ import (
 type editor struct {
 	seen   []Content
 	ended  []string
+	lost   []string
 	answer func(c Content) Verdict
 }
 
@@ -27,6 +28,10 @@ func (e *editor) Edit(_ time.Time, c Content) Verdict {
 }
 
 func (e *editor) Ended(callID string) { e.ended = append(e.ended, callID) }
+
+func (e *editor) Lost(callID, one, other string) {
+	e.lost = append(e.lost, callID+" "+one+" "+other)
+}
 
 // take returns the contents seen since the last call.
 func (e *editor) take() []Content {
@@ -225,8 +230,8 @@ func TestContentConnectionLost(t *testing.T) {
 	bob.reply(d.instant(bob, "text/plain", "hi"), nil, 200, "")
 	alice.expect("200")
 	w.hangUp(alice.addr)
-	if len(e.ended) != 1 || e.ended[0] != d.callID {
-		t.Errorf("ended: %v", e.ended)
+	if want := d.callID + " sip:alice@example.com sip:bob@example.com"; len(e.lost) != 1 || e.lost[0] != want {
+		t.Errorf("lost: %v", e.lost)
 	}
 	// Long after, nobody wants to know.
 	d = alice.dial("sip:bob@example.com")
@@ -234,8 +239,8 @@ func TestContentConnectionLost(t *testing.T) {
 	alice.expect("200")
 	w.after(callLife + time.Minute)
 	w.hangUp(alice.addr)
-	if len(e.ended) != 1 {
-		t.Errorf("ended: %v", e.ended)
+	if len(e.lost) != 1 {
+		t.Errorf("lost: %v", e.lost)
 	}
 	w.clean()
 }

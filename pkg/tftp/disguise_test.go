@@ -120,6 +120,21 @@ func TestStrangers(t *testing.T) {
 	}
 }
 
+// TestTwins: clients that were started in the same second use the same Call-IDs; the end of one's connection is not the other's.
+func TestTwins(t *testing.T) {
+	w := newWorld(t)
+	w.say("alice bob alice bob", invite("1", textFile))
+	w.say("carol bob carol bob", invite("1", textFile))
+	w.e.Lost("call-1", "sip:bob@example.org:5060", uri("carol"))
+	if all := w.e.Transfers(); len(all) != 1 || all[0].From != "alice@example.org" {
+		t.Errorf("%+v", all)
+	}
+	w.e.Lost("call-1", uri("alice"), uri("bob"))
+	if all := w.e.Transfers(); len(all) != 0 {
+		t.Errorf("%+v", all)
+	}
+}
+
 // TestOtherKeys: keys that replace the receiver's would have the content check read something else than the receiver does.
 func TestOtherKeys(t *testing.T) {
 	keys := func(k string) string {

@@ -211,12 +211,24 @@ func (e *Editor) endLocked(t *transfer, result string) {
 	}
 }
 
-// Ended tells that a dialog is over, or that the connection on which it was held is lost.
+// Ended tells that the dialogs of a Call-ID are over.
 func (e *Editor) Ended(callID string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for t := range e.byCall[callID] {
 		e.endLocked(t, resultEnded)
+	}
+}
+
+// Lost tells that the connection is lost by which two URIs spoke in a call.
+func (e *Editor) Lost(callID, one, other string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	a, b := address(one), address(other)
+	for t := range e.byCall[callID] {
+		if t.key.low == min(a, b) && t.key.high == max(a, b) {
+			e.endLocked(t, resultEnded)
+		}
 	}
 }
 
