@@ -1,6 +1,7 @@
 package media
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"time"
@@ -145,17 +146,38 @@ func (s *StatsInfo) drop(reason string, n uint64) {
 	s.Dropped[reason] += n
 }
 
+// carriedLocked says what moves what channels carry from side s, and why it is nothing faster.
+func (p *clientPort) carriedLocked(s pinhole.Side) (path, why string) {
+	carrier, ok := p.relay.path.(channelCarrier)
+	if !ok || len(p.bound) == 0 {
+		return "user", ""
+	}
+	for i, b := range p.bound {
+		f := [2]*Flow{b.forth, b.back}[s]
+		switch at, reason := carrier.CarriesChannel(f); {
+		case i == 0:
+			path, why = at, reason
+		case at != path:
+			return "mixed", cmp.Or(why, reason)
+		}
+	}
+	return path, why
+}
+
 // infoLocked describes a client's port: its near end is the client, its far end the port.
 func (p *clientPort) infoLocked(now time.Time) Info {
 	i := Info{
-		ID: p.id, Owner: p.req.Owner, Label: p.req.Label, Kind: "port", Path: "user",
+		ID: p.id, Owner: p.req.Owner, Label: p.req.Label, Kind: "port",
 		Opened: p.opened, AgeSeconds: now.Sub(p.opened).Seconds(),
 	}
 	i.Ends = [2]EndInfo{{Network: p.clientNetwork(), Declared: p.req.Client}, {Network: p.req.Network, Local: p.local.Addr}}
 	last := p.opened
 	for s, st := range p.Stats() {
 		e, c := &i.Ends[s], &p.from[s]
-		e.Path = i.Path
+		e.Path, e.Why = p.carriedLocked(pinhole.Side(s))
+		if i.Path = i.Ends[s].Path; i.Path != i.Ends[0].Path {
+			i.Path = "mixed"
+		}
 		e.Stats = StatsInfo{Packets: st.Packets, Bytes: st.Bytes}
 		e.Stats.lost(c)
 		if at := c.last.Load(); at > 0 {

@@ -19,6 +19,17 @@ type carrier interface {
 	Carries(s *Socket) (path, why string)
 }
 
+// channelCarrier is what a Path implements whose carrier can move what channels of TURN carry.
+type channelCarrier interface {
+	// BindChannel says what happens to packets that arrive at s from the flow's source: those that begin with the channel's
+	// number, or, for the number 0, all. UnbindChannel ends it; then the counters know what was moved. The relay calls them
+	// with its lock held.
+	BindChannel(s *Socket, number uint16, f *Flow)
+	UnbindChannel(f *Flow)
+	// CarriesChannel is as Carries.
+	CarriesChannel(f *Flow) (path, why string)
+}
+
 // occupier is what a Path implements whose carrier may still have flows of an earlier run of the daemon.
 type occupier interface {
 	// Occupied tells whether such a flow uses the UDP address: no lease gets it. The relay asks with

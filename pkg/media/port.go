@@ -41,8 +41,8 @@ type binding struct {
 	front *front
 	key   channelKey
 	c     pinhole.Channel
-	// back is the flow from the peer.
-	back *Flow
+	// forth is the flow from the client, back the one from the peer.
+	forth, back *Flow
 }
 
 var (
@@ -205,11 +205,16 @@ func (p *clientPort) bindLocked(f *front, c pinhole.Channel) {
 	if old := f.bound[b.key]; old != nil {
 		old.port.unbindLocked(old) // the port of an earlier allocation, that the client has forgotten
 	}
+	b.forth = &Flow{From: client, To: peer, Out: p.sock, Counters: &p.from[pinhole.Near]}
 	b.back = &Flow{From: peer, To: client, Out: f.sock, Counters: &p.from[pinhole.Far], Channel: c.Number}
 	p.bound = append(p.bound, b)
 	p.publishLocked()
 	f.bound[b.key] = b
-	f.clients.set(b.key, &Flow{From: client, To: peer, Out: p.sock, Counters: &p.from[pinhole.Near]})
+	f.clients.set(b.key, b.forth)
+	if carrier, ok := p.relay.path.(channelCarrier); ok {
+		carrier.BindChannel(f.sock, c.Number, b.forth)
+		carrier.BindChannel(p.sock, 0, b.back)
+	}
 }
 
 // publishLocked says which peers have a channel.
@@ -222,6 +227,10 @@ func (p *clientPort) publishLocked() {
 }
 
 func (p *clientPort) unbindLocked(b *binding) {
+	if carrier, ok := p.relay.path.(channelCarrier); ok {
+		carrier.UnbindChannel(b.forth)
+		carrier.UnbindChannel(b.back)
+	}
 	b.front.clients.set(b.key, nil)
 	delete(b.front.bound, b.key)
 	p.bound = slices.DeleteFunc(p.bound, func(o *binding) bool { return o == b })

@@ -63,6 +63,8 @@ struct flow {
 	struct rtp_state rtp;
 	struct rtp_clock clock;
 	__be32 new_src_head[3], new_dst_head[3]; // the daemon writes it: the other words
+	__be16 number; // of the channel that it leaves by, see channel.h
+	__u16 zero[3];
 };
 
 // hop is the way to one destination; many flows may share it.

@@ -42,6 +42,8 @@ type kernel struct {
 	devices map[int]*device
 	keys    []tcKey
 	values  []tcFlow
+	// channelKeys are as keys.
+	channelKeys []tcChannelKey
 }
 
 // device has the program at its ingress; link is nil where it is a filter of clsact.
@@ -63,6 +65,7 @@ func loadPinned(keep *pins, handle uint32, xdp bool) (*kernel, error) {
 	k := &kernel{
 		handle: handle, wantXDP: xdp, devices: make(map[int]*device),
 		keys: make([]tcKey, lookAt), values: make([]tcFlow, lookAt),
+		channelKeys: make([]tcChannelKey, lookAt),
 	}
 	spec, err := loadTc()
 	if err != nil {
@@ -277,13 +280,15 @@ func (k *kernel) attachment() string {
 }
 
 // take removes a flow and returns its last figures; false if there is none.
-func (k *kernel) take(key tcKey) (tcFlow, bool, error) {
+func (k *kernel) take(key tcKey) (tcFlow, bool, error) { return take(k.objs.Flows, key) }
+
+func take[K any](m *ebpf.Map, key K) (tcFlow, bool, error) {
 	var v tcFlow
-	err := k.objs.Flows.LookupAndDelete(&key, &v)
+	err := m.LookupAndDelete(&key, &v)
 	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		// Before 5.14 these are two steps; what comes between them is not counted.
-		if err = k.objs.Flows.Lookup(&key, &v); err == nil {
-			err = k.objs.Flows.Delete(&key)
+		if err = m.Lookup(&key, &v); err == nil {
+			err = m.Delete(&key)
 		}
 	}
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
@@ -293,15 +298,17 @@ func (k *kernel) take(key tcKey) (tcFlow, bool, error) {
 }
 
 // each calls f with every flow.
-func (k *kernel) each(f func(tcKey, *tcFlow)) error {
+func (k *kernel) each(f func(tcKey, *tcFlow)) error { return each(k, k.objs.Flows, k.keys, f) }
+
+func each[K any](k *kernel, m *ebpf.Map, keys []K, f func(K, *tcFlow)) error {
 	var cursor ebpf.MapBatchCursor
 	for {
-		n, err := k.objs.Flows.BatchLookup(&cursor, k.keys, k.values, nil)
+		n, err := m.BatchLookup(&cursor, keys, k.values, nil)
 		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return fmt.Errorf("read flows: %w", err)
 		}
 		for i := range n {
-			f(k.keys[i], &k.values[i])
+			f(keys[i], &k.values[i])
 		}
 		if err != nil {
 			return nil

@@ -37,6 +37,10 @@ type Path struct {
 	streams map[*media.Socket]*stream
 	byKey   map[tcKey]*stream
 	dirty   map[*stream]struct{}
+	// channels are those of TURN, by the flow that says what is done.
+	channels      map[*media.Flow]*channel
+	byChannel     map[tcChannelKey]*channel
+	dirtyChannels map[*channel]struct{}
 	// adopted are the flows of an earlier run.
 	adopted map[tcKey]*adopted
 	known   map[wayKey]*way
@@ -105,6 +109,10 @@ func newPath(user *userpath.Path, c Config, log *zap.Logger, o options) (*Path, 
 		adopted: make(map[tcKey]*adopted),
 		dirty:   make(map[*stream]struct{}),
 		known:   make(map[wayKey]*way),
+
+		channels:      make(map[*media.Flow]*channel),
+		byChannel:     make(map[tcChannelKey]*channel),
+		dirtyChannels: make(map[*channel]struct{}),
 	}
 	p.tcp = newForwards(p)
 	for _, n := range c.Networks {
@@ -178,7 +186,7 @@ func (p *Path) start() error {
 	p.log.Info("kernel media path", zap.Strings("devices", names), zap.String("attached", p.kern.attachment()),
 		zap.Bool("pinned", p.kern.pins != nil), zap.NamedError("without", missing))
 	if p.kern.adopted {
-		return errors.Join(p.tcp.adopt(c), p.adopt(c))
+		return errors.Join(p.tcp.adopt(c), p.adopt(c), p.kern.dropChannels())
 	}
 	return nil
 }
@@ -207,6 +215,9 @@ func (p *Path) Serve(ctx context.Context) error {
 	for _, st := range p.streams {
 		p.takeLocked(st, "the relay has ended")
 	}
+	for _, c := range p.channels {
+		p.takeChannelLocked(c, "the relay has ended")
+	}
 	err = errors.Join(err, p.kern.close())
 	p.kern = nil
 	return err
@@ -214,8 +225,8 @@ func (p *Path) Serve(ctx context.Context) error {
 
 // Set implements media.Path.
 func (p *Path) Set(s *media.Socket, flows []*media.Flow) error {
-	if err := p.user.Set(s, flows); err != nil {
-		return err
+	if err := p.user.Set(s, flows); err != nil || s.Channels != nil {
+		return err // what channels carry is told by BindChannel
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -285,8 +296,6 @@ func (p *Path) reasonLocked(st *stream) string {
 	switch {
 	case f == nil:
 		return "several peers share the port"
-	case st.sock.Channels != nil:
-		return "channels are carried in user space"
 	case st.sock.Shared != nil || f.Out.Shared != nil:
 		return "the port is shared by a multiplexID"
 	case f.Counters.IsRTCP():

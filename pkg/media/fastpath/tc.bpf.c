@@ -5,6 +5,8 @@
 //   packet ─► ours? UDP, for this host ─► flow of (local address, port) ─► source locked?
 //     ─► RTP figures ─► anything odd? up to the socket ─► rewrite, count, redirect
 //
+// Packets of TURN's channels, which no flow of an address and port carries, have a way of their own (channel.h).
+//
 // There are two entry points: relay, for tc, and relay_xdp, which on request comes before it.
 // Whatever is not redirected goes up unchanged: to the daemon's socket, which relays it as if this
 // program did not exist. Offsets are constant, so that CAP_PERFMON is not needed.
@@ -202,6 +204,8 @@ static __noinline int options_v6(struct __sk_buff *skb)
 	return count_behind(skb, &p, &k, &src);
 }
 
+#include "channel.h"
+
 static __noinline int relay_v4(struct __sk_buff *skb)
 {
 	struct packet p = packet_of(skb);
@@ -215,9 +219,11 @@ static __noinline int relay_v4(struct __sk_buff *skb)
 		return UP;
 	eth = (void *)(long)skb->data;
 	if (!read_v4(&p, eth, (void *)(long)skb->data_end)) {
-		if ((void *)eth + L4_V4 <= (void *)(long)skb->data_end && *(__u8 *)(eth + 1) > 0x45)
+		if ((void *)eth + L4_V4 <= (void *)(long)skb->data_end && *(__u8 *)(eth + 1) > 0x45) {
 			options_v4(skb);
-		return UP;
+			return UP;
+		}
+		return channel_v4(skb);
 	}
 	udp = (void *)eth + L4_V4;
 	h = judge(skb, &p);
@@ -276,9 +282,11 @@ static __noinline int relay_v6(struct __sk_buff *skb)
 		struct ipv6hdr *ip = (void *)(eth + 1);
 
 		if ((void *)(ip + 1) <= (void *)(long)skb->data_end &&
-		    (ip->nexthdr == IPPROTO_DSTOPTS || ip->nexthdr == IPPROTO_HOPOPTS || ip->nexthdr == IPPROTO_ROUTING))
+		    (ip->nexthdr == IPPROTO_DSTOPTS || ip->nexthdr == IPPROTO_HOPOPTS || ip->nexthdr == IPPROTO_ROUTING)) {
 			options_v6(skb);
-		return UP;
+			return UP;
+		}
+		return channel_v6(skb);
 	}
 	udp = (void *)eth + L4_V6;
 	h = judge(skb, &p);

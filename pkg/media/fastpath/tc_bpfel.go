@@ -23,6 +23,22 @@ type tcAllowKey struct {
 	}
 }
 
+type tcChannelKey struct {
+	_     structs.HostLayout
+	Local struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+	Peer struct {
+		_    structs.HostLayout
+		Word [4]uint32
+	}
+	Port     uint16
+	PeerPort uint16
+	Number   uint16
+	Zero     uint16
+}
+
 type tcClient struct {
 	_      structs.HostLayout
 	Client struct {
@@ -106,6 +122,8 @@ type tcFlow struct {
 	}
 	NewSrcHead [3]uint32
 	NewDstHead [3]uint32
+	Number     uint16
+	Zero       [3]uint16
 }
 
 type tcHop struct {
@@ -175,6 +193,7 @@ type tcTuple struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	tcMapChannels   = "channels"
 	tcMapFlows      = "flows"
 	tcMapHops       = "hops"
 	tcMapTcpAllow   = "tcp_allow"
@@ -241,6 +260,7 @@ type tcProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type tcMapSpecs struct {
+	Channels   *ebpf.MapSpec `ebpf:"channels"`
 	Flows      *ebpf.MapSpec `ebpf:"flows"`
 	Hops       *ebpf.MapSpec `ebpf:"hops"`
 	TcpAllow   *ebpf.MapSpec `ebpf:"tcp_allow"`
@@ -281,6 +301,7 @@ func (o *tcObjects) Close() error {
 //
 // It can be passed to loadTcObjects or ebpf.CollectionSpec.LoadAndAssign.
 type tcMaps struct {
+	Channels   *ebpf.Map `ebpf:"channels"`
 	Flows      *ebpf.Map `ebpf:"flows"`
 	Hops       *ebpf.Map `ebpf:"hops"`
 	TcpAllow   *ebpf.Map `ebpf:"tcp_allow"`
@@ -295,6 +316,7 @@ type tcMaps struct {
 
 func (m *tcMaps) Close() error {
 	return _TcClose(
+		m.Channels,
 		m.Flows,
 		m.Hops,
 		m.TcpAllow,

@@ -141,6 +141,7 @@ func (p *Path) reconsider(turned map[*way]bool, now time.Time) {
 			p.lookLocked(st)
 		}
 	}
+	p.reconsiderChannelsLocked(turned, retry)
 	for k, a := range p.adopted {
 		if turned[a.back] {
 			p.turnLocked(k, a)
@@ -183,6 +184,11 @@ func (p *Path) detachLocked(index int) {
 	for _, st := range p.streams {
 		if st.on && int(st.seen.Device) == index {
 			p.takeLocked(st, noProgram)
+		}
+	}
+	for _, c := range p.channels {
+		if c.on && int(c.seen.Device) == index {
+			p.takeChannelLocked(c, noProgram)
 		}
 	}
 	for k, a := range p.adopted {

@@ -35,6 +35,7 @@ func (p *Path) work(ctx context.Context, done chan<- struct{}) {
 			return
 		case <-p.wake:
 			p.install()
+			p.installChannels()
 			p.tcp.tend(time.Now())
 		case now := <-tick.C:
 			if due, routes := p.due(now, looked, rerouted); due {
@@ -198,6 +199,7 @@ func (p *Path) Refresh() {
 			p.log.Error("kernel media path: unknown flow not removed", zap.Error(err))
 		}
 	}
+	p.refreshChannelsLocked(c)
 	p.ageLocked(c.ns)
 }
 
@@ -221,4 +223,7 @@ var _ interface {
 	Refresh()
 	Carries(*media.Socket) (string, string)
 	Occupied(netip.AddrPort) bool
+	BindChannel(*media.Socket, uint16, *media.Flow)
+	UnbindChannel(*media.Flow)
+	CarriesChannel(*media.Flow) (string, string)
 } = (*Path)(nil)
