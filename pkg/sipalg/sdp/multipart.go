@@ -76,7 +76,8 @@ func walk(e entity, depth int, parts *int, yield func(p Part) bool) (more bool, 
 
 // Preferred returns the description of body that counts, and its number among the descriptions. Of several
 // ones that say the same (multipart/alternative, RFC 2046 §5.1.4; Microsoft's clients put the older dialect
-// of ICE first and mark it) it is the last, else the first; one for a gateway only if there is no other. It returns nil, -1 if there is none, and an *Error like [EachPart].
+// of ICE first and mark it) it is the last, else the first; one for a gateway only if there is no other. It
+// returns nil, -1 if there is none, and an *Error like [EachPart].
 func Preferred(contentType, body []byte) (part []byte, number int, err error) {
 	n, last := 0, fold(mediaType(contentType), "multipart/alternative")
 	number = -1
@@ -107,46 +108,67 @@ func Preferred(contentType, body []byte) (part []byte, number int, err error) {
 // An SDP part in a transfer encoding that hides it (base64, quoted-printable) is an *Error: nobody
 // could rewrite its addresses.
 func RewriteBody(dst, contentType, body []byte, f func(sdpPart, dst []byte) ([]byte, error)) ([]byte, bool, error) {
-	b := bodyRewriter{f: f}
-	e := entity{head: partHead{contentType: contentType}, body: body}
-	out, err := b.rewrite(dst, e, 0)
+	return editLeaves(dst, contentType, body, func(dst []byte, e entity, _ int) ([]byte, error) {
+		switch {
+		case !IsSDP(e.head.contentType):
+			return append(dst, e.body...), nil
+		case e.head.encoded():
+			return dst, &Error{Reason: "encoded_part"}
+		}
+		return f(e.body, dst)
+	})
+}
+
+// EditParts is the counterpart of [RewriteBody] for what else a message carries: f is applied to each leaf that is no
+// session description, and returns what to put in the part's place, nil to leave it. F undoes a part's
+// transfer encoding itself; a Content-Encoding stays, since many readers pass over it.
+func EditParts(dst, contentType, body []byte, f func(p Part) []byte) ([]byte, bool, error) {
+	return editLeaves(dst, contentType, body, func(dst []byte, e entity, depth int) ([]byte, error) {
+		if !IsSDP(e.head.contentType) {
+			if with := f(e.part(depth)); with != nil {
+				return append(dst, with...), nil
+			}
+		}
+		return append(dst, e.body...), nil
+	})
+}
+
+// editLeaves appends body to dst, each leaf as the function appends it.
+func editLeaves(dst, contentType, body []byte, leaf func(dst []byte, e entity, depth int) ([]byte, error)) ([]byte, bool, error) {
+	l := leafEditor{leaf: leaf}
+	out, err := l.edit(dst, entity{head: partHead{contentType: contentType}, body: body}, 0)
 	if err != nil {
 		return dst, false, err
 	}
-	return out, b.changed, nil
+	return out, l.changed, nil
 }
 
-type bodyRewriter struct {
-	f       func(sdpPart, dst []byte) ([]byte, error)
+type leafEditor struct {
+	leaf    func(dst []byte, e entity, depth int) ([]byte, error)
 	parts   int
 	changed bool
 }
 
-func (b *bodyRewriter) rewrite(dst []byte, e entity, depth int) ([]byte, error) {
-	switch {
-	case IsMultipart(e.head.contentType):
-		return b.multipart(dst, e, depth)
-	case !IsSDP(e.head.contentType):
-		return append(dst, e.body...), nil
-	case e.head.encoded():
-		return dst, &Error{Reason: "encoded_part"}
+func (l *leafEditor) edit(dst []byte, e entity, depth int) ([]byte, error) {
+	if IsMultipart(e.head.contentType) {
+		return l.multipart(dst, e, depth)
 	}
 	start := len(dst)
-	dst, err := b.f(e.body, dst)
+	dst, err := l.leaf(dst, e, depth)
 	if err == nil && !bytes.Equal(dst[start:], e.body) {
-		b.changed = true
+		l.changed = true
 	}
 	return dst, err
 }
 
-func (b *bodyRewriter) multipart(dst []byte, e entity, depth int) ([]byte, error) {
+func (l *leafEditor) multipart(dst []byte, e entity, depth int) ([]byte, error) {
 	split, err := newSplitter(e, depth)
 	if err != nil {
 		return dst, err
 	}
 	pos := 0
 	for {
-		child, at, ok, err := split.next(&b.parts)
+		child, at, ok, err := split.next(&l.parts)
 		if err != nil {
 			return dst, err
 		}
@@ -155,7 +177,7 @@ func (b *bodyRewriter) multipart(dst []byte, e entity, depth int) ([]byte, error
 		}
 		headEnd := len(dst) + at - pos
 		dst = append(dst, e.body[pos:at]...)
-		if dst, err = b.rewrite(dst, child, depth+1); err != nil {
+		if dst, err = l.edit(dst, child, depth+1); err != nil {
 			return dst, err
 		}
 		dst = child.head.fixLength(dst, headEnd, len(child.body))
