@@ -197,9 +197,9 @@ func putChars(w *writer, typ *Type, v *Value) error {
 // putOpen encodes an open type with inner inside (§10.2), or with octets as they are.
 func (s *Schema) putOpen(w *writer, inner TypeID, v *Value) error {
 	at := w.mark()
-	raw := inner == OpenType || v.form == formRaw
+	raw := inner == OpenType
 	if raw {
-		if v.form != formOctets && v.form != formRaw {
+		if v.form != formOctets {
 			return fmt.Errorf("%w: octets wanted", ErrValue)
 		}
 		w.octets(v.octets)

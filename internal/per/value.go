@@ -27,7 +27,6 @@ const (
 	formChoice
 	formList
 	formEncoded
-	formRaw
 )
 
 // Field is a component of a SEQUENCE with its value.
@@ -80,9 +79,6 @@ func Elements(v ...Value) Value {
 // Encoded is an OCTET STRING or open type with v encoded in it. For an OCTET
 // STRING the schema must say what is inside.
 func Encoded(v Value) Value { return Value{form: formEncoded, fields: []Field{{"", v}}} }
-
-// Raw is what an open type holds, as it was encoded before.
-func Raw(b []byte) Value { return Value{form: formRaw, octets: b} }
 
 // Identifier is the value of an OBJECT IDENTIFIER in dotted form, such as
 // "0.0.8.2250.0.7". One that is malformed is refused by Encode.

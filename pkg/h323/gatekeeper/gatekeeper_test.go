@@ -59,7 +59,7 @@ func aliases(field string, names ...string) per.Field {
 	var v []per.Value
 	for _, n := range names {
 		if strings.Trim(n, "0123456789") == "" {
-			v = append(v, h225.Digits(n))
+			v = append(v, per.Alternative("dialledDigits", per.Text(n)))
 		} else {
 			v = append(v, h225.H323ID(n))
 		}

@@ -58,9 +58,6 @@ func (m *Message) Aliases(dst []Alias) []Alias {
 // H323ID is an AliasAddress with a name.
 func H323ID(name string) per.Value { return per.Alternative("h323-ID", per.Text(name)) }
 
-// Digits is an AliasAddress with dialled digits: 0-9, #, *, comma.
-func Digits(s string) per.Value { return per.Alternative("dialledDigits", per.Text(s)) }
-
 // Protection is what the H.235 tokens of a message cover.
 type Protection uint8
 

@@ -57,7 +57,7 @@ func setup(tb testing.TB) []byte {
 		per.F("h245Address", addr("192.0.2.1:40000")),
 		per.F("sourceAddress", per.Elements(h225.H323ID("alice"), per.Alternative("transportID", addr("192.0.2.1:1720")))),
 		per.F("sourceInfo", terminal),
-		per.F("destinationAddress", per.Elements(h225.Digits("4711"), per.Alternative("url-ID", per.Text("h323:bob@example.org")))),
+		per.F("destinationAddress", per.Elements(per.Alternative("dialledDigits", per.Text("4711")), per.Alternative("url-ID", per.Text("h323:bob@example.org")))),
 		per.F("destCallSignalAddress", addr("[2001:db8::2]:1720")),
 		per.F("activeMC", per.Truth(false)),
 		per.F("conferenceID", per.Octet(bytes.Repeat([]byte{1}, 16))),

@@ -100,10 +100,6 @@ const (
 	Other // encryption control, non-standard, multiplexed streams
 )
 
-func (m Media) String() string {
-	return [...]string{"none", "audio", "video", "data", "t120", "other"}[m]
-}
-
 // Flow is one direction of a channel.
 type Flow struct {
 	Media               Media

@@ -18,6 +18,10 @@ import (
 	"edged.dev/edged/pkg/h323/h245"
 )
 
+func mediaName(m h245.Media) string {
+	return [...]string{"none", "audio", "video", "data", "t120", "other"}[m]
+}
+
 func unhex(tb testing.TB, s string) []byte {
 	tb.Helper()
 	b, err := hex.DecodeString(strings.ReplaceAll(s, " ", ""))
@@ -48,7 +52,7 @@ func ap(s string) netip.AddrPort {
 func brief(c h245.Channel) map[string]any {
 	return map[string]any{
 		"number": c.Number, "session": c.SessionID, "both": c.Bidirectional, "setup": c.SetupProc,
-		"forward": c.Forward.Media.String() + " " + c.Forward.Codec, "reverse": c.Reverse.Media.String() + " " + c.Reverse.Codec,
+		"forward": mediaName(c.Forward.Media) + " " + c.Forward.Codec, "reverse": mediaName(c.Reverse.Media) + " " + c.Reverse.Codec,
 		"fmc": c.Forward.MediaChannel.AddrPort, "fmcc": c.Forward.MediaControlChannel.AddrPort,
 		"rmc": c.Reverse.MediaChannel.AddrPort, "rmcc": c.Reverse.MediaControlChannel.AddrPort,
 		"stack": c.SeparateStack.AddrPort,

@@ -180,7 +180,7 @@ func rcf(tb testing.TB, ttl int64) []byte {
 		per.F("callSignalAddress", per.Elements(
 			h245.CallAddress(netip.MustParseAddrPort("203.0.113.1:1720")),
 			h245.CallAddress(netip.MustParseAddrPort("[2001:db8::5]:1720")))),
-		per.F("terminalAlias", per.Elements(h225.H323ID("alice"), h225.Digits("4711"))),
+		per.F("terminalAlias", per.Elements(h225.H323ID("alice"), per.Alternative("dialledDigits", per.Text("4711")))),
 		per.F("gatekeeperIdentifier", per.Text("edge")),
 		per.F("endpointIdentifier", per.Text("ep1")),
 		per.F("timeToLive", per.Number(ttl)),
