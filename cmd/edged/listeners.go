@@ -18,6 +18,7 @@ const (
 	handlerAudio   = "audiocall"
 	handlerILS     = "ils"
 	handlerTFTP    = "tftp" // of RFC 1350
+	handlerTURN    = "turn"
 	handlerForward = "forward"
 	handlerBlocked = "blocked"
 )
@@ -82,6 +83,17 @@ func (c *config) listeners() []portListener {
 		add(portListener{
 			Proto: "udp", Network: network, Port: h323.DiscoveryGroup().Port(), Handler: handlerH323, Scheme: "udp",
 			Key: fmt.Sprintf("h323.discovery[%d]", i),
+		})
+	}
+	for i, l := range c.TURN.Listen {
+		add(portListener{
+			Proto: l.Transport().Proto, Network: l.Network, Port: l.Port, Handler: handlerTURN, Scheme: l.Proto,
+			Key: fmt.Sprintf("turn.listen[%d]", i),
+		})
+	}
+	for _, l := range c.TURN.Discovery(c.networks()) {
+		add(portListener{
+			Proto: l.Proto, Network: l.Network, Port: l.Port, Handler: handlerTURN, Scheme: l.Proto, Key: "turn.alternate_port",
 		})
 	}
 	for i, r := range c.Forwards {

@@ -110,6 +110,10 @@ func withLiveKeys(running, next *config) *config {
 	c.H323.Lifetime, c.H323.MaxEndpoints = running.H323.Lifetime, running.H323.MaxEndpoints
 	c.TFTP = next.TFTP
 	c.TFTP.Ports, c.TFTP.Trivial = running.TFTP.Ports, running.TFTP.Trivial
+	c.TURN = next.TURN
+	c.TURN.Listen, c.TURN.Realm, c.TURN.Relay, c.TURN.TCP = running.TURN.Listen, running.TURN.Realm, running.TURN.Relay, running.TURN.TCP
+	c.TURN.Peers, c.TURN.Challenges, c.TURN.Bindings = running.TURN.Peers, running.TURN.Challenges, running.TURN.Bindings
+	c.TURN.AlternatePort = running.TURN.AlternatePort
 	return &c
 }
 

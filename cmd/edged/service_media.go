@@ -22,7 +22,7 @@ func buildMedia(_ context.Context, d *serviceDeps) (*service, error) {
 		return nil, err
 	}
 	d.reg.MustRegister(relay)
-	d.opener = relay
+	d.opener, d.ports = relay, relay
 	relay.JoinWith(d.joiner)
 	if fast, ok := path.(*fastpath.Path); ok {
 		d.kernel = kernelForwards{fast}

@@ -46,6 +46,8 @@ type serviceDeps struct {
 	// joiner is set by splice, opener by the relay.
 	joiner *splice.Joiner
 	opener pinhole.Opener
+	// ports is set by the relay: ports that clients own.
+	ports pinhole.PortOpener
 	// directory is set by ILS: who is where inside.
 	directory *ils.Registry
 	// t120 is set by T.120: it speaks on the connections that H.323 opens for it.
@@ -79,6 +81,7 @@ func buildServices(ctx context.Context, d *serviceDeps) ([]*service, error) {
 		{"trivial", len(d.cfg.TFTP.Trivial.Listen) > 0, buildTrivial},
 		{"h323", len(d.cfg.H323.Listen) > 0, buildH323},
 		{"audiocall", len(d.cfg.Audio.Listen) > 0, buildAudioCall},
+		{"turn", len(d.cfg.TURN.Listen) > 0, buildTURN},
 		{"forwards", len(d.cfg.Forwards) > 0, buildForwards},
 		{"blocked", len(d.cfg.Blocked) > 0, buildBlocked},
 	}

@@ -35,6 +35,7 @@ func (c *config) validate() []keyText {
 	l = append(l, sectionFaults("audiocall", c.Audio.Validate(c.networks()))...)
 	l = append(l, sectionFaults("ils", c.ILS.Validate(c.networks()))...)
 	l = append(l, sectionFaults("tftp.trivial", c.TFTP.Trivial.Validate(c.networks()))...)
+	c.validateTURN(&l)
 	c.validateMediaPorts(&l)
 	ports := c.validatePorts(&l)
 	c.validateForwards(&l, ports)

@@ -85,7 +85,11 @@ func (r answer) challenge(code int) []byte {
 		return nil
 	}
 	r.s.count.request(r.m.method, code)
-	w := compose(nil, failure, r.m.method, r.m.txid()).errorCode(code, "")
+	text := "" // the answer to a few octets with a forged source is no longer than it must be
+	if r.m.integrity > 0 {
+		text = phrase(code)
+	}
+	w := compose(nil, failure, r.m.method, r.m.txid()).errorCode(code, text)
 	r.send(w.text(attrNonce, r.s.nonces.make(r.o.client, time.Now())).text(attrRealm, r.s.cfg.Realm))
 	return nil
 }

@@ -1,0 +1,293 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"edged.dev/edged/pkg/media"
+	"edged.dev/edged/pkg/pinhole"
+	"edged.dev/edged/pkg/turn"
+)
+
+// turnWatch is how often the files of users and secrets, and the host's addresses, are looked at.
+const turnWatch = 5 * time.Second
+
+// buildTURN builds the STUN and TURN server.
+func buildTURN(ctx context.Context, d *serviceDeps) (*service, error) {
+	files, err := readTURNFiles(d.cfg.TURN, d.cfg.dir)
+	if err != nil {
+		return nil, err
+	}
+	nets, own := d.cfg.networks(), &hostAddresses{}
+	own.refresh()
+	server, err := turn.New(d.cfg.TURN, turn.Deps{
+		Networks: nets, Ports: d.ports, Streams: relayStreams{d.cfg.Pinholes.TCP}, Own: own.has,
+		Connections: d.cfg.Limits.PerSource.Connections, Users: files.users, Secrets: files.secrets,
+	}, d.log.Named("turn"))
+	if err != nil {
+		return nil, err
+	}
+	socks, err := openTURN(ctx, d.cfg.TURN, nets)
+	if err != nil {
+		return nil, err
+	}
+	d.reg.MustRegister(server.Collector())
+	w := &turnWatcher{server: server, own: own, log: d.log.Named("turn")}
+	w.state.Store(&turnState{d.cfg, files})
+	return &service{
+		serve: func(ctx context.Context) error { return socks.serve(ctx, server, d.tls, w.run) },
+		alive: func() { server.Open() },
+		reload: func(c *config) error {
+			server.SetPerSource(c.Limits.PerSource.Connections)
+			return w.reload(c)
+		},
+		drain:  server.Drain,
+		busy:   server.Open,
+		status: func() any { return map[string]any{"allocations": server.Open(), "listeners": d.cfg.TURN.Listen} },
+		views:  map[string]func() any{"turn": func() any { return map[string]any{"turn": server.Allocations()} }},
+	}, nil
+}
+
+// turnFiles is what the files of users and secrets hold.
+type turnFiles struct {
+	users   map[string]string
+	secrets []string
+	stamp   [2]string // of each file, to see that it has changed
+}
+
+// readTURNFiles reads the files that the section names. All faults come at once, joined.
+func readTURNFiles(c turn.Config, dir string) (f turnFiles, err error) {
+	read := func(i int, key, file string, take func(text string) error) error {
+		if file == "" {
+			return nil
+		}
+		f.stamp[i] = stampOf(within(dir, file))
+		text, err := os.ReadFile(within(dir, file))
+		if err == nil {
+			err = take(string(text))
+		}
+		if err != nil {
+			return pinhole.Fault{Key: key, Text: err.Error()}
+		}
+		return nil
+	}
+	return f, errors.Join(
+		read(0, "users_file", c.UsersFile, func(text string) (err error) {
+			f.users, err = turn.ParseUsers(text)
+			return err
+		}),
+		read(1, "secret_file", c.SecretFile, func(text string) (err error) {
+			f.secrets, err = turn.ParseSecrets(text)
+			return err
+		}))
+}
+
+// stampOf says when and how long a file is; a Kubernetes secret is a link to another file when it changes.
+func stampOf(file string) string {
+	st, err := os.Stat(file)
+	if err != nil {
+		return err.Error()
+	}
+	return fmt.Sprint(st.ModTime().UnixNano(), st.Size())
+}
+
+// turnState is what runs.
+type turnState struct {
+	cfg   *config
+	files turnFiles
+}
+
+// turnWatcher has files of users and secrets taken over when they change.
+type turnWatcher struct {
+	server *turn.Server
+	own    *hostAddresses
+	log    *zap.Logger
+	state  atomic.Pointer[turnState]
+}
+
+func (w *turnWatcher) reload(c *config) error {
+	files, err := readTURNFiles(c.TURN, c.dir)
+	if err != nil {
+		return err
+	}
+	if err := w.server.Reload(c.TURN, files.users, files.secrets); err != nil {
+		return err
+	}
+	w.state.Store(&turnState{c, files})
+	return nil
+}
+
+// run looks until ctx ends.
+func (w *turnWatcher) run(ctx context.Context) error {
+	tick := time.NewTicker(turnWatch)
+	defer tick.Stop()
+	refused := [2]string{}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		w.own.refresh()
+		now := w.state.Load()
+		c := now.cfg.TURN
+		stamp := [2]string{}
+		for i, file := range []string{c.UsersFile, c.SecretFile} {
+			if file != "" {
+				stamp[i] = stampOf(within(now.cfg.dir, file))
+			}
+		}
+		if stamp == now.files.stamp || stamp == refused {
+			continue
+		}
+		if err := w.reload(now.cfg); err != nil {
+			refused = stamp
+			w.log.Error("users or secrets have changed but can not be taken over, the old ones stay", zap.Error(err))
+			continue
+		}
+		w.log.Info("users and secrets read again")
+	}
+}
+
+// hostAddresses are the addresses of the host's interfaces.
+type hostAddresses struct {
+	set atomic.Pointer[map[netip.Addr]struct{}]
+}
+
+func (h *hostAddresses) refresh() {
+	list, err := net.InterfaceAddrs()
+	if err != nil {
+		return // those known before stay
+	}
+	set := make(map[netip.Addr]struct{}, len(list))
+	for _, a := range list {
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			set[p.Addr().Unmap().WithZone("")] = struct{}{}
+		}
+	}
+	h.set.Store(&set)
+}
+
+func (h *hostAddresses) has(a netip.Addr) bool {
+	set := h.set.Load()
+	if set == nil {
+		return false
+	}
+	_, ok := (*set)[a.WithZone("")]
+	return ok
+}
+
+// relayStreams opens sockets of relayed TCP connections, at ports of pinholes.tcp.
+type relayStreams struct{ ports media.PortRange }
+
+// Listen implements [turn.StreamOpener]. A port that another pinhole has can not be bound: only ours share theirs.
+func (r relayStreams) Listen(ctx context.Context, at netip.Addr) (net.Listener, error) {
+	lc := net.ListenConfig{Control: sharePort}
+	first := rand.IntN(max(r.ports.Size(), 1))
+	for i := range min(r.ports.Size(), 256) {
+		port := r.ports.First + uint16((first+i)%r.ports.Size())
+		if probe, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(at, port))); err == nil {
+			probe.Close() // nobody has it: with SO_REUSEPORT two of ours would both get it
+		} else {
+			continue
+		}
+		if ln, err := lc.Listen(ctx, "tcp", netip.AddrPortFrom(at, port).String()); err == nil {
+			return ln, nil
+		}
+	}
+	return nil, fmt.Errorf("relay port at %s in pinholes.tcp (%s): %w", at, r.ports, pinhole.ErrExhausted)
+}
+
+// Dial implements [turn.StreamOpener].
+func (relayStreams) Dial(ctx context.Context, from, to netip.AddrPort) (net.Conn, error) {
+	d := net.Dialer{Control: sharePort, LocalAddr: net.TCPAddrFromAddrPort(from)}
+	return d.DialContext(ctx, "tcp", to.String())
+}
+
+// sharePort lets a listener and connections have one local port (RFC 6062 §5.2).
+func sharePort(_, _ string, c syscall.RawConn) error {
+	var failed error
+	err := c.Control(func(fd uintptr) {
+		failed = errors.Join(unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
+			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1))
+	})
+	return errors.Join(err, failed)
+}
+
+// turnSockets are the open sockets of the server.
+type turnSockets struct {
+	packets        []packetSocket
+	plain, overTLS []streamSocket
+}
+
+// openTURN opens every listener; all or none.
+func openTURN(ctx context.Context, c turn.Config, nets pinhole.Networks) (s turnSockets, err error) {
+	lists := map[string][]pinhole.Listen{}
+	for _, l := range c.Listen {
+		lists[l.Proto] = append(lists[l.Proto], l.Transport())
+	}
+	lists["udp"] = append(lists["udp"], c.Discovery(nets)...)
+	if s.packets, err = openPackets(ctx, "turn.listen", lists["udp"], nets); err != nil {
+		return s, err
+	}
+	if s.plain, err = openStreams(ctx, "turn.listen", lists["tcp"], nets, false); err != nil {
+		closePackets(s.packets)
+		return s, err
+	}
+	if s.overTLS, err = openStreams(ctx, "turn.listen", lists["tls"], nets, false); err != nil {
+		closePackets(s.packets)
+		closeStreams(s.plain)
+	}
+	return s, err
+}
+
+// serve serves every socket until ctx ends or one of them fails, and what is beside them.
+func (s turnSockets) serve(ctx context.Context, server *turn.Server, store *tlsStore, beside func(context.Context) error) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return beside(ctx) })
+	for _, p := range s.packets {
+		g.Go(func() error { return server.ServePacket(ctx, p.network, p.pc) })
+	}
+	for _, l := range s.plain {
+		g.Go(func() error { return server.Serve(ctx, l.network, l.ln, nil) })
+	}
+	for _, l := range s.overTLS {
+		g.Go(func() error { return server.Serve(ctx, l.network, l.ln, store.anonymous(l.network)) })
+	}
+	return g.Wait()
+}
+
+// anonymous returns the configuration of a listener that asks for no certificate of clients. Each handshake gets the
+// certificates that are current then.
+func (s *tlsStore) anonymous(network string) *tls.Config {
+	return &tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		c := s.current.Load()
+		return c.server[c.age(network)][tls.NoClientCert], nil
+	}}
+}
+
+// validateTURN adds what concerns other sections, and the files.
+func (c *config) validateTURN(l *faultList) {
+	*l = append(*l, sectionFaults("turn", c.TURN.Validate(c.networks()))...)
+	if _, err := readTURNFiles(c.TURN, c.dir); err != nil {
+		*l = append(*l, sectionFaults("turn", err)...)
+	}
+	for i, ln := range c.TURN.Listen {
+		if ln.Proto == "tls" && len(c.TLS.Certificates) == 0 {
+			l.add(fmt.Sprintf("turn.listen[%d]", i), "tls needs a certificate under tls.certificates")
+		}
+	}
+}
