@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"edged.dev/edged/pkg/media"
@@ -40,7 +39,7 @@ func buildTURN(ctx context.Context, d *serviceDeps) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
-	socks, err := openTURN(ctx, d.cfg.TURN, nets)
+	socks, err := bindTURN(ctx, d.cfg.TURN, nets)
 	if err != nil {
 		return nil, err
 	}
@@ -48,7 +47,7 @@ func buildTURN(ctx context.Context, d *serviceDeps) (*service, error) {
 	w := &turnWatcher{server: server, own: own, log: d.log.Named("turn")}
 	w.state.Store(&turnState{d.cfg, files})
 	return &service{
-		serve: func(ctx context.Context) error { return socks.serve(ctx, server, d.tls, w.run) },
+		serve: func(ctx context.Context) error { return socks.serve(ctx, serveTURN(d.cfg.TURN, server, d.tls), w.run) },
 		alive: func() { server.Open() },
 		reload: func(c *config) error {
 			server.SetPerSource(c.Limits.PerSource.Connections)
@@ -56,7 +55,7 @@ func buildTURN(ctx context.Context, d *serviceDeps) (*service, error) {
 		},
 		drain:  server.Drain,
 		busy:   server.Open,
-		status: func() any { return map[string]any{"allocations": server.Open(), "listeners": d.cfg.TURN.Listen} },
+		status: func() any { return map[string]any{"allocations": server.Open(), "listeners": socks.names()} },
 		views:  map[string]func() any{"turn": func() any { return map[string]any{"turn": server.Allocations()} }},
 	}, nil
 }
@@ -227,47 +226,26 @@ func sharePort(_, _ string, c syscall.RawConn) error {
 	return errors.Join(err, failed)
 }
 
-// turnSockets are the open sockets of the server.
-type turnSockets struct {
-	packets        []packetSocket
-	plain, overTLS []streamSocket
-}
-
-// openTURN opens every listener; all or none.
-func openTURN(ctx context.Context, c turn.Config, nets pinhole.Networks) (s turnSockets, err error) {
-	lists := map[string][]pinhole.Listen{}
+// bindTURN opens every listener; all or none. What is not in the list are the ports of NAT behaviour discovery.
+func bindTURN(ctx context.Context, c turn.Config, nets pinhole.Networks) (sockets, error) {
+	var list []pinhole.Listen
 	for _, l := range c.Listen {
-		lists[l.Proto] = append(lists[l.Proto], l.Transport())
+		list = append(list, l.Transport())
 	}
-	lists["udp"] = append(lists["udp"], c.Discovery(nets)...)
-	if s.packets, err = openPackets(ctx, "turn.listen", lists["udp"], nets); err != nil {
-		return s, err
-	}
-	if s.plain, err = openStreams(ctx, "turn.listen", lists["tcp"], nets, false); err != nil {
-		closePackets(s.packets)
-		return s, err
-	}
-	if s.overTLS, err = openStreams(ctx, "turn.listen", lists["tls"], nets, false); err != nil {
-		closePackets(s.packets)
-		closeStreams(s.plain)
-	}
-	return s, err
+	return bind(ctx, "turn.listen[%d]", append(list, c.Discovery(nets)...), nets, nil)
 }
 
-// serve serves every socket until ctx ends or one of them fails, and what is beside them.
-func (s turnSockets) serve(ctx context.Context, server *turn.Server, store *tlsStore, beside func(context.Context) error) error {
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return beside(ctx) })
-	for _, p := range s.packets {
-		g.Go(func() error { return server.ServePacket(ctx, p.network, p.pc) })
+// serveTURN returns what serves one socket.
+func serveTURN(c turn.Config, server *turn.Server, store *tlsStore) func(context.Context, socket) error {
+	return func(ctx context.Context, s socket) error {
+		switch {
+		case s.tcp == nil:
+			return server.ServePacket(ctx, s.network, s.udp)
+		case c.Listen[s.item].Proto == "tls":
+			return server.Serve(ctx, s.network, s.tcp, store.anonymous(s.network))
+		}
+		return server.Serve(ctx, s.network, s.tcp, nil)
 	}
-	for _, l := range s.plain {
-		g.Go(func() error { return server.Serve(ctx, l.network, l.ln, nil) })
-	}
-	for _, l := range s.overTLS {
-		g.Go(func() error { return server.Serve(ctx, l.network, l.ln, store.anonymous(l.network)) })
-	}
-	return g.Wait()
 }
 
 // anonymous returns the configuration of a listener that asks for no certificate of clients. Each handshake gets the
