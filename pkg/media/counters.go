@@ -22,19 +22,22 @@ const (
 	// ReceiveQueue: the socket's receive queue was full, as the path was too slow. Such a packet was not
 	// Received; whose it was is not known, so the socket's first flow has it.
 	ReceiveQueue
+	// BadSRTP: where SRTP begins or ends at the edge, the packet does not bear the protection of its peer's keys, was seen
+	// before, is no RTP or RTCP, or is of one more source than a stream may have.
+	BadSRTP
 	numReasons
 )
 
 // String returns the reason as the label of a metric.
 func (r Reason) String() string {
-	return [...]string{"unknown_source", "no_peer", "too_big", "congested", "send_error", "receive_queue"}[r]
+	return [...]string{"unknown_source", "no_peer", "too_big", "congested", "send_error", "receive_queue", "bad_srtp"}[r]
 }
 
 // Counters counts what arrives at one socket for one lease. One goroutine at a time writes packets
 // into it (Receive, Unreachable); anybody may read.
 type Counters struct {
 	// These, which every packet needs, are together to be in one cache line.
-	epoch          time.Time
+	epoch          *time.Time
 	packets, bytes atomic.Uint64
 	// last is when the last packet came, in ns since epoch, 0 for never.
 	last atomic.Int64
@@ -42,6 +45,8 @@ type Counters struct {
 	kind streamKind
 	// follower says who follows RTP, see offload.go.
 	follower atomic.Uint32
+	// srtp says how the packets are changed, nil: not at all.
+	srtp atomic.Pointer[conversion]
 
 	away        away
 	rtcp        *rtcpTimes
@@ -62,7 +67,7 @@ const (
 
 // Receive counts packet b that came at time now from the confirmed source.
 func (c *Counters) Receive(now time.Time, b []byte) {
-	at := int64(now.Sub(c.epoch))
+	at := int64(now.Sub(*c.epoch))
 	c.packets.Add(1)
 	c.bytes.Add(uint64(len(b)))
 	c.last.Store(at)
@@ -91,7 +96,7 @@ func (c *Counters) Drop(r Reason, n int) { c.dropped[r].Add(uint64(n)) }
 
 // Unreachable counts an ICMP error that answered a packet sent to this peer.
 func (c *Counters) Unreachable(now time.Time) {
-	at := int64(now.Sub(c.epoch))
+	at := int64(now.Sub(*c.epoch))
 	c.unreachable.Add(1)
 	if first := c.firstRefused.Load(); first == 0 || c.last.Load() > first {
 		c.firstRefused.Store(at)

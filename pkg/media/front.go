@@ -130,7 +130,7 @@ func (r *Relay) Front(c net.PacketConn) (net.PacketConn, error) {
 	}
 	r.nextID++
 	f := &front{relay: r, bound: make(map[channelKey]*binding)}
-	f.lost.epoch = r.epoch
+	f.lost.epoch = &r.epoch
 	f.open(&Socket{FD: fd, Local: local, Lease: r.nextID}, frontInbox, &f.lost)
 	f.clients = newChannelTable()
 	if err := r.path.Set(f.sock, f.strays()); err != nil {

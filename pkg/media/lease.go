@@ -65,7 +65,7 @@ func (l *lease) joinLocked() {
 				continue
 			}
 			g := &leg{lease: l, side: pinhole.Side(s), socket: c}
-			g.epoch = l.relay.epoch
+			g.epoch = &l.relay.epoch
 			if l.req.Kind == pinhole.RTP {
 				g.kind = [...]streamKind{rtpStream, rtcpStream}[c]
 				if c == rtp {
@@ -116,6 +116,9 @@ func (l *lease) Declare(s pinhole.Side, remote pinhole.Remote) error {
 	reachable, err := policy.Check(l.req.Networks[s], remote)
 	if err == nil {
 		err = l.familyError(s, remote)
+	}
+	if err == nil {
+		err = l.rekeyLocked(s, remote.SRTP)
 	}
 	if err != nil {
 		r.totals.refuse(err)

@@ -90,7 +90,7 @@ func (c *Counters) Add(d Carried) {
 	if d.Last.IsZero() {
 		return
 	}
-	for at := int64(d.Last.Sub(c.epoch)); ; {
+	for at := int64(d.Last.Sub(*c.epoch)); ; {
 		last := c.last.Load()
 		if at <= last || c.last.CompareAndSwap(last, at) {
 			return

@@ -17,7 +17,7 @@ import (
 // leaves in the sequence numbers is no loss.
 func TestHandOver(t *testing.T) {
 	epoch := time.Now()
-	c := &Counters{epoch: epoch, kind: rtpStream, rtp: &rtpStats{}, rtcp: &rtcpTimes{}}
+	c := &Counters{epoch: &epoch, kind: rtpStream, rtp: &rtpStats{}, rtcp: &rtcpTimes{}}
 	packets := func(first, n int) {
 		for i := first; i < first+n; i++ {
 			b := make([]byte, 172)

@@ -130,7 +130,7 @@ func (r *Relay) newPortLocked(req pinhole.PortRequest, s *Socket, pool *pool, pu
 	p := &clientPort{relay: r, id: r.nextID, req: req, pool: pool, opened: time.Now()}
 	p.local.Addr = netip.AddrPortFrom(public, s.Local.Port())
 	for i := range p.from {
-		p.from[i].epoch = r.epoch
+		p.from[i].epoch = &r.epoch
 	}
 	p.open(s, portInbox, &p.from[pinhole.Far])
 	if err := r.path.Set(s, p.strays()); err != nil {

@@ -165,8 +165,8 @@ func FuzzReceive(f *testing.F) {
 		near, far := &rtcpTimes{}, &rtcpTimes{}
 		near.other, far.other = far, near
 		epoch := time.Unix(0, 0)
-		c := &Counters{epoch: epoch, kind: rtpStream, rtp: &rtpStats{}, rtcp: near}
-		d := &Counters{epoch: epoch, kind: rtcpStream, rtcp: far}
+		c := &Counters{epoch: &epoch, kind: rtpStream, rtp: &rtpStats{}, rtcp: near}
+		d := &Counters{epoch: &epoch, kind: rtcpStream, rtcp: far}
 		for i := range int64(3) {
 			now := epoch.Add(time.Duration(at + i*int64(time.Second)))
 			c.Receive(now, b)

@@ -93,7 +93,7 @@ func (r *Relay) bindSharedLocked(at netip.AddrPort) (*sharedPorts, error) {
 		return nil, fmt.Errorf("shared port %d: %w", at.Port(), err)
 	}
 	for i, s := range e.socks {
-		s.Shared = &Shared{strays: &Flow{Counters: &Counters{epoch: r.epoch}, Out: s}}
+		s.Shared = &Shared{strays: &Flow{Counters: &Counters{epoch: &r.epoch}, Out: s}}
 		if err := r.path.Set(s, []*Flow{s.Shared.strays}); err != nil {
 			for _, s := range e.socks[:i+1] {
 				r.path.Delete(s)

@@ -148,17 +148,20 @@ type Remote struct {
 	// Source is the host from which the signalling came: the only one besides Addr that may be
 	// latched, and the one that Addr is compared with (see [ErrTarget]).
 	Source netip.Addr
+	// Tag, if Tagged, is what packets to this peer begin with at a shared port, in network order; without it
+	// they have nothing before them, as anywhere else.
+	Tag    uint32
+	Tagged bool
 	// Trusted says that the sender may name hosts other than itself (a configured server).
 	Trusted bool
 	// Asymmetric says that the peer may send from another port than Addr's, on which it alone receives
 	// (H.323; a SIP peer sends from where it receives). Behind a NAT only the port it sends from is known.
 	Asymmetric bool
-	// Tag, if Tagged, is what packets to this peer begin with at a shared port, in network order; without it
-	// they have nothing before them, as anywhere else.
-	Tag    uint32
-	Tagged bool
 	// Quiet says that no packets are expected from this peer (hold, inactive, recvonly).
 	Quiet bool
+	// SRTP, for kind RTP, protects what goes to and comes from this peer; nil: nothing does, or the peers do so
+	// between themselves. It is not changed once declared. While its keys are the same their state lives on.
+	SRTP *SRTP
 }
 
 // Local is the relay's own address at one end, as it is to be written into messages

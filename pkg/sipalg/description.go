@@ -66,7 +66,7 @@ func (c *Core) arrange(o *offer, raw []byte) error {
 	if err := c.sdp.Parse(raw); err != nil {
 		return err
 	}
-	if o.passes = c.cfg.ICE.sdp() == sdp.Pass && c.leaveAlone(o); o.passes {
+	if o.passes = c.cfg.ICE.sdp() == sdp.Pass && !c.converts(o) && c.leaveAlone(o); o.passes {
 		return nil
 	}
 	n := c.sdp.NumMedia()
@@ -153,35 +153,50 @@ func (c *Core) place(o *offer, i int) (sdp.Placement, error) {
 	st := &(*o.streams)[i]
 	if !ok || md.Port == 0 && !(md.BundleOnly && st.lease != nil) {
 		if o.answer {
+			told := c.told(o, st, i)
 			st.rejected = true
 			if !o.early {
 				st.close()
 			}
+			return sdp.Placement{Security: told}, nil
 		}
 		return sdp.Placement{}, nil
 	}
 	// Bundled m= lines share the port of the first one (RFC 8843 §7.2).
 	for j := range i {
 		if other := c.sdp.Media(j); md.Port != 0 && other.Port == md.Port && other.Addr == md.Addr && (*o.streams)[j].lease != nil {
+			if (*o.streams)[j].keys != nil {
+				return sdp.Placement{Reject: true, Security: c.told(o, &(*o.streams)[j], i)}, nil // a stream of its own would be needed
+			}
 			return c.places[j], nil
 		}
 	}
 	st.rejected = false
-	if err := c.lease(o, st, kind, md); err != nil {
+	if err := c.lease(o, st, kind, i); err != nil {
 		return c.refuseLine(o, st, md, err)
 	}
 	lo := st.lease.Local(o.side.Other())
-	return sdp.Placement{Addr: lo.Addr, RTCP: lo.RTCP}, nil
+	return sdp.Placement{Addr: lo.Addr, RTCP: lo.RTCP, Security: c.told(o, st, i)}, nil
 }
 
-// lease opens the pinhole of an m= line, if it has none that will do, and declares its sender.
-func (c *Core) lease(o *offer, st *stream, kind pinhole.Kind, md *sdp.Media) error {
+// lease opens the pinhole of m= line i, if it has none that will do, and declares its sender.
+func (c *Core) lease(o *offer, st *stream, kind pinhole.Kind, i int) error {
+	md := c.sdp.Media(i)
 	r := c.remoteOf(o, st, md)
 	hold := r.Quiet
 	r.Quiet = hold || o.early
 	if st.lease != nil && (!fits(st.kind, kind) || st.t120 != (md.Kind == sdp.T120) || !sameFamily(st.lease.Local(o.side).Addr.Addr(), r.Addr.Addr())) {
+		if o.answer && st.keys != nil {
+			return errKeying // the offer's keys go with its ports
+		}
 		st.close()
 	}
+	keys, err := c.keysFor(o, st, i)
+	if err != nil {
+		c.drop("keying_refused")
+		return err
+	}
+	r.SRTP = keys.srtp(o.side)
 	if st.lease == nil {
 		if err := c.open(o, st, kind, md); err != nil {
 			return err
@@ -193,7 +208,7 @@ func (c *Core) lease(o *offer, st *stream, kind pinhole.Kind, md *sdp.Media) err
 	if err := st.lease.Declare(o.side, r); err != nil {
 		return err
 	}
-	st.remote[o.side], st.hold[o.side] = r, hold
+	st.remote[o.side], st.hold[o.side], st.keys = r, hold, keys
 	if o.answer {
 		st.fresh = false
 	}

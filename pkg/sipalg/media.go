@@ -28,6 +28,8 @@ type stream struct {
 	t120     bool    // it is a data conference's
 	passed   bool    // of the first one: the offer was left alone, so its answer is too
 	serial   uint32  // names it to the relay
+	keys     *keying // its protection, where the edge changes it; nil: the media pass as they are
+	prevKeys *keying // as prev
 }
 
 // offer says whose session description is at hand.
@@ -253,7 +255,7 @@ func (c *Core) rollback(d *dialog, side pinhole.Side) {
 		case st.fresh:
 			st.close()
 		case st.prev != nil && st.prev[side].Source.IsValid():
-			st.remote[side] = st.prev[side]
+			st.remote[side], st.keys = st.prev[side], st.prevKeys
 			_ = st.lease.Declare(side, st.prev[side]) // it was accepted before
 		}
 	}
@@ -281,8 +283,9 @@ func (d *dialog) fork(base *dialog) error {
 		if err != nil {
 			return err
 		}
-		d.streams[i] = stream{lease: l, kind: b.kind, fresh: true, serial: b.serial, t120: b.t120}
+		d.streams[i] = stream{lease: l, kind: b.kind, fresh: true, serial: b.serial, t120: b.t120, keys: b.keys.fork()}
 		near := b.remote[pinhole.Near]
+		near.SRTP = d.streams[i].keys.srtp(pinhole.Near)
 		if err := l.Declare(pinhole.Near, near); err != nil {
 			return err
 		}
@@ -304,7 +307,7 @@ func (st *stream) keep(side pinhole.Side) {
 		}
 		st.prev = new([2]pinhole.Remote)
 	}
-	st.prev[side] = st.remote[side]
+	st.prev[side], st.prevKeys = st.remote[side], st.keys
 }
 
 func (st *stream) close() {
@@ -334,6 +337,8 @@ func (c *Core) mediaStatus(err error) (int, string) {
 		return 415, "Unsupported Content Encoding"
 	case errors.Is(err, pinhole.ErrTarget):
 		return 488, "Media Address Not Allowed"
+	case errors.Is(err, errKeying):
+		return 488, "Media Protection Not Acceptable"
 	case errors.Is(err, errConference):
 		return 488, "Data Conference Not Possible"
 	case errors.As(err, &bad):

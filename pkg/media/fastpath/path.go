@@ -298,6 +298,8 @@ func (p *Path) reasonLocked(st *stream) string {
 		return "several peers share the port"
 	case st.sock.Shared != nil || f.Out.Shared != nil:
 		return "the port is shared by a multiplexID"
+	case f.Protected():
+		return "SRTP ends here"
 	case f.Counters.IsRTCP():
 		return "RTCP is read"
 	case !f.From.Valid():

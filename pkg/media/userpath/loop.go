@@ -62,7 +62,8 @@ type loop struct {
 	now     time.Time
 	queue   queue
 	// used is how many of the buffers the queue holds from sockets before.
-	used int
+	used    int
+	scratch *media.Scratch
 }
 
 func newLoop(p *Path) (*loop, error) {
@@ -245,6 +246,10 @@ func (l *loop) pass(e *entry, first, n int) (packets int) {
 			}
 			flows = e.flows.Load()
 		}
+		if f.Protected() {
+			l.convert(e, f, b, size)
+			continue
+		}
 		for rest := b; ; rest = rest[size:] {
 			f.Counters.Receive(l.now, rest[:min(size, len(rest))])
 			if len(rest) <= size {
@@ -287,6 +292,20 @@ func (l *loop) carry(e *entry, first, n int) (burst int) {
 
 // message returns what was received into buffer i.
 func (l *loop) message(i int) []byte { return l.buffers[i*slot : i*slot+int(l.in[i].len)] }
+
+// convert moves packets of size bytes whose protection changes on the way.
+func (l *loop) convert(e *entry, f *media.Flow, b []byte, size int) {
+	if l.scratch == nil {
+		l.scratch = new(media.Scratch) // most edges have no such flow
+	}
+	l.queue.flush() // the others of the round keep their place
+	for ; len(b) > 0; b = b[min(size, len(b)):] {
+		if out := f.Convert(l.scratch, l.now, b[:min(size, len(b))]); out != nil {
+			l.queue.add(e, f, out, len(out))
+			l.queue.flush() // the scratch is free again
+		}
+	}
+}
 
 // reset reads what the kernel says about message i, makes its header ready for the next one, and returns
 // the size of the packets in it: all but the last have it.

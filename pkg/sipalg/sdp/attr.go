@@ -35,7 +35,9 @@ func interesting(name []byte) bool {
 	case 's'<<16 | 'e'<<8 | 'n', 's'<<16 | 'e'<<8 | 't', 'r'<<16 | 'e'<<8 | 'c', 'r'<<16 | 'e'<<8 | 'm',
 		'r'<<16 | 't'<<8 | 'c', 'i'<<16 | 'n'<<8 | 'a', 'i'<<16 | 'c'<<8 | 'e', 'b'<<16 | 'u'<<8 | 'n',
 		'm'<<16 | 'i'<<8 | 'd', 'g'<<16 | 'r'<<8 | 'o', 'p'<<16 | 'a'<<8 | 't', 'c'<<16 | 'a'<<8 | 'n',
-		'a'<<16 | 'l'<<8 | 't', 'e'<<16 | 'n'<<8 | 'd', 'x'<<16 | '-'<<8 | 'c':
+		'a'<<16 | 'l'<<8 | 't', 'e'<<16 | 'n'<<8 | 'd', 'x'<<16 | '-'<<8 | 'c',
+		'c'<<16 | 'r'<<8 | 'y', 'f'<<16 | 'i'<<8 | 'n', 'k'<<16 | 'e'<<8 | 'y', 'z'<<16 | 'r'<<8 | 't',
+		't'<<16 | 'l'<<8 | 's', 'e'<<16 | 'n'<<8 | 'c':
 		return true
 	}
 	return false
@@ -59,15 +61,29 @@ func (s *Session) named(name []byte, start, value, end, next int) {
 		m.BundleOnly = true
 	case "setup":
 		m.Setup = bytes.Trim(v, " \t")
+		s.keying(start, value, end, next)
 	case "mid":
 		m.MID = bytes.Trim(v, " \t")
 	case "group":
 		if prefixFold(v, "bundle ") && len(s.groups) < maxGroups {
 			s.groups = append(s.groups, v[len("bundle "):])
 		}
+	case "crypto":
+		m.Cryptos++
+		s.keying(start, value, end, next)
+	case "fingerprint":
+		m.Fingerprint = true
+		s.keying(start, value, end, next)
+	case "key-mgmt", "zrtp-hash", "tls-id", "encryption":
+		s.keying(start, value, end, next)
 	default:
 		s.addressed(name, start, value, end, next)
 	}
+}
+
+// keying marks a line that says how media are protected.
+func (s *Session) keying(start, value, end, next int) {
+	s.marks = append(s.marks, mark{kind: markKeying, media: s.current(), start: start, from: value, to: end, next: next})
 }
 
 // addressed marks the attributes that name addresses, and those of ICE.

@@ -12,6 +12,7 @@ import (
 // TestGolden runs testdata/*.txtar: a comment with flags, then what goes in and what must come out.
 //
 //	media ADDRESS [RTCP]   the next m-line's placement; "-" for none, "reject" for port 0
+//	secure PROFILE [ATTRIBUTE|ATTRIBUTE]   of the last one
 //	ice strip|relay|pass   origin   addr ADDRESS
 //
 // Each runs with LF and with CRLF, with the last line end and without.
@@ -89,6 +90,12 @@ func flags(t *testing.T, comment string) (r Rewrite) {
 				p.RTCP = netip.MustParseAddrPort(f[2])
 			}
 			r.Media = append(r.Media, p)
+		case "secure":
+			sec := &Security{Profile: f[1]}
+			if len(f) > 2 {
+				sec.Attributes = strings.Split(strings.Join(f[2:], " "), "|")
+			}
+			r.Media[len(r.Media)-1].Security = sec
 		default:
 			t.Fatalf("unknown flag %q", f[0])
 		}

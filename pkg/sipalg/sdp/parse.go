@@ -38,6 +38,7 @@ const (
 	markRemote     // a=remote-candidate of the old dialect: no address in it
 	markICE        // a=ice-* and a=end-of-candidates
 	markICEOptions // a=ice-options
+	markKeying     // a=crypto, a=fingerprint and others of SRTP's keys
 	markPutConn    // empty: where a c= line would stand
 	markPutAttr    // empty: where another a= line may stand
 )
@@ -208,7 +209,7 @@ func (s *Session) mediaLine(start, end, next int) error {
 	if fields == 4 && fold(m.Proto, "tcp") && fold(m.Type, "application") && fold(s.raw[t[3][0]:t[3][1]], "msdata") {
 		m.Kind = T120
 	}
-	m.Candidates = 0
+	m.Candidates, m.Cryptos = 0, 0
 	s.marks = append(s.marks, mark{kind: markMedia, media: s.current(), port: p,
 		start: start, from: t[1][0], to: t[1][1], next: next})
 	s.wantConn, s.wantAttr = true, true

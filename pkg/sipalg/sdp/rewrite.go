@@ -16,6 +16,8 @@ type Placement struct {
 	RTCP netip.AddrPort
 	// Reject writes port 0 (RFC 3264 §6): there is no way for this media. Addr is not looked at.
 	Reject bool
+	// Security, if not nil, says how the media are protected for the receiver, in the place of what the sender says.
+	Security *Security
 }
 
 // ICE says what becomes of the ICE attributes, of both dialects (RFC 8839, and the drafts that
@@ -164,6 +166,8 @@ func (w *writer) edit(k *mark) {
 		w.editRTCP(k)
 	case markPath:
 		w.editPath(k)
+	case markKeying:
+		w.editKeying(k)
 	case markPutConn:
 		w.putConn(k)
 	case markPutAttr:
@@ -199,6 +203,11 @@ func (w *writer) editConn(k *mark) {
 
 func (w *writer) editMedia(k *mark) {
 	w.ice = iceState{}
+	w.editPort(k)
+	w.editProfile(k)
+}
+
+func (w *writer) editPort(k *mark) {
 	port := uint16(0)
 	switch p, ok := w.placed(int(k.media)); {
 	case ok:
@@ -289,8 +298,8 @@ func (w *writer) rtcpValue(k *mark, port uint16, addr netip.Addr) {
 	w.pos = k.to
 }
 
-// putAttr adds a=rtcp where the next odd port is not the one (RFC 3605), and the relay's candidates
-// where the sender's will come later (RFC 8838).
+// putAttr adds a=rtcp where the next odd port is not the one (RFC 3605), the relay's candidates
+// where the sender's will come later (RFC 8838), and how the media are protected.
 func (w *writer) putAttr(k *mark) {
 	p, ok := w.placed(int(k.media))
 	if !ok {
@@ -309,6 +318,13 @@ func (w *writer) putAttr(k *mark) {
 	if w.r.ICE == Relay && m.ICE && m.Candidates == 0 && !m.Stream {
 		w.newLine(k.start)
 		w.ownCandidates(p, m, false)
+	}
+	if p.Security != nil {
+		for _, line := range p.Security.Attributes {
+			w.newLine(k.start)
+			w.dst = append(append(w.dst, "a="...), line...)
+			w.endLine()
+		}
 	}
 }
 

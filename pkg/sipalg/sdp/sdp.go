@@ -128,6 +128,10 @@ type Media struct {
 	// ICE says that ICE attributes apply, of either dialect; Candidates counts the a=candidate lines.
 	ICE        bool
 	Candidates int
+	// Cryptos counts the a=crypto lines (RFC 4568), see [Session.Cryptos]; Fingerprint says that a=fingerprint
+	// applies (RFC 8122).
+	Cryptos     int
+	Fingerprint bool
 	// Path is the first URI of the MSRP path.
 	Path MSRPPath
 

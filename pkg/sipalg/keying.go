@@ -1,0 +1,272 @@
+package sipalg
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"edged.dev/edged/pkg/pinhole"
+	"edged.dev/edged/pkg/sipalg/sdp"
+)
+
+// Media whose protection changes on the way: one network speaks plain RTP and the other SRTP, as media_profile says.
+// With SDES (RFC 4568) each side is told keys of the edge's own, and tells the edge its own ones:
+//
+//	offer   RTP/SAVP, keys of A ──► A's leg: one line taken     ──► RTP/AVP
+//	answer  RTP/SAVP, the edge's key for A ◄── A's leg          ◄── RTP/AVP
+//
+//	offer   RTP/AVP ──► B's leg: keys of the edge's own         ──► RTP/SAVP, these keys
+//	answer  RTP/AVP ◄── B's leg: the line that B took           ◄── RTP/SAVP, B's key
+//
+// What an offer and an answer have said is one keying, never changed: a refused offer goes back to the last one.
+
+// The values of MediaProfile.
+const (
+	// AsOffered leaves it to the peers.
+	AsOffered MediaProfile = "as-offered"
+	// PlainRTP is RTP without protection.
+	PlainRTP MediaProfile = "rtp"
+	// SDES is SRTP with keys in the session descriptions.
+	SDES MediaProfile = "srtp"
+)
+
+// MediaProfile is how RTP is protected on a network.
+type MediaProfile string
+
+// errKeying refuses media that cannot be protected as the network's profile says, or whose protection cannot be read.
+var errKeying = errors.New("the media's protection is not what the network's profile says")
+
+// keying is how the media of a stream are protected on its two sides.
+type keying struct {
+	legs [2]keyedLeg
+}
+
+// keyedLeg is one side of a keying.
+type keyedLeg struct {
+	// secure: SRTP is spoken there.
+	secure bool
+	// profile is what the peer's offer said, which answers to it repeat.
+	profile string
+	// offered are the lines of the edge's last offer to the peer, tag the one in use.
+	offered []sdp.Crypto
+	tag     uint32
+	// srtp are the keys in use, nil before the answer.
+	srtp *pinhole.SRTP
+}
+
+// protection is how an m-line's sender wants it protected.
+type protection uint8
+
+const (
+	plain protection = iota
+	// optional is RTP/AVP with keys: SRTP for those who can (RFC 8643).
+	optional
+	withSDES
+	withDTLS
+)
+
+func protectionOf(md *sdp.Media) protection {
+	proto := string(md.Proto)
+	savp := strings.EqualFold(proto, "RTP/SAVP") || strings.EqualFold(proto, "RTP/SAVPF")
+	switch {
+	case savp && (md.Cryptos > 0 || !md.Fingerprint):
+		return withSDES
+	case savp || !strings.EqualFold(proto, "RTP/AVP") && !strings.EqualFold(proto, "RTP/AVPF"):
+		return withDTLS
+	case md.Cryptos > 0:
+		return optional
+	}
+	return plain
+}
+
+func (c *Core) profile(o *offer, side pinhole.Side) MediaProfile {
+	if p := c.cfg.MediaProfile[o.session.networks[side]]; p != "" {
+		return p
+	}
+	return AsOffered
+}
+
+// converts tells whether the protection of media may have to change between the networks of a session.
+func (c *Core) converts(o *offer) bool {
+	return c.profile(o, pinhole.Near) != AsOffered || c.profile(o, pinhole.Far) != AsOffered
+}
+
+// keysFor returns the keying of m-line i with what its description says, nil if its media pass as they are.
+func (c *Core) keysFor(o *offer, st *stream, i int) (*keying, error) {
+	md := c.sdp.Media(i)
+	switch {
+	case o.stale:
+		return st.keys, nil
+	case md.Kind != sdp.RTP, o.answer && st.keys == nil:
+		return nil, nil
+	case o.answer:
+		return c.keysAnswered(o, *st.keys, i)
+	case !c.converts(o):
+		return nil, nil
+	}
+	return c.keysOffered(o, st, i)
+}
+
+// keysOffered takes an offer: its sender's keys, and how the other side is to be spoken to.
+func (c *Core) keysOffered(o *offer, st *stream, i int) (*keying, error) {
+	md := c.sdp.Media(i)
+	from, to := c.profile(o, o.side), c.profile(o, o.side.Other())
+	has := protectionOf(md)
+	switch {
+	case has == withDTLS, from == PlainRTP && has == withSDES, from == SDES && has == plain:
+		return nil, fmt.Errorf("media %d is %s: %w", i, md.Proto, errKeying)
+	case has == plain && to != SDES, has == withSDES && to != PlainRTP:
+		return nil, nil
+	}
+	var k keying
+	if st.keys != nil {
+		k = *st.keys
+	}
+	near, far := &k.legs[o.side], &k.legs[o.side.Other()]
+	near.profile = string(md.Proto)
+	near.secure = has != plain && from != PlainRTP
+	if near.secure {
+		err := near.take(c.sdp.Cryptos(i))
+		switch {
+		case err != nil && has == optional && from != SDES:
+			near.secure = false
+		case err != nil:
+			return nil, fmt.Errorf("media %d: %w", i, err)
+		}
+	}
+	if !near.secure {
+		near.srtp, near.offered = nil, nil
+	}
+	far.offer(to == SDES || to == AsOffered && has == withSDES)
+	return &k, nil
+}
+
+// take takes the first line of an offer that the edge can use, and makes a key of its own unless it has one for that suite.
+func (l *keyedLeg) take(lines []sdp.Crypto) error {
+	for _, line := range lines {
+		suite, ok := pinhole.SuiteOf(string(line.Suite))
+		if !ok || len(line.Key) != suite.KeyLen+suite.SaltLen {
+			continue
+		}
+		keys := &pinhole.SRTP{Suite: suite.Name, In: line.Key, InMKI: line.MKI}
+		if l.srtp != nil && l.srtp.Suite == suite.Name {
+			keys.Out = l.srtp.Out
+		} else {
+			keys.Out = newKey(suite)
+		}
+		l.tag, l.offered = line.Tag, nil
+		if !keys.Equal(l.srtp) {
+			l.srtp = keys
+		}
+		return nil
+	}
+	return fmt.Errorf("none of %d keys can be used: %w", len(lines), errKeying)
+}
+
+// offer says what the edge offers at this side: SRTP with the key in use, or new ones, or no protection.
+func (l *keyedLeg) offer(secure bool) {
+	switch {
+	case !secure:
+		*l = keyedLeg{profile: l.profile}
+	case l.srtp != nil:
+		l.offered = []sdp.Crypto{{Tag: l.tag, Suite: []byte(l.srtp.Suite), Key: l.srtp.Out}}
+	case len(l.offered) == 0:
+		for i, name := range []string{"AEAD_AES_256_GCM", "AES_CM_128_HMAC_SHA1_80"} {
+			suite, _ := pinhole.SuiteOf(name)
+			l.offered = append(l.offered, sdp.Crypto{Tag: uint32(i + 1), Suite: []byte(name), Key: newKey(suite)})
+		}
+	}
+	l.secure = secure
+}
+
+func newKey(s pinhole.Suite) []byte {
+	k := make([]byte, s.KeyLen+s.SaltLen)
+	rand.Read(k) // it never fails
+	return k
+}
+
+// keysAnswered takes an answer: which of the edge's keys its sender took, and its own.
+func (c *Core) keysAnswered(o *offer, k keying, i int) (*keying, error) {
+	md := c.sdp.Media(i)
+	leg := &k.legs[o.side]
+	if has := protectionOf(md); !leg.secure {
+		if has != plain && has != optional {
+			return nil, fmt.Errorf("media %d answers plain RTP with %s: %w", i, md.Proto, errKeying)
+		}
+		return &k, nil
+	}
+	lines := c.sdp.Cryptos(i)
+	if len(lines) != 1 {
+		return nil, fmt.Errorf("media %d answers with %d keys: %w", i, len(lines), errKeying)
+	}
+	line := lines[0]
+	n := slices.IndexFunc(leg.offered, func(f sdp.Crypto) bool { return f.Tag == line.Tag })
+	if n < 0 || string(leg.offered[n].Suite) != string(line.Suite) || len(line.Key) != len(leg.offered[n].Key) {
+		return nil, fmt.Errorf("media %d answers with a key that was not offered: %w", i, errKeying)
+	}
+	keys := &pinhole.SRTP{Suite: string(line.Suite), In: line.Key, InMKI: line.MKI, Out: leg.offered[n].Key}
+	leg.tag = line.Tag
+	if !keys.Equal(leg.srtp) {
+		leg.srtp = keys
+	}
+	return &k, nil
+}
+
+// srtp returns the keys of the peer at a side, nil if it has none.
+func (k *keying) srtp(side pinhole.Side) *pinhole.SRTP {
+	if k == nil {
+		return nil
+	}
+	return k.legs[side].srtp
+}
+
+// told returns what the receiver of m-line i is told of its protection, nil if that stays as it is.
+func (c *Core) told(o *offer, st *stream, i int) *sdp.Security {
+	if st.keys == nil || c.sdp.Media(i).Kind != sdp.RTP {
+		return nil
+	}
+	leg := &st.keys.legs[o.side.Other()]
+	if o.answer {
+		sec := &sdp.Security{Profile: leg.profile}
+		if leg.secure && leg.srtp != nil {
+			own := sdp.Crypto{Tag: leg.tag, Suite: []byte(leg.srtp.Suite), Key: leg.srtp.Out}
+			sec.Attributes = []string{string(own.AppendCrypto(nil))}
+		}
+		return sec
+	}
+	sec := &sdp.Security{Profile: profileFor(leg.secure, string(c.sdp.Media(i).Proto))}
+	for _, line := range leg.offered {
+		sec.Attributes = append(sec.Attributes, string(line.AppendCrypto(nil)))
+	}
+	return sec
+}
+
+// profileFor returns the profile of an offer that came with another one. Feedback (RFC 4585) is kept where SRTP is
+// spoken; of plain phones many refuse it.
+func profileFor(secure bool, proto string) string {
+	switch {
+	case !secure:
+		return "RTP/AVP"
+	case proto[len(proto)-1]|0x20 == 'f':
+		return "RTP/SAVPF"
+	}
+	return "RTP/SAVP"
+}
+
+// fork returns the keying of another answer to the same offer: its Near side has a port of its own, and so a key.
+func (k *keying) fork() *keying {
+	if k == nil {
+		return nil
+	}
+	f := *k
+	if near := &f.legs[pinhole.Near]; near.srtp != nil {
+		suite, _ := pinhole.SuiteOf(near.srtp.Suite)
+		keys := *near.srtp
+		keys.Out = newKey(suite)
+		near.srtp = &keys
+	}
+	f.legs[pinhole.Far].srtp = nil
+	return &f
+}

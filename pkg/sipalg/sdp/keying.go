@@ -1,0 +1,148 @@
+package sdp
+
+import (
+	"bytes"
+	"encoding/base64"
+	"strconv"
+)
+
+// Keys of SRTP in a description. With SDES (RFC 4568) each side says the keys of what it sends, in lines of which
+// the answer takes one, and the profile in the m-line is RTP/SAVP or RTP/SAVPF:
+//
+//	a=crypto:1 AES_CM_128_HMAC_SHA1_80 inline:BASE64(key, salt)|2^31|1:1
+
+// Security is how one m-line's media are protected for the receiver.
+type Security struct {
+	// Profile replaces the transport of the m-line, e.g. RTP/SAVP. The m-line of a rejected stream gets it too.
+	Profile string
+	// Attributes are put where the m-line is not rejected, without "a=". All lines of SRTP's keys are removed.
+	Attributes []string
+}
+
+// Crypto is an a=crypto line that can be used as it is: one key, and no session parameters but those that may be ignored.
+type Crypto struct {
+	Tag   uint32
+	Suite []byte
+	// Key is the master key and the master salt.
+	Key []byte
+	// MKI stands in each packet; empty: nothing does.
+	MKI []byte
+}
+
+// maxCryptos bounds the lines of an m-line that are looked at.
+const maxCryptos = 16
+
+// Cryptos returns the lines of m-line i that can be used, in their order.
+func (s *Session) Cryptos(i int) []Crypto {
+	var all []Crypto
+	seen := 0
+	for n := range s.marks {
+		k := &s.marks[n]
+		if k.kind != markKeying || int(k.media) != i || !prefixFold(s.raw[k.start+2:], "crypto:") {
+			continue
+		}
+		if seen++; seen > maxCryptos {
+			break
+		}
+		if c, ok := parseCrypto(s.raw[k.from:k.to]); ok {
+			all = append(all, c)
+		}
+	}
+	return all
+}
+
+func parseCrypto(value []byte) (c Crypto, ok bool) {
+	f := bytes.Fields(value)
+	if len(f) < 3 || len(f[0]) > 9 {
+		return c, false
+	}
+	tag, err := strconv.ParseUint(string(f[0]), 10, 32)
+	if err != nil {
+		return c, false
+	}
+	for _, p := range f[3:] {
+		// WSH is a hint (RFC 4568 §6.3.6); what begins with "-" may be ignored (§6.3.7). All others change the packets.
+		if !prefixFold(p, "wsh=") && p[0] != '-' {
+			return c, false
+		}
+	}
+	c.Tag, c.Suite = uint32(tag), f[1]
+	return c, c.parseKey(f[2])
+}
+
+// parseKey reads "inline:BASE64|LIFETIME|MKI:LENGTH" (RFC 4568 §6.1), of which the last two may be missing.
+func (c *Crypto) parseKey(b []byte) bool {
+	if !prefixFold(b, "inline:") || len(b) > 256 || bytes.IndexByte(b, ';') >= 0 {
+		return false
+	}
+	parts := bytes.Split(b[len("inline:"):], []byte{'|'})
+	key, err := base64.RawStdEncoding.DecodeString(string(bytes.TrimRight(parts[0], "=")))
+	if err != nil {
+		return false
+	}
+	c.Key = key
+	for _, p := range parts[1:] {
+		value, length, isMKI := bytes.Cut(p, []byte{':'})
+		if isMKI && !c.parseMKI(value, length) {
+			return false
+		}
+	}
+	return len(parts) <= 3
+}
+
+// parseMKI reads a decimal value and its length in octets. Longer ones than a 64-bit number are in no use.
+func (c *Crypto) parseMKI(value, length []byte) bool {
+	v, err := strconv.ParseUint(string(value), 10, 64)
+	n, err2 := strconv.ParseUint(string(length), 10, 8)
+	if err != nil || err2 != nil || n < 1 || n > 8 || n < 8 && v>>(8*n) != 0 {
+		return false
+	}
+	c.MKI = make([]byte, n)
+	for i := range c.MKI {
+		c.MKI[i] = byte(v >> (8 * (int(n) - 1 - i)))
+	}
+	return true
+}
+
+// AppendCrypto appends the value of an attribute that says c, without an MKI: "crypto:1 SUITE inline:BASE64".
+func (c Crypto) AppendCrypto(dst []byte) []byte {
+	dst = strconv.AppendUint(append(dst, "crypto:"...), uint64(c.Tag), 10)
+	dst = append(append(append(dst, ' '), c.Suite...), " inline:"...)
+	return base64.StdEncoding.AppendEncode(dst, c.Key)
+}
+
+// security returns what is to be said of m-line i, nil if what the sender says stays.
+func (w *writer) security(i int) *Security {
+	if i < 0 || i >= len(w.r.Media) {
+		return nil
+	}
+	return w.r.Media[i].Security
+}
+
+// editProfile replaces the third field of an m= line.
+func (w *writer) editProfile(k *mark) {
+	sec := w.security(int(k.media))
+	if sec == nil {
+		return
+	}
+	var t [3][2]int
+	w.s.tokens(k.start+2, k.next, t[:])
+	from, proto := t[2][0], w.s.media[k.media].Proto
+	if string(proto) == sec.Profile {
+		return
+	}
+	w.upTo(from)
+	w.dst = append(w.dst, sec.Profile...)
+	w.pos = from + len(proto)
+}
+
+// editKeying removes a line of the sender's keys where others are written, or none.
+func (w *writer) editKeying(k *mark) {
+	drop := w.security(int(k.media)) != nil
+	for i := 0; k.media < 0 && !drop && i < len(w.r.Media); i++ {
+		drop = w.r.Media[i].Security != nil
+	}
+	if drop {
+		w.drop(k)
+	}
+}
