@@ -4,7 +4,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 FUZZTIME ?= 60s
 
-.PHONY: help build demo test packages need-go fmt vet unit oracle fuzz fuzz-short lab lab-user lab-full bench-sip bench-media bench-tcp bench-h323 bench-ft soak-tcp tables lint cover clean
+.PHONY: help build demo test packages need-go fmt vet unit oracle fuzz fuzz-short lab lab-user lab-full bench-sip bench-media bench-turn bench-tcp bench-h323 bench-ft soak-tcp tables lint cover clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -67,6 +67,9 @@ bench-sip: need-go ## calls a second against Kamailio and rtpengine; needs root
 
 bench-media: need-go ## media through tc, XDP, user space, rtpengine, nftables NAT, routing; 15 minutes; needs root
 	go run ./bench/media
+
+bench-turn: need-go ## channels of TURN through tc and user space, against coturn; needs root
+	go run ./bench/media -turn -streams 100,1000
 
 bench-tcp: need-go ## TCP through the gateway against HAProxy, nginx, NAT and routing; needs root
 	go run ./bench/tcp

@@ -85,7 +85,7 @@ func growth(rs *results) (v float64, where string, ok bool) {
 		if k.streams != 4900 || k.burst > 1 {
 			continue
 		}
-		r, is := rs.ratio(costMetric(), modeTC, k, modeTC, caseKey{100, k.size, 1})
+		r, is := rs.ratio(costMetric(), modeTC, k, modeTC, caseKey{100, k.size, 1, kindRTP})
 		if is && (!ok || r > v) {
 			v, where, ok = r, fmt.Sprintf("%d bytes", k.size), true
 		}

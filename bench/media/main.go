@@ -9,7 +9,7 @@
 // disturbs the machine disturbs both. Kernel paths are flooded; what is too much is lost in the ring before the
 // gateway. For relays the highest rate with at most 1 % loss and a p99 below 20 ms is searched. CPU is that of the
 // gateway's NAPI threads and of the relay's, per packet that arrived. The relay is this program, started with the
-// argument "relay". See docs/performance.md.
+// argument "relay". See docs/performance.md. With -turn it measures channels of TURN against coturn, both ways.
 package main
 
 import (
@@ -38,7 +38,7 @@ type options struct {
 	sizes         []int
 	// steadyStreams of steadySize bytes is the case of which delays are measured.
 	steadyStreams, steadySize int
-	bursts                    bool
+	bursts, turn              bool
 	out                       string
 	verbose                   bool
 }
@@ -60,9 +60,14 @@ func parseOptions(args []string) (options, error) {
 	o := options{steadyStreams: 1000, steadySize: 172}
 	f := flag.NewFlagSet("bench-media", flag.ContinueOnError)
 	var names []string
-	for _, m := range modes() {
+	all, file := modes(), "media.json"
+	if o.turn = slices.Contains(args, "-turn"); o.turn {
+		all, file = turnModes(), "turn.json"
+	}
+	for _, m := range all {
 		names = append(names, m.name)
 	}
+	f.Bool("turn", false, "measure channels of TURN, against coturn")
 	f.IntVar(&o.rounds, "rounds", 3, "interleaved rounds")
 	f.DurationVar(&o.trial, "trial", 300*time.Millisecond, "length of one trial")
 	f.DurationVar(&o.steady, "steady", 2*time.Second, "length of the trials of delays at 50,000 packets/s, of 1,000 streams of 172 bytes; 0: none")
@@ -71,7 +76,7 @@ func parseOptions(args []string) (options, error) {
 	streams := f.String("streams", "1,100,1000,4900", "numbers of streams")
 	sizes := f.String("sizes", "172,1200", "UDP payload sizes, multiples of 4")
 	f.BoolVar(&o.bursts, "bursts", false, "also bursts of 16 x 1,200 bytes, 100 streams, as of video")
-	f.StringVar(&o.out, "out", filepath.Join("bench", "out", "media.json"), "result file; the plot stands beside it")
+	f.StringVar(&o.out, "out", filepath.Join("bench", "out", file), "result file; the plot stands beside it")
 	f.BoolVar(&o.verbose, "v", false, "print every trial")
 	if err := f.Parse(args); err != nil {
 		return o, err
@@ -83,7 +88,7 @@ func parseOptions(args []string) (options, error) {
 			errs = append(errs, fmt.Errorf("-modes: %q is none of %s", name, strings.Join(names, ", ")))
 			continue
 		}
-		o.modes = append(o.modes, modes()[i])
+		o.modes = append(o.modes, all[i])
 	}
 	var err error
 	o.streams, err = numbers("-streams", *streams, 1, maxStreams)
@@ -111,13 +116,19 @@ func numbers(name, list string, least, most int) (ns []int, err error) {
 
 // cases returns what is sent, in order.
 func (o options) cases() (ks []caseKey) {
-	for _, size := range o.sizes {
-		for _, n := range o.streams {
-			ks = append(ks, caseKey{n, size, 1})
-		}
+	kinds := []string{kindRTP}
+	if o.turn {
+		kinds = []string{kindClient, kindPeer}
 	}
-	if o.bursts {
-		ks = append(ks, caseKey{100, 1200, 16})
+	for _, kind := range kinds {
+		for _, size := range o.sizes {
+			for _, n := range o.streams {
+				ks = append(ks, caseKey{n, size, 1, kind})
+			}
+		}
+		if o.bursts {
+			ks = append(ks, caseKey{100, 1200, 16, kind})
+		}
 	}
 	return ks
 }
@@ -194,7 +205,7 @@ func (r *rig) rounds(o options) (*results, error) {
 	for round := range o.rounds {
 		for _, k := range o.cases() {
 			steady := time.Duration(0)
-			if (k == caseKey{o.steadyStreams, o.steadySize, 1}) {
+			if (k == caseKey{o.steadyStreams, o.steadySize, 1, kindRTP}) {
 				steady = o.steady
 			}
 			for _, m := range o.modes {

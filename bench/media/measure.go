@@ -37,12 +37,24 @@ type result struct {
 // caseKey is what is sent.
 type caseKey struct {
 	streams, size, burst int
+	// kind is kindRTP, or who sends by TURN.
+	kind string
 }
+
+// The kinds of cases.
+const (
+	kindRTP    = "rtp"
+	kindClient = "client" // to peers
+	kindPeer   = "peer"   // to clients
+)
 
 func (k caseKey) String() string {
 	s := fmt.Sprintf("%d streams of %d bytes", k.streams, k.size)
 	if k.streams == 1 {
 		s = fmt.Sprintf("1 stream of %d bytes", k.size)
+	}
+	if k.kind != kindRTP {
+		s += " from the " + k.kind
 	}
 	if k.burst > 1 {
 		s += fmt.Sprintf(", bursts of %d", k.burst)
@@ -109,20 +121,30 @@ func (m mode) process() bool { return !m.flood }
 // begin opens the way, and lets each stream be heard once, so that no trial pays for what is done once.
 func (b *bout) begin() error {
 	var err error
-	if b.gateway, err = b.start(b.rig, b.streams); err != nil {
+	if b.gateway, err = b.start(b.rig, b.caseKey); err != nil {
 		return err
 	}
 	g := b.gateway
-	err = b.aim(traffic{
+	t := traffic{
 		srcMAC: b.genMAC, dstMAC: b.inMAC, src: netip.MustParseAddr(genAddr), dst: g.addr, to: g.ports,
 		size: b.size, burst: b.burst,
-	})
+	}
+	skip := uint32(0)
+	switch b.kind {
+	case kindClient:
+		t.channel = channelHeader(b.size)
+	case kindPeer:
+		skip = channelLen
+	}
+	err = errors.Join(b.aim(t), b.objs.Skip.Set(skip))
 	for late := time.Now().Add(patience); err == nil; {
-		if err = b.greet(b.gen, genAddr, g.addr.String(), g.ports); err != nil {
-			break
-		}
-		if err = b.greet(b.sink, sinkAddr, gwOutAddr, g.far); err != nil {
-			break
+		if !b.turn { // whose streams need not be heard first
+			if err = b.greet(b.gen, genAddr, g.addr.String(), g.ports); err != nil {
+				break
+			}
+			if err = b.greet(b.sink, sinkAddr, gwOutAddr, g.far); err != nil {
+				break
+			}
 		}
 		time.Sleep(settle)
 		if g.ready == nil {

@@ -17,25 +17,37 @@ type mode struct {
 	// the highest rate without loss must be searched.
 	flood bool
 	// ours says that edged does it.
-	ours  bool
-	start func(r *rig, streams int) (*gateway, error)
+	ours bool
+	// turn says that clients send by channels of TURN.
+	turn  bool
+	start func(r *rig, k caseKey) (*gateway, error)
 }
 
 // The names of modes that the report looks for.
 const (
 	modeDrop, modeRoute, modeNFT, modeRTPEngine = "drop", "route", "nft", "rtpengine"
+	modeCoturn                                  = "coturn"
 	modeUser, modeTC, modeXDP                   = "user", "tc", "xdp"
 )
 
 func modes() []mode {
 	return []mode{
-		{modeDrop, "XDP drop (the floor)", true, false, startDrop},
-		{modeRoute, "plain routing", true, false, startRoute},
-		{modeNFT, "nftables NAT", true, false, startNFT},
-		{modeXDP, "edged, xdp", true, true, relayIn(modeXDP)},
-		{modeTC, "edged, tc", true, true, relayIn(modeTC)},
-		{modeUser, "edged, user space", false, true, relayIn(modeUser)},
-		{modeRTPEngine, "rtpengine (user space)", false, false, startRTPEngine},
+		{name: modeDrop, text: "XDP drop (the floor)", flood: true, start: startDrop},
+		{name: modeRoute, text: "plain routing", flood: true, start: startRoute},
+		{name: modeNFT, text: "nftables NAT", flood: true, start: startNFT},
+		{name: modeXDP, text: "edged, xdp", flood: true, ours: true, start: relayIn(modeXDP)},
+		{name: modeTC, text: "edged, tc", flood: true, ours: true, start: relayIn(modeTC)},
+		{name: modeUser, text: "edged, user space", ours: true, start: relayIn(modeUser)},
+		{name: modeRTPEngine, text: "rtpengine (user space)", start: startRTPEngine},
+	}
+}
+
+// turnModes are those of TURN: what channels carry, both ways.
+func turnModes() []mode {
+	return []mode{
+		{name: modeTC, text: "edged TURN, tc", flood: true, ours: true, turn: true, start: relayIn(modeTC)},
+		{name: modeUser, text: "edged TURN, user space", ours: true, turn: true, start: relayIn(modeUser)},
+		{name: modeCoturn, text: "coturn", turn: true, start: startCoturn},
 	}
 }
 
@@ -64,25 +76,25 @@ func peerPorts(n int) []uint16 {
 }
 
 // startDrop has the gateway discard what it receives, before its network stack.
-func startDrop(r *rig, streams int) (*gateway, error) {
+func startDrop(r *rig, k caseKey) (*gateway, error) {
 	l, err := attach(r.gw, r.inDev, r.objs.Discard)
 	if err != nil {
 		return nil, fmt.Errorf("attach: %w", err)
 	}
-	return &gateway{addr: netip.MustParseAddr(sinkAddr), ports: peerPorts(streams), stop: func() { l.Close() }}, nil
+	return &gateway{addr: netip.MustParseAddr(sinkAddr), ports: peerPorts(k.streams), stop: func() { l.Close() }}, nil
 }
 
 // startRoute needs nothing: the namespaces are joined by routes anyway.
-func startRoute(_ *rig, streams int) (*gateway, error) {
-	return &gateway{addr: netip.MustParseAddr(sinkAddr), ports: peerPorts(streams), stop: func() {}}, nil
+func startRoute(_ *rig, k caseKey) (*gateway, error) {
+	return &gateway{addr: netip.MustParseAddr(sinkAddr), ports: peerPorts(k.streams), stop: func() {}}, nil
 }
 
 // natPort is the first of the ports that NAT gives to streams.
 const natPort = 30001
 
 // startNFT has the gateway translate both addresses and the port of each stream, as a relay does, and count.
-func startNFT(r *rig, streams int) (*gateway, error) {
-	ports := make([]uint16, streams)
+func startNFT(r *rig, k caseKey) (*gateway, error) {
+	ports := make([]uint16, k.streams)
 	var to []string
 	for i := range ports {
 		ports[i] = natPort + uint16(i)

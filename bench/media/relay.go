@@ -38,11 +38,11 @@ type state struct {
 	Why     string
 }
 
-// serveRelay is the relay under test, without signalling: its arguments are the path (user, tc, xdp) and the
-// number of streams. It ends at the end of its input.
+// serveRelay is the relay under test, without signalling: its arguments are the path (user, tc, xdp), the
+// number of streams and their kind (rtp, or who sends by TURN: client, peer). It ends at the end of its input.
 func serveRelay(args []string) error {
-	if len(args) != 2 {
-		return errors.New("relay: want PATH STREAMS")
+	if len(args) != 3 {
+		return errors.New("relay: want PATH STREAMS KIND")
 	}
 	n, err := strconv.Atoi(args[1])
 	if err != nil {
@@ -56,7 +56,12 @@ func serveRelay(args []string) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- r.Serve(ctx) }()
-	first, err := openLeases(ctx, r, n)
+	var first opened
+	if args[2] == kindRTP {
+		first, err = openLeases(ctx, r, n)
+	} else {
+		first, err = openChannels(ctx, r, n, args[2] == kindPeer)
+	}
 	if err == nil {
 		err = out.Encode(first)
 	}
@@ -119,7 +124,7 @@ func stateOf(r *media.Relay, all bool) state {
 		return s
 	}
 	for _, i := range r.Pinholes() {
-		if i.Ends[pinhole.Near].Latched.IsValid() && i.Ends[pinhole.Far].Latched.IsValid() {
+		if i.Kind == "port" || i.Ends[pinhole.Near].Latched.IsValid() && i.Ends[pinhole.Far].Latched.IsValid() {
 			s.Heard++
 		}
 		s.Carried[i.Ends[pinhole.Near].Path]++
@@ -140,13 +145,13 @@ type relayProcess struct {
 // errUnavailable says that this machine, or this edged, has no such path.
 var errUnavailable = errors.New("not available")
 
-func relayIn(datapath string) func(r *rig, streams int) (*gateway, error) {
-	return func(r *rig, streams int) (*gateway, error) {
+func relayIn(datapath string) func(r *rig, k caseKey) (*gateway, error) {
+	return func(r *rig, k caseKey) (*gateway, error) {
 		self, err := os.Executable()
 		if err != nil {
 			return nil, err
 		}
-		p := &relayProcess{cmd: r.command(self, "relay", datapath, strconv.Itoa(streams))}
+		p := &relayProcess{cmd: r.command(self, "relay", datapath, strconv.Itoa(k.streams), k.kind)}
 		p.cmd.Stderr = os.Stderr
 		if p.in, err = p.cmd.StdinPipe(); err != nil {
 			return nil, err
@@ -159,7 +164,7 @@ func relayIn(datapath string) func(r *rig, streams int) (*gateway, error) {
 		if err := p.cmd.Start(); err != nil {
 			return nil, err
 		}
-		g, err := p.open(datapath, streams)
+		g, err := p.open(datapath, k.streams)
 		if err != nil {
 			p.stop()
 			return nil, fmt.Errorf("relay: %w", err)

@@ -49,7 +49,7 @@ func (rs *results) rows(o options) (all []report.Row) {
 				continue
 			}
 			for _, peer := range o.modes {
-				if peer.name != ours.name {
+				if peer.name != ours.name && !(o.turn && peer.ours) {
 					all = append(all, rs.compare(ours, peer, k)...)
 				}
 			}
@@ -125,6 +125,10 @@ func middle(vs []float64) float64 {
 // publish prints the medians and the bars, and writes the result file and the plot.
 func publish(o options, rs *results) error {
 	rs.table(os.Stdout, o)
+	if o.turn {
+		fmt.Printf("\n%d checksums verified, %d bad\n", rs.verified, rs.bad)
+		return report.Write(o.out, rs.rows(o))
+	}
 	rs.steadyTable(os.Stdout, o)
 	rs.barTable(os.Stdout)
 	fmt.Printf("%d checksums verified, %d bad\n", rs.verified, rs.bad)
@@ -137,6 +141,10 @@ func (rs *results) table(out io.Writer, o options) {
 	w := tabwriter.NewWriter(out, 2, 0, 2, ' ', tabwriter.AlignRight)
 	defer w.Flush()
 	peers := []string{modeRoute, modeNFT, modeRTPEngine}
+	if o.turn {
+		peers = []string{modeCoturn}
+	}
+	blank := strings.Repeat("\t", len(peers)+1)
 	for _, k := range o.cases() {
 		fmt.Fprintf(w, "\n%v\tkpps", k)
 		for _, p := range peers {
@@ -149,7 +157,7 @@ func (rs *results) table(out io.Writer, o options) {
 		fmt.Fprintln(w, "\t")
 		for _, m := range o.modes {
 			if len(rs.of[m.name][k]) == 0 {
-				fmt.Fprintf(w, "%s\t-\t\t\t\t-\t\t\t\t\n", m.text)
+				fmt.Fprintf(w, "%s\t-%s-%s\n", m.text, blank, blank)
 				continue
 			}
 			fmt.Fprint(w, m.text)
@@ -178,7 +186,7 @@ func (rs *results) cell(m metric, a, b string, k caseKey) string {
 
 // steadyTable prints the delays at the same rate for all.
 func (rs *results) steadyTable(out io.Writer, o options) {
-	k := caseKey{o.steadyStreams, o.steadySize, 1}
+	k := caseKey{o.steadyStreams, o.steadySize, 1, kindRTP}
 	w := tabwriter.NewWriter(out, 2, 0, 2, ' ', tabwriter.AlignRight)
 	defer w.Flush()
 	for i, m := range o.modes {

@@ -34,7 +34,7 @@ func TestPercentile(t *testing.T) {
 }
 
 func someResults() *results {
-	few, many := caseKey{100, 172, 1}, caseKey{1000, 172, 1}
+	few, many := caseKey{100, 172, 1, kindRTP}, caseKey{1000, 172, 1, kindRTP}
 	return &results{
 		of: map[string]map[caseKey][]result{
 			modeTC: {
@@ -50,7 +50,7 @@ func someResults() *results {
 }
 
 func TestRatioIsOfRounds(t *testing.T) {
-	rs, k := someResults(), caseKey{1000, 172, 1}
+	rs, k := someResults(), caseKey{1000, 172, 1, kindRTP}
 	// 1.0, 1.2 and 0.9; the ratio of the medians would be 0.9.
 	if got, ok := rs.ratio(rateMetric(), modeTC, k, modeRoute, k); got != 1 || !ok {
 		t.Errorf("ratio %v, %v", got, ok)

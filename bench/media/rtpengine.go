@@ -22,7 +22,7 @@ type engine struct {
 
 const ngAddr = "127.0.0.1:2223"
 
-func startRTPEngine(r *rig, streams int) (*gateway, error) {
+func startRTPEngine(r *rig, k caseKey) (*gateway, error) {
 	e := &engine{cmd: r.command("rtpengine", "--foreground", "--table=-1", "--num-threads=1", "--log-level=2",
 		"--interface=in/"+gwInAddr, "--interface=out/"+gwOutAddr, "--listen-ng="+ngAddr,
 		"--port-min=20000", "--port-max=59999", "--timeout=600", "--silent-timeout=600", "--pidfile=/dev/null")}
@@ -42,7 +42,7 @@ func startRTPEngine(r *rig, streams int) (*gateway, error) {
 	if err == nil {
 		err = e.ready()
 	}
-	for i := 0; i < streams && err == nil; i++ {
+	for i := 0; i < k.streams && err == nil; i++ {
 		err = e.call(i)
 	}
 	if err != nil {

@@ -32,7 +32,7 @@ struct plan {
 	__u32 streams;
 	__u32 burst;	// packets in a row of one stream
 	__u32 run;	// tells the packets of one trial from those of others
-	__u32 zero;
+	__be32 channel; // what goes before the data, if it is not 0 (ChannelData of TURN)
 	__u64 interval; // between packets, in 1/256 ns; 0: as fast as possible
 	__u64 length;	// of the trial, ns
 };
@@ -81,6 +81,8 @@ volatile struct plan current;
 volatile struct made progress;
 volatile struct tally sunk, discarded;
 volatile __u32 run;
+// skip is how many bytes sink finds before the data.
+volatile __u32 skip;
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -136,7 +138,7 @@ static __always_inline void next_stream(void)
 		progress.stream = 0;
 }
 
-static __always_inline void write(struct packet *p, struct stream *s, __u64 now)
+static __always_inline void write(struct packet *p, struct rtp *rtp, struct stream *s, __u64 now)
 {
 	__be16 seq = bpf_htons(s->seq);
 	__be32 timestamp = bpf_htonl(s->timestamp);
@@ -149,25 +151,30 @@ static __always_inline void write(struct packet *p, struct stream *s, __u64 now)
 	p->udp.dest = s->dport;
 	p->udp.len = current.udp_len;
 	p->udp.check = complete((__u64)s->sum + seq + timestamp + current.run + low + high);
-	p->rtp.first = 0x80;
-	p->rtp.type = 0;
-	p->rtp.seq = seq;
-	p->rtp.timestamp = timestamp;
-	p->rtp.ssrc = s->ssrc;
-	p->rtp.run = current.run;
-	p->rtp.time[0] = low;
-	p->rtp.time[1] = high;
+	if (current.channel)
+		*(__be32 *)(&p->udp + 1) = current.channel;
+	rtp->first = 0x80;
+	rtp->type = 0;
+	rtp->seq = seq;
+	rtp->timestamp = timestamp;
+	rtp->ssrc = s->ssrc;
+	rtp->run = current.run;
+	rtp->time[0] = low;
+	rtp->time[1] = high;
 }
 
 SEC("xdp")
 int generate(struct xdp_md *ctx)
 {
 	struct packet *p = (void *)(long)ctx->data;
+	struct rtp *rtp = (void *)(&p->udp + 1);
 	__u64 now = bpf_ktime_get_ns();
 	__u32 i = progress.stream;
 	struct stream *s;
 
-	if ((void *)(p + 1) > (void *)(long)ctx->data_end)
+	if (current.channel)
+		rtp = (void *)rtp + sizeof(current.channel);
+	if ((void *)(rtp + 1) > (void *)(long)ctx->data_end)
 		return XDP_ABORTED;
 	if (!progress.began)
 		progress.began = now;
@@ -182,7 +189,7 @@ int generate(struct xdp_md *ctx)
 	s = bpf_map_lookup_elem(&streams, &i);
 	if (!s)
 		return XDP_ABORTED;
-	write(p, s, now);
+	write(p, rtp, s, now);
 	s->seq++;
 	s->timestamp += 160;
 	next_stream();
@@ -224,14 +231,17 @@ static __always_inline int receive(struct xdp_md *ctx, volatile struct tally *t,
 {
 	struct packet *p = (void *)(long)ctx->data;
 	void *end = (void *)(long)ctx->data_end;
+	struct rtp *rtp = (void *)(&p->udp + 1);
 	struct iphdr *ip;
 
-	if ((void *)(p + 1) > end)
+	if (skip)
+		rtp = (void *)rtp + 4;
+	if ((void *)(rtp + 1) > end || !run)
 		return XDP_PASS;
 	ip = (void *)p->head + ETH_HLEN;
 	if (*(__be16 *)(p->head + 12) != bpf_htons(ETH_P_IP) || *(__u8 *)ip != 0x45 || ip->protocol != IPPROTO_UDP)
 		return XDP_PASS;
-	if (p->rtp.run != run || !run) {
+	if (rtp->run != run) {
 		// Nobody listens for it; an answer of the stack would only disturb.
 		t->strange++;
 		return XDP_DROP;
@@ -239,7 +249,7 @@ static __always_inline int receive(struct xdp_md *ctx, volatile struct tally *t,
 	t->packets++;
 	t->bytes += end - (void *)p;
 	if (measure) {
-		__u64 late = (bpf_ktime_get_ns() - (p->rtp.time[0] | (__u64)p->rtp.time[1] << 32)) >> 10;
+		__u64 late = (bpf_ktime_get_ns() - (rtp->time[0] | (__u64)rtp->time[1] << 32)) >> 10;
 		__u32 slot = late < HISTOGRAM ? late : HISTOGRAM - 1;
 		__u64 *n = bpf_map_lookup_elem(&delays, &slot);
 

@@ -79,6 +79,8 @@ type traffic struct {
 	to             []uint16
 	// size is that of the UDP payload, minSize to maxSize and a multiple of 4.
 	size, burst int
+	// channel goes before the data, 4 bytes, if it is not nil.
+	channel []byte
 }
 
 // peerPort is the port from which the peers of stream i send, on both sides.
@@ -92,6 +94,9 @@ func (w *wire) aim(t traffic) error {
 		Streams: uint32(len(t.to)), Burst: uint32(t.burst),
 	}
 	copy(w.plan.Head[:], w.frame)
+	if t.channel != nil {
+		w.plan.Channel = binary.NativeEndian.Uint32(t.channel)
+	}
 	keys, values := make([]uint32, len(t.to)), make([]wireStream, len(t.to))
 	for i := range t.to {
 		f := t.frame(i)
@@ -99,7 +104,7 @@ func (w *wire) aim(t traffic) error {
 		keys[i] = uint32(i)
 		values[i] = wireStream{
 			Sport: binary.NativeEndian.Uint16(udp), Dport: binary.NativeEndian.Uint16(udp[2:]),
-			Ssrc: binary.NativeEndian.Uint32(udp[udpLen+8:]), Sum: uint32(udpSum(f)),
+			Ssrc: binary.NativeEndian.Uint32(udp[udpLen+len(t.channel)+8:]), Sum: uint32(udpSum(f)),
 		}
 	}
 	if _, err := w.objs.Streams.BatchUpdate(keys, values, nil); err != nil {
@@ -111,21 +116,22 @@ func (w *wire) aim(t traffic) error {
 // frame returns an Ethernet frame of stream i, complete but for what the generator writes: sequence number,
 // timestamp, number of the trial and time of sending are 0, and so is the UDP checksum.
 func (t traffic) frame(i int) []byte {
-	b := make([]byte, ethLen+ipLen+udpLen+t.size)
+	size := len(t.channel) + t.size
+	b := make([]byte, ethLen+ipLen+udpLen+size)
 	copy(b, t.dstMAC)
 	copy(b[6:], t.srcMAC)
 	binary.BigEndian.PutUint16(b[12:], unix.ETH_P_IP)
 	ip := b[ethLen:]
 	ip[0], ip[8], ip[9] = 0x45, 64, unix.IPPROTO_UDP
-	binary.BigEndian.PutUint16(ip[2:], uint16(ipLen+udpLen+t.size))
+	binary.BigEndian.PutUint16(ip[2:], uint16(ipLen+udpLen+size))
 	copy(ip[12:], t.src.AsSlice())
 	copy(ip[16:], t.dst.AsSlice())
 	binary.NativeEndian.PutUint16(ip[10:], ^fold(sum(ip[:ipLen])))
 	udp := ip[ipLen:]
 	binary.BigEndian.PutUint16(udp, peerPort(i))
 	binary.BigEndian.PutUint16(udp[2:], t.to[i])
-	binary.BigEndian.PutUint16(udp[4:], uint16(udpLen+t.size))
-	rtp := udp[udpLen:]
+	binary.BigEndian.PutUint16(udp[4:], uint16(udpLen+size))
+	rtp := udp[udpLen+copy(udp[udpLen:], t.channel):]
 	rtp[0] = 0x80
 	binary.BigEndian.PutUint32(rtp[8:], uint32(i+1))
 	for j := minSize; j < len(rtp); j++ {

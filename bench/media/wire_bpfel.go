@@ -31,7 +31,7 @@ type wirePlan struct {
 	Streams  uint32
 	Burst    uint32
 	Run      uint32
-	Zero     uint32
+	Channel  uint32
 	Interval uint64
 	Length   uint64
 }
@@ -70,6 +70,7 @@ const (
 	wireVarDiscarded = "discarded"
 	wireVarProgress  = "progress"
 	wireVarRun       = "run"
+	wireVarSkip      = "skip"
 	wireVarSunk      = "sunk"
 )
 
@@ -136,6 +137,7 @@ type wireVariableSpecs struct {
 	Discarded *ebpf.VariableSpec `ebpf:"discarded"`
 	Progress  *ebpf.VariableSpec `ebpf:"progress"`
 	Run       *ebpf.VariableSpec `ebpf:"run"`
+	Skip      *ebpf.VariableSpec `ebpf:"skip"`
 	Sunk      *ebpf.VariableSpec `ebpf:"sunk"`
 }
 
@@ -178,6 +180,7 @@ type wireVariables struct {
 	Discarded *ebpf.Variable `ebpf:"discarded"`
 	Progress  *ebpf.Variable `ebpf:"progress"`
 	Run       *ebpf.Variable `ebpf:"run"`
+	Skip      *ebpf.Variable `ebpf:"skip"`
 	Sunk      *ebpf.Variable `ebpf:"sunk"`
 }
 
