@@ -98,6 +98,22 @@ func TestAddressAnywhere(t *testing.T) {
 	}
 }
 
+// TestAddressAnswered: an answer that repeats an invitation does not tell the edge's inside address.
+func TestAddressAnswered(t *testing.T) {
+	w := newWorld(t)
+	w.say("bob alice bob alice", invite("1", textFile))
+	v := w.say("bob alice bob alice", accept("1", "198.51.100.77", 6891))
+	if !strings.Contains(string(v.Body), "192.0.2.1") {
+		t.Fatalf("%q", v.Body)
+	}
+	for _, body := range []string{string(v.Body), string(v.Body) + "Port: 1\r\n"} {
+		v := w.say("alice bob bob alice status=606", body)
+		if v.Body == nil || strings.Contains(string(v.Body), "192.0.2.1") {
+			t.Errorf("%q", v.Body)
+		}
+	}
+}
+
 // TestStrangers: who knows the names of an invitation is not thereby one of its parties.
 func TestStrangers(t *testing.T) {
 	w := newWorld(t)

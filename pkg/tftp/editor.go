@@ -160,10 +160,7 @@ func (e *Editor) Edit(now time.Time, c Content) Verdict {
 	defer e.mu.Unlock()
 	inv, err := invitation.Parse(c.Body)
 	if c.Status != 0 {
-		if err == nil && c.Status >= 300 {
-			e.refusedLocked(c, inv)
-		}
-		return Verdict{} // clients look at its cookie only
+		return e.answeredLocked(c, inv, err)
 	}
 	cookie := ""
 	if err == nil {
@@ -192,6 +189,18 @@ func (e *Editor) Edit(now time.Time, c Content) Verdict {
 // plainCookie tells whether an Invitation-Cookie is what clients write: a short number or word.
 func plainCookie(s string) bool {
 	return s != "" && len(s) <= 40 && strings.Trim(s, "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_{}") == ""
+}
+
+// answeredLocked reads a response. Clients look at its cookie only, so the addresses that it repeats go: they are those
+// by which the edge is known on the other side.
+func (e *Editor) answeredLocked(c Content, inv *invitation.Invitation, err error) Verdict {
+	if err != nil {
+		return Verdict{Body: invitation.Cancel("0", "REJECT"), Reason: dropReason}
+	}
+	if c.Status >= 300 {
+		e.refusedLocked(c, inv)
+	}
+	return Verdict{Body: withoutAddress(inv)}
 }
 
 // refusedLocked ends what an answer refuses.
