@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"syscall"
 	"time"
 
 	"edged.dev/edged/internal/per"
@@ -177,7 +178,11 @@ func (p *performance) connect(i int, ch channel) error {
 		return errLost
 	}
 	if err := p.host[ch.server].Do(func() (err error) {
-		p.ln[i], err = net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(at))
+		// A process that another case starts has the port of the dialogue before for a moment, between fork and exec.
+		until(lineTime, func() bool {
+			p.ln[i], err = net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(at))
+			return !errors.Is(err, syscall.EADDRINUSE)
+		})
 		return err
 	}); err != nil {
 		return err
