@@ -2,6 +2,7 @@ package sipalg
 
 import (
 	"encoding/base64"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -43,6 +44,8 @@ func TestDisguisedDescriptions(t *testing.T) {
 		"two encodings":          {"Content-Type: multipart/mixed;boundary=b", multi("Content-Type: application/sdp\r\nContent-Transfer-Encoding: 7bit\r\nContent-Transfer-Encoding: base64")},
 		"second of two parts":    {"Content-Type: multipart/alternative;boundary=b", multi("Content-Type: application/sdp; x=y", "Content-Type: application/sdp")},
 		"the gateway's own":      {"Content-Type: multipart/alternative;boundary=b", multi("Content-Type: application/sdp", "Content-Type: application/gw-sdp; x-bypassid=1")},
+		"signed":                 {"Content-Type: multipart/signed;boundary=b", multi("Content-Type: application/sdp", "Content-Type: application/pkcs7-signature")},
+		"signed in mixed":        {"Content-Type: multipart/mixed;boundary=c", "--c\r\nContent-Type: multipart/signed;boundary=b\r\n\r\n" + multi("Content-Type: application/sdp") + "--c--"},
 		"LF only":                {"Content-Type: multipart/mixed;boundary=b", "--b\nContent-Type: application/sdp\n\nBODY\n--b--\n"},
 		"cut short":              {"Content-Type: multipart/mixed;boundary=b", "--b\r\nContent-Type: application/sdp\r\n\r\nBODY"},
 		"blanks after boundary":  {"Content-Type: multipart/mixed;boundary=b", "--b \t\r\nContent-Type: application/sdp\r\n\r\nBODY\r\n--b-- \r\n"},
@@ -70,6 +73,27 @@ func TestDisguisedDescriptions(t *testing.T) {
 // withLength adds a body to the head of a message.
 func withLength(head, body string) string {
 	return strings.Replace(withType(head, "X", body), "Content-Type: X\r\n", "", 1)
+}
+
+// TestDisguisedAnswers: the same of answers that open nothing.
+func TestDisguisedAnswers(t *testing.T) {
+	for _, lines := range []string{"Content-Type: application/sdp", "Content-Type: application/sdp\r\nContent-Encoding: x", "c: application / sdp", "Content-Type: multipart/x;boundary=b\r\nContent-Encoding: x"} {
+		w := newWorld(t, nil)
+		w.wild = true
+		alice, bob := w.phone("alice", flow.TCP, "10.0.0.5:45062", "10.0.0.1:5060"), w.bob()
+		d := alice.signUp()
+		d.raw(d.text("REGISTER", "", "Contact: <sip:10.0.0.5:45062;transport=tcp>"))
+		reg := bob.expect("REGISTER")
+		bob.reply(reg, nil, 200, "", "Contact: "+reg.get("Contact")+";expires=600", "Expires: 600")
+		alice.expect("200")
+		b := bob.dial(strings.Trim(reg.get("Contact"), "<>"))
+		b.send("INVITE", bob.sdp(6000))
+		req := alice.expect("INVITE")
+		alice.reply(req, alice.answered(req), 488, "", lines+"\r\nContent-Length: "+strconv.Itoa(len(alice.sdp(4000)))+"\r\n\r\n"+alice.sdp(4000)+"\r\n")
+		if got := bob.expect("488"); strings.Contains(got.raw, "10.0.0.5") {
+			t.Errorf("%s", got.raw)
+		}
+	}
 }
 
 // TestOddLines: lines that hold an address lose it however they are written, or their description is refused.

@@ -74,8 +74,11 @@ func (c *Core) rewriteResponseBody(t *tx, f flow.Flow, up *local) ([]byte, error
 	s := t.session
 	has, err := c.describes()
 	if s == nil || m.Status() >= 300 || !negotiates(t.method) {
-		if has {
+		switch {
+		case has:
 			return c.scrub(up) // capabilities (RFC 3261 §11.2, §21.4.26)
+		case err != nil:
+			return []byte{}, nil // what cannot be read goes, and the answer stays
 		}
 		return nil, nil
 	}

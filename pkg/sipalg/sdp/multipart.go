@@ -39,10 +39,10 @@ func IsSDP(contentType []byte) bool {
 const gatewaySDP = "application/gw-sdp"
 
 // IsMultipart tells whether a Content-Type is a multipart that is taken apart here: any, as RFC 2046 §5.1.7 asks for
-// kinds that are not known. Signed and encrypted ones are left whole.
+// kinds that are not known. Encrypted ones are left whole.
 func IsMultipart(contentType []byte) bool {
 	t := mediaType(contentType)
-	return prefixFold(t, "multipart/") && !fold(t, "multipart/signed") && !fold(t, "multipart/encrypted")
+	return prefixFold(t, "multipart/") && !fold(t, "multipart/encrypted")
 }
 
 // EachPart yields the leaves of body in order: itself, or the parts of a multipart (RFC 2046 §5.1) at
@@ -105,8 +105,8 @@ func Preferred(contentType, body []byte) (part []byte, number int, err error) {
 // headers of parts, other parts and epilogue keep their bytes, but for a Content-Length of a part that was
 // true before: it follows the part. On error dst is returned as it was.
 //
-// An SDP part in a transfer encoding that hides it (base64, quoted-printable) is an *Error: nobody
-// could rewrite its addresses.
+// An SDP part in a transfer encoding that hides it (base64, quoted-printable), or in a multipart/signed, is an *Error:
+// nobody could rewrite its addresses.
 func RewriteBody(dst, contentType, body []byte, f func(sdpPart, dst []byte) ([]byte, error)) ([]byte, bool, error) {
 	return editLeaves(dst, contentType, body, func(dst []byte, e entity, _ int) ([]byte, error) {
 		switch {
@@ -114,6 +114,8 @@ func RewriteBody(dst, contentType, body []byte, f func(sdpPart, dst []byte) ([]b
 			return append(dst, e.body...), nil
 		case e.head.encoded():
 			return dst, &Error{Reason: "encoded_part"}
+		case e.signed:
+			return dst, &Error{Reason: "signed_part"}
 		}
 		return f(e.body, dst)
 	})
@@ -175,6 +177,7 @@ func (l *leafEditor) multipart(dst []byte, e entity, depth int) ([]byte, error) 
 		if !ok {
 			return append(dst, e.body[pos:]...), nil
 		}
+		child.signed = e.signed || fold(mediaType(e.head.contentType), "multipart/signed")
 		headEnd := len(dst) + at - pos
 		dst = append(dst, e.body[pos:at]...)
 		if dst, err = l.edit(dst, child, depth+1); err != nil {
@@ -197,8 +200,9 @@ func (h *partHead) fixLength(dst []byte, headEnd, old int) []byte {
 
 // entity is a body with what its header says.
 type entity struct {
-	head partHead
-	body []byte
+	head   partHead
+	body   []byte
+	signed bool // within a multipart/signed
 }
 
 func (e *entity) part(depth int) Part {
@@ -250,7 +254,7 @@ func (s *splitter) next(parts *int) (e entity, at int, ok bool, err error) {
 	if head.ambiguous {
 		return e, 0, false, &Error{"ambiguous_part", start}
 	}
-	return entity{head, s.body[start+n : end]}, start + n, true, nil
+	return entity{head: head, body: s.body[start+n : end]}, start + n, true, nil
 }
 
 // more tells that a delimiter follows what looked like the closing one: some readers go on there.

@@ -87,7 +87,7 @@ func TestEachPart(t *testing.T) {
 	}{
 		{"plain", "application/sdp", "v=0\r\n", []string{"0 application/sdp||v=0\r\n"}, ""},
 		{"other", "text/plain", "hi", []string{"0 text/plain||hi"}, ""},
-		{"signed is left whole", "multipart/signed;boundary=b", "--b\r\n\r\nx\r\n--b--", []string{"0 multipart/signed||--b\r\n\r\nx\r\n--b--"}, ""},
+		{"encrypted is left whole", "multipart/encrypted;boundary=b", "--b\r\n\r\nx\r\n--b--", []string{"0 multipart/encrypted||--b\r\n\r\nx\r\n--b--"}, ""},
 		{"LF, no last delimiter", "Multipart/Mixed; boundary=b", "--b\nContent-Disposition: render\n\nx\ny\n--b\n\nz", []string{"1 |render|x\ny", "1 ||z"}, ""},
 		{"empty parts", "multipart/mixed;boundary=b", "--b\r\n--b\r\n\r\n\r\n--b--", []string{"1 ||", "1 ||"}, ""},
 		{"boundary inside", "multipart/mixed;boundary=b", "--b\r\n\r\n--bc\r\n --b\r\n--b x\r\n--b--", []string{"1 ||--bc\r\n --b\r\n--b x"}, ""},
