@@ -20,6 +20,7 @@ import (
 	"edged.dev/edged/pkg/t120"
 	"edged.dev/edged/pkg/tftp"
 	"edged.dev/edged/pkg/turn"
+	"edged.dev/edged/pkg/turn/msturn"
 )
 
 // config is the whole file: the sum of the packages' sections. What this file
@@ -39,6 +40,7 @@ type config struct {
 	Audio    audiocall.Config         `yaml:"audiocall" jsonschema_description:"NetMeeting's audio call control of the time before H.323 (1731), unread: without listeners the service is off"`
 	TFTP     tftp.Config              `yaml:"tftp" jsonschema_description:"file transfers of Messenger and Communicator, whose invitations come in SIP: without ports the service is off"`
 	TURN     turn.Config              `yaml:"turn" jsonschema_description:"STUN and TURN: without listeners the service is off"`
+	MSTURN   msturn.Config            `yaml:"msturn" jsonschema_description:"MS-TURN, the TURN of Office Communications Server 2007 and its clients: without listeners the service is off"`
 	Forwards []forward.Rule           `yaml:"forwards" jsonschema_description:"TCP ports that are forwarded unread, for who is on their allow-list"`
 	Blocked  []pinhole.Listen         `yaml:"blocked" jsonschema_description:"ports on which whoever comes is refused, counted and logged: tcp://NETWORK:PORT or udp://NETWORK:PORT"`
 	Profiles []profileName            `yaml:"profiles" jsonschema_description:"roles whose listeners are added where this file has none of that section: lcs-2005, ocs-2007-r2-edge, netmeeting, groove"`
@@ -132,6 +134,7 @@ func defaultConfig() config {
 		Audio:    audiocall.DefaultConfig(),
 		TFTP:     tftp.DefaultConfig(),
 		TURN:     turn.DefaultConfig(),
+		MSTURN:   msturn.DefaultConfig(),
 		Limits:   limitsConfig{PerSource: perSourceConfig{MessagesPerSecond: 100, Connections: 64}},
 	}
 }

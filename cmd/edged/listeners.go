@@ -19,6 +19,7 @@ const (
 	handlerILS     = "ils"
 	handlerTFTP    = "tftp" // of RFC 1350
 	handlerTURN    = "turn"
+	handlerMSTURN  = "msturn"
 	handlerForward = "forward"
 	handlerBlocked = "blocked"
 )
@@ -70,6 +71,7 @@ func (c *config) listeners() []portListener {
 		{"audiocall.listen", handlerAudio, c.Audio.Listen},
 		{"h323.listen", handlerH323, c.H323.Listen}, {"h323.ras", handlerH323, c.H323.RAS},
 		{"tftp.trivial.listen", handlerTFTP, c.TFTP.Trivial.Listen},
+		{"msturn.listen", handlerMSTURN, c.MSTURN.Listen},
 		{"blocked", handlerBlocked, c.Blocked},
 	} {
 		for i, l := range s.list {

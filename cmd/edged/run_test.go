@@ -29,6 +29,7 @@ import (
 	"edged.dev/edged/pkg/tftp"
 	"edged.dev/edged/pkg/tftp/rfc1350"
 	"edged.dev/edged/pkg/turn"
+	"edged.dev/edged/pkg/turn/msturn"
 )
 
 // testDaemon is a daemon in this process, with a configuration file that tests rewrite.
@@ -412,7 +413,11 @@ func otherMetrics(t *testing.T) (names []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	reg.MustRegister(server.Collector(), trivial.Collector(), files.Collector(), audio.Collector(), relay.Collector())
+	ocs, err := msturn.New(msturn.DefaultConfig(), msturn.Deps{}, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	reg.MustRegister(server.Collector(), trivial.Collector(), files.Collector(), audio.Collector(), relay.Collector(), ocs.Collector())
 	families, err := reg.Gather()
 	if err != nil {
 		t.Fatal(err)
@@ -444,6 +449,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 		"edged_h323_messages_total": true, "edged_h323_refused_calls_total": true, "edged_h323_dropped_messages_total": true,
 		"edged_h323_ras_requests_total": true, "edged_audiocall_drops_total": true,
 		"edged_tftp_denials_total": true, "edged_tftp_ended_total": true, "edged_tftp_refused_connections_total": true,
+		"edged_msturn_drops_total": true, "edged_msturn_requests_total": true,
 		"edged_turn_allocations": true, "edged_turn_allocations_total": true, "edged_turn_requests_total": true, "edged_turn_dropped_total": true,
 		"edged_turn_permissions_denied_total": true, "edged_turn_quota_rejections_total": true,
 		"edged_tftp_trivial_transfers_total": true, "edged_tftp_trivial_drops_total": true,

@@ -33,7 +33,7 @@ func buildTURN(ctx context.Context, d *serviceDeps) (*service, error) {
 	nets, own := d.cfg.networks(), &hostAddresses{}
 	own.refresh()
 	server, err := turn.New(d.cfg.TURN, turn.Deps{
-		Networks: nets, Ports: d.ports, Streams: relayStreams{d.cfg.Pinholes.TCP}, Own: own.has,
+		Networks: nets, Ports: d.ports, Streams: relayStreams{d.cfg.Pinholes.TCP}, Own: own.has, Dialect: d.dialect,
 		Connections: d.cfg.Limits.PerSource.Connections, Users: files.users, Secrets: files.secrets,
 	}, d.log.Named("turn"))
 	if err != nil {

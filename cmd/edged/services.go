@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/netip"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
@@ -48,6 +49,8 @@ type serviceDeps struct {
 	opener pinhole.Opener
 	// ports is set by the relay: ports that clients own.
 	ports pinhole.PortOpener
+	// dialect is set by MS-TURN: TURN shows it first what comes to its UDP ports.
+	dialect func(net.PacketConn, netip.AddrPort, []byte) bool
 	// directory is set by ILS: who is where inside.
 	directory *ils.Registry
 	// t120 is set by T.120: it speaks on the connections that H.323 opens for it.
@@ -81,6 +84,7 @@ func buildServices(ctx context.Context, d *serviceDeps) ([]*service, error) {
 		{"trivial", len(d.cfg.TFTP.Trivial.Listen) > 0, buildTrivial},
 		{"h323", len(d.cfg.H323.Listen) > 0, buildH323},
 		{"audiocall", len(d.cfg.Audio.Listen) > 0, buildAudioCall},
+		{"msturn", len(d.cfg.MSTURN.Listen) > 0, buildMSTURN},
 		{"turn", len(d.cfg.TURN.Listen) > 0, buildTURN},
 		{"forwards", len(d.cfg.Forwards) > 0, buildForwards},
 		{"blocked", len(d.cfg.Blocked) > 0, buildBlocked},

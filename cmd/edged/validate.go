@@ -36,6 +36,7 @@ func (c *config) validate() []keyText {
 	l = append(l, sectionFaults("ils", c.ILS.Validate(c.networks()))...)
 	l = append(l, sectionFaults("tftp.trivial", c.TFTP.Trivial.Validate(c.networks()))...)
 	c.validateTURN(&l)
+	l = append(l, sectionFaults("msturn", c.MSTURN.Validate(c.networks()))...)
 	c.validateMediaPorts(&l)
 	ports := c.validatePorts(&l)
 	c.validateForwards(&l, ports)
@@ -64,7 +65,8 @@ func (c *config) validatePorts(l *faultList) map[pinhole.Listen]string {
 		}
 		at := pinhole.Listen{Proto: p.Proto, Network: p.Network, Port: p.Port}
 		twice := p.Handler == handlerSIP && written[p.String()] // sip says so
-		if other := ports[at]; other != "" && !twice {
+		both := p.Handler == handlerTURN && p.Proto == "udp" && strings.HasPrefix(ports[at], "msturn.")
+		if other := ports[at]; other != "" && !twice && !both {
 			l.add(p.Key, "%s is also the %s port of %s", p, strings.ToUpper(p.Proto), other)
 		}
 		c.validateNoPinhole(l, p.Key, at)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -90,11 +89,8 @@ func (c Config) Validate(nets pinhole.Networks) error {
 	}
 	for i, l := range c.Listen {
 		key := fmt.Sprintf("listen[%d]", i)
-		if err := l.Check(nets, "udp", "tcp"); err != nil {
+		if err := l.Check(nets, "tcp", "udp"); err != nil {
 			fault(key, "%v", err)
-		}
-		if slices.Contains(c.Listen[:i], l) {
-			fault(key, "%s is listed twice", l)
 		}
 	}
 	if _, ok := nets[c.Relay]; !ok && c.Relay != "" {

@@ -29,20 +29,18 @@ const (
 	awaitTime = 30 * time.Second
 )
 
-// Streams makes the TCP sockets of relay ports; both can be had at one address at the same time.
+// Streams makes the TCP sockets of relay ports: Listen at any free port of an address, and Dial from the same port.
 type Streams interface {
-	Listen(ctx context.Context, at netip.AddrPort) (net.Listener, error)
+	Listen(ctx context.Context, at netip.Addr) (net.Listener, error)
 	Dial(ctx context.Context, from, to netip.AddrPort) (net.Conn, error)
 }
 
 var errPeer = errors.New("the peer takes nothing")
 
-// tcpRelay is the relay port of a client on TCP. The UDP port of the same number is held, so that limits and the rest after
-// use are those of all relay ports; nothing is read from it.
+// tcpRelay is the relay port of a client on TCP.
 type tcpRelay struct {
 	server *Server
 	of     *allocation
-	port   pinhole.Port
 	client *stream
 	ln     net.Listener
 	local  netip.AddrPort
@@ -63,17 +61,21 @@ type peer struct {
 	conn net.Conn      // guarded by the relay's mu; nil while it is being made
 }
 
-func (s *Server) openStreams(a *allocation, port pinhole.Port, c *stream) (relayPort, error) {
-	local := pinhole.AddrPortOf(port.LocalAddr())
-	err := errors.New("TCP relay ports are off")
-	if s.deps.Streams != nil {
-		var ln net.Listener
-		if ln, err = s.deps.Streams.Listen(context.Background(), local); err == nil {
-			return &tcpRelay{server: s, of: a, port: port, client: c, ln: ln, local: local, ended: make(chan struct{}), peers: map[netip.AddrPort]*peer{}}, nil
-		}
+func (s *Server) openStreams(ctx context.Context, network string, a *allocation, c *stream) (relayPort, error) {
+	if s.deps.Streams == nil {
+		return nil, errors.New("relay: TCP ports are off")
 	}
-	port.Close()
-	return nil, fmt.Errorf("relay: %w", err)
+	bound, public, err := s.deps.Networks.Local(network, pinhole.IPv4)
+	if err != nil {
+		return nil, fmt.Errorf("relay: %w", err)
+	}
+	ln, err := s.deps.Streams.Listen(ctx, bound)
+	if err != nil {
+		return nil, fmt.Errorf("relay: %w", err)
+	}
+	local := pinhole.AddrPortOf(ln.Addr())
+	a.relay = netip.AddrPortFrom(public, local.Port())
+	return &tcpRelay{server: s, of: a, client: c, ln: ln, local: local, ended: make(chan struct{}), peers: map[netip.AddrPort]*peer{}}, nil
 }
 
 // send writes to the peer, which is connected first if it is not. It waits while the peer takes nothing.
@@ -274,6 +276,5 @@ func (t *tcpRelay) Close() error {
 			p.conn.Close()
 		}
 	}
-	t.ln.Close()
-	return t.port.Close()
+	return t.ln.Close()
 }

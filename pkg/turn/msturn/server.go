@@ -245,18 +245,18 @@ type relayPort interface {
 	discard()
 }
 
+// open opens a relay port of the client's transport. Its family is IPv4: later versions of the protocol have IPv6.
 func (s *Server) open(ctx context.Context, network string, a *allocation, c client) (relayPort, error) {
-	family := pinhole.IPv4 // version 4 of the protocol has IPv6
+	if st, ok := c.(*stream); ok {
+		return s.openStreams(ctx, network, a, st)
+	}
 	port, err := s.deps.Ports.OpenPort(ctx, pinhole.PortRequest{
-		Owner: "msturn:" + a.user, Label: "MS-TURN of " + a.tuple.client.String(), Network: network, Family: family, Client: a.tuple.client,
+		Owner: "msturn:" + a.user, Label: "MS-TURN of " + a.tuple.client.String(), Network: network, Family: pinhole.IPv4, Client: a.tuple.client,
 	})
 	if err != nil {
 		return nil, err
 	}
 	a.relay = port.Local().Addr
-	if st, ok := c.(*stream); ok {
-		return s.openStreams(a, port, st)
-	}
 	return &udpRelay{server: s, of: a, port: port, client: c}, nil
 }
 

@@ -76,8 +76,8 @@ func (testPeers) Relay(netip.AddrPort, bool)        {}
 // testStreams are ordinary TCP sockets.
 type testStreams struct{}
 
-func (testStreams) Listen(ctx context.Context, at netip.AddrPort) (net.Listener, error) {
-	return (&net.ListenConfig{}).Listen(ctx, "tcp", at.String())
+func (testStreams) Listen(ctx context.Context, at netip.Addr) (net.Listener, error) {
+	return (&net.ListenConfig{}).Listen(ctx, "tcp", netip.AddrPortFrom(at, 0).String())
 }
 
 func (testStreams) Dial(ctx context.Context, from, to netip.AddrPort) (net.Conn, error) {
