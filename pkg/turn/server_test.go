@@ -201,7 +201,7 @@ func serve(t *testing.T, change func(*Config, *Deps)) *bench {
 		change(&cfg, &deps)
 	}
 	var err error
-	if b.s, err = New(cfg, deps, zap.NewNop()); err != nil {
+	if b.s, err = New(cfg, deps, nopLog()); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -361,5 +361,22 @@ func TestRelay(t *testing.T) {
 			}
 			eventually(t, "the allocation ends", func() bool { return b.s.Open() == 0 && b.ports.count() == 0 })
 		})
+	}
+}
+
+func nopLog() *zap.Logger { return zap.NewNop() }
+
+// dropReservations gives held ports back before their time.
+func (s *Server) dropReservations() {
+	s.mu.Lock()
+	tokens := map[[8]byte]string{}
+	for token, r := range s.reserved {
+		tokens[token] = r.user
+	}
+	s.mu.Unlock()
+	for token, user := range tokens {
+		if r := s.takeReservation(token, user); r != nil {
+			r.port.Close()
+		}
 	}
 }
