@@ -64,7 +64,8 @@ func (ep *endpoint) probe(n *session) []byte {
 
 // probed takes pion's answer to a probe, and tells whether it was one.
 func (ep *endpoint) probed(n *session, b []byte) bool {
-	if len(b) < headerSize || [12]byte(b[8:20]) != n.probe || n.probe == [12]byte{} {
+	const allocateFailure = 0x0113 // others may be sent while somebody else reads
+	if len(b) < headerSize || binary.BigEndian.Uint16(b) != allocateFailure || n.probe == [12]byte{} || [12]byte(b[8:20]) != n.probe {
 		return false
 	}
 	var m message
