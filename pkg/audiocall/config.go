@@ -1,7 +1,6 @@
 package audiocall
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -68,28 +67,19 @@ func DefaultConfig() Config { return Config{Idle: time.Hour} }
 
 // Validate returns all faults of the section, each a [pinhole.Fault], joined.
 func (c Config) Validate(nets pinhole.Networks) error {
-	var errs []error
-	fault := func(key, format string, a ...any) {
-		errs = append(errs, pinhole.Fault{Key: key, Text: fmt.Sprintf(format, a...)})
-	}
-	for i, l := range c.Listen {
-		if err := l.Check(nets, "tcp"); err != nil {
-			fault(fmt.Sprintf("listen[%d]", i), "%v", err)
-		}
-	}
+	var f pinhole.Faults
+	f.Listeners("listen", c.Listen, nets, "tcp")
 	for name, to := range c.Targets {
-		if _, ok := nets[name]; !ok {
-			fault("targets."+name, "there is no network %q", name)
-		}
+		f.Network("targets."+name, name, nets)
 		if !to.IsValid() || to.Port() == 0 || nets.Own(to.Addr()) {
-			fault("targets."+name, "%q is not ADDRESS:PORT of a host, e.g. 10.0.0.7:1731", to)
+			f.Add("targets."+name, "%q is not ADDRESS:PORT of a host, e.g. 10.0.0.7:1731", to)
 		}
 	}
 	if p := c.UDP; p != (Ports{}) && (p.First < 1024 || p.Last < p.First || int(p.Last)-int(p.First) >= maxPorts) {
-		fault("udp", "%d-%d is not a range of 1-%d ports from 1024 up", p.First, p.Last, maxPorts)
+		f.Add("udp", "%d-%d is not a range of 1-%d ports from 1024 up", p.First, p.Last, maxPorts)
 	}
 	if c.Idle < time.Second {
-		fault("idle", "%v is less than 1s", c.Idle)
+		f.Add("idle", "%v is less than 1s", c.Idle)
 	}
-	return errors.Join(errs...)
+	return f.Err()
 }

@@ -1,7 +1,6 @@
 package h323
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -142,64 +141,62 @@ func DefaultConfig() Config {
 
 // Validate returns all faults of the section, each a [pinhole.Fault], joined.
 func (c Config) Validate(nets pinhole.Networks) error {
-	var errs []error
-	fault := func(key, format string, a ...any) {
-		errs = append(errs, pinhole.Fault{Key: key, Text: fmt.Sprintf(format, a...)})
-	}
-	listeners(fault, nets, "listen", c.Listen, "tcp")
-	listeners(fault, nets, "ras", c.RAS, "udp")
+	var f pinhole.Faults
+	f.Listeners("listen", c.Listen, nets, "tcp")
+	f.Listeners("ras", c.RAS, nets, "udp")
 	if len(c.RAS) > 0 && len(c.Listen) == 0 {
-		fault("ras", "a gatekeeper routes calls by the edge: set listen too, e.g. tcp://inside:1720")
+		f.Add("ras", "a gatekeeper routes calls by the edge: set listen too, e.g. tcp://inside:1720")
 	}
-	c.gatekeeper(fault, nets)
+	c.gatekeeper(f.Add, nets)
 	for i, name := range c.Register {
-		if _, ok := nets[name]; !ok {
-			fault(fmt.Sprintf("register[%d]", i), "there is no network %q", name)
-		}
+		f.Network(fmt.Sprintf("register[%d]", i), name, nets)
 	}
 	for i, name := range c.Discovery {
 		on := func(l pinhole.Listen) bool { return l.Network == name }
 		if !slices.ContainsFunc(c.RAS, on) {
-			fault(fmt.Sprintf("discovery[%d]", i), "there is no listener in ras on network %q to answer from", name)
+			f.Add(fmt.Sprintf("discovery[%d]", i), "there is no listener in ras on network %q to answer from", name)
 		}
 	}
 	for i, n := range c.LRQ {
 		if _, ok := nets[string(n)]; !ok && !n.prefix().IsValid() {
-			fault(fmt.Sprintf("lrq[%d]", i), "%q is no network, ADDRESS or PREFIX", n)
+			f.Add(fmt.Sprintf("lrq[%d]", i), "%q is no network, ADDRESS or PREFIX", n)
 		}
 	}
-	if n := len(c.GatekeeperID); n < 1 || n > 128 {
-		fault("gatekeeper_id", "%q has not 1-128 characters", c.GatekeeperID)
-	}
-	if c.Lifetime < 10*time.Second || c.Lifetime > 24*time.Hour {
-		fault("lifetime", "%v is not between 10s and 24h", c.Lifetime)
-	}
-	if c.MaxEndpoints < 1 || c.MaxEndpoints > 100_000 {
-		fault("max_endpoints", "%d is not 1-100000", c.MaxEndpoints)
-	}
+	c.limits(&f)
 	for name := range c.Aliases {
 		if strings.TrimSuffix(name, "*") == "" && name != "*" {
-			fault("aliases", "a name is empty")
+			f.Add("aliases", "a name is empty")
 		}
 	}
 	for name := range c.Default {
-		if _, ok := nets[name]; !ok {
-			fault("default."+name, "there is no network %q", name)
-		}
+		f.Network("default."+name, name, nets)
 	}
 	if c.Signed != SignedPass && c.Signed != SignedRefuse {
-		fault("signed", "%q is not pass or refuse", c.Signed)
+		f.Add("signed", "%q is not pass or refuse", c.Signed)
+	}
+	return f.Err()
+}
+
+// limits finds numbers that are out of range.
+func (c Config) limits(f *pinhole.Faults) {
+	if n := len(c.GatekeeperID); n < 1 || n > 128 {
+		f.Add("gatekeeper_id", "%q has not 1-128 characters", c.GatekeeperID)
+	}
+	if c.Lifetime < 10*time.Second || c.Lifetime > 24*time.Hour {
+		f.Add("lifetime", "%v is not between 10s and 24h", c.Lifetime)
+	}
+	if c.MaxEndpoints < 1 || c.MaxEndpoints > 100_000 {
+		f.Add("max_endpoints", "%d is not 1-100000", c.MaxEndpoints)
 	}
 	if p := c.MultiplexPort; p != 0 && (p < 1024 || p%2 != 0) {
-		fault("multiplex_port", "%d is not 0 or an even port of 1024-65534", p)
+		f.Add("multiplex_port", "%d is not 0 or an even port of 1024-65534", p)
 	}
 	if c.MaxCalls < 1 || c.MaxCalls > 100_000 {
-		fault("max_calls", "%d is not 1-100000", c.MaxCalls)
+		f.Add("max_calls", "%d is not 1-100000", c.MaxCalls)
 	}
 	if c.PerSource < 1 || c.PerSource > 100_000 {
-		fault("per_source", "%d is not 1-100000", c.PerSource)
+		f.Add("per_source", "%d is not 1-100000", c.PerSource)
 	}
-	return errors.Join(errs...)
 }
 
 // gatekeeper finds what is wrong with one to which RAS is passed on.
@@ -218,19 +215,5 @@ func (c Config) gatekeeper(fault func(string, string, ...any), nets pinhole.Netw
 		if name != "" && !slices.ContainsFunc(c.RAS, on) {
 			fault("gatekeeper", "%v is on network %q, which needs a listener in ras, e.g. udp://%s:1719", g.AddrPort, name, name)
 		}
-	}
-}
-
-// listeners finds what is wrong with a list of listeners.
-func listeners(fault func(string, string, ...any), nets pinhole.Networks, key string, list []pinhole.Listen, proto string) {
-	seen := make(map[pinhole.Listen]bool)
-	for i, l := range list {
-		at := fmt.Sprintf("%s[%d]", key, i)
-		if err := l.Check(nets, proto); err != nil {
-			fault(at, "%v", err)
-		} else if seen[l] {
-			fault(at, "%q is listed twice", l)
-		}
-		seen[l] = true
 	}
 }

@@ -1,7 +1,6 @@
 package ils
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -72,56 +71,38 @@ func (c Config) server(network string) string {
 // whole configuration.
 func (c Config) Validate(nets pinhole.Networks) error {
 	v := validation{nets: nets}
-	seen := map[pinhole.Listen]bool{}
+	v.Listeners("listen", c.Listen, nets, "tcp")
 	for i, l := range c.Listen {
-		key := fmt.Sprintf("listen[%d]", i)
-		if err := l.Check(nets, "tcp"); err != nil {
-			v.fault(key, "%v", err)
-		}
-		if seen[l] {
-			v.fault(key, "%s is listed twice", l)
-		}
-		seen[l] = true
 		if c.server(l.Network) == "" {
-			v.fault(key, "there is no server for it; set server, e.g. 198.51.100.30:389")
+			v.Add(fmt.Sprintf("listen[%d]", i), "there is no server for it; set server, e.g. 198.51.100.30:389")
 		}
 	}
 	v.server("server", c.Server)
 	for name, s := range c.Servers {
-		v.network("servers."+name, name)
+		v.Network("servers."+name, name, nets)
 		v.server("servers."+name, s)
 	}
 	v.pool(c.Pool)
 	for key, d := range map[string]time.Duration{"lifetime": c.Lifetime, "memory": c.Memory, "idle": c.Idle} {
 		if d < time.Second || d > 7*24*time.Hour {
-			v.fault(key, "%v is not between 1s and 168h", d)
+			v.Add(key, "%v is not between 1s and 168h", d)
 		}
 	}
 	if c.MaxMessage < 4096 || c.MaxMessage > 16<<20 {
-		v.fault("max_message", "%d is not between 4096 and 16777216", c.MaxMessage)
+		v.Add("max_message", "%d is not between 4096 and 16777216", c.MaxMessage)
 	}
 	for key, p := range map[string]uint16{"ports.h323": c.Ports.H323, "ports.t120": c.Ports.T120} {
 		if p == 0 {
-			v.fault(key, "0 is no port")
+			v.Add(key, "0 is no port")
 		}
 	}
-	return errors.Join(v.errs...)
+	return v.Err()
 }
 
 // validation collects faults.
 type validation struct {
+	pinhole.Faults
 	nets pinhole.Networks
-	errs []error
-}
-
-func (v *validation) fault(key, format string, a ...any) {
-	v.errs = append(v.errs, pinhole.Fault{Key: key, Text: fmt.Sprintf(format, a...)})
-}
-
-func (v *validation) network(key, name string) {
-	if _, ok := v.nets[name]; !ok {
-		v.fault(key, "network %q is not defined under networks", name)
-	}
 }
 
 func (v *validation) server(key, s string) {
@@ -131,7 +112,7 @@ func (v *validation) server(key, s string) {
 	host, port, err := net.SplitHostPort(s)
 	n, errPort := strconv.ParseUint(port, 10, 16)
 	if err != nil || host == "" || errPort != nil || n == 0 {
-		v.fault(key, "%q is neither HOST:PORT nor %s", s, Builtin)
+		v.Add(key, "%q is neither HOST:PORT nor %s", s, Builtin)
 	}
 }
 
@@ -142,11 +123,11 @@ func (v *validation) pool(pool []netip.Addr) {
 		switch {
 		case !a.IsValid(): // could not be read: said already
 		case !a.Is4() || a.IsUnspecified() || a.IsMulticast():
-			v.fault(key, "%s is no IPv4 address of a host; entries hold no other", a)
+			v.Add(key, "%s is no IPv4 address of a host; entries hold no other", a)
 		case seen[a]:
-			v.fault(key, "%s is listed twice", a)
+			v.Add(key, "%s is listed twice", a)
 		case !v.nets.Own(a):
-			v.fault(key, "%s is no address of the edge; list it under networks too, so that calls to it arrive", a)
+			v.Add(key, "%s is no address of the edge; list it under networks too, so that calls to it arrive", a)
 		}
 		seen[a] = true
 	}

@@ -1,7 +1,6 @@
 package t120
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"path"
@@ -86,54 +85,36 @@ func DefaultConfig() Config {
 // Validate returns all faults of the section, each a [pinhole.Fault], joined. The networks are those of the
 // whole configuration.
 func (c Config) Validate(nets pinhole.Networks) error {
-	var errs []error
-	fault := func(key, format string, a ...any) {
-		errs = append(errs, pinhole.Fault{Key: key, Text: fmt.Sprintf(format, a...)})
-	}
-	known := func(key, name string) {
-		if _, ok := nets[name]; !ok {
-			fault(key, "network %q is not defined under networks", name)
-		}
-	}
-	seen := map[pinhole.Listen]bool{}
-	for i, l := range c.Listen {
-		key := fmt.Sprintf("listen[%d]", i)
-		if err := l.Check(nets, "tcp"); err != nil {
-			fault(key, "%v", err)
-		}
-		if seen[l] {
-			fault(key, "%s is listed twice", l)
-		}
-		seen[l] = true
-	}
+	var f pinhole.Faults
+	f.Listeners("listen", c.Listen, nets, "tcp")
 	target := func(key string, ap netip.AddrPort) {
 		if !ap.IsValid() || ap.Port() == 0 || ap.Addr().IsUnspecified() || ap.Addr().IsMulticast() || nets.Own(ap.Addr()) {
-			fault(key, "%s is no ADDRESS:PORT of another host", ap)
+			f.Add(key, "%s is no ADDRESS:PORT of another host", ap)
 		}
 	}
 	for name, ap := range c.Conferences {
 		target("conferences."+name, ap)
 		if name != strings.ToLower(name) {
-			fault("conferences."+name, "write the name in lower case; case does not matter in calls")
+			f.Add("conferences."+name, "write the name in lower case; case does not matter in calls")
 		}
 	}
 	for name, ap := range c.Targets {
-		known("targets."+name, name)
+		f.Network("targets."+name, name, nets)
 		target("targets."+name, ap)
 	}
 	for i, r := range c.Policy {
 		if _, err := path.Match(r.Conference, ""); err != nil {
-			fault(fmt.Sprintf("policy[%d].conference", i), "%q is no pattern", r.Conference)
+			f.Add(fmt.Sprintf("policy[%d].conference", i), "%q is no pattern", r.Conference)
 		}
 	}
 	if c.Addresses != AddressesHide && c.Addresses != AddressesPass {
-		fault("addresses", "%q is not hide or pass", c.Addresses)
+		f.Add("addresses", "%q is not hide or pass", c.Addresses)
 	}
 	if c.Setup < time.Second || c.Setup > 10*time.Minute {
-		fault("setup", "%v is not between 1s and 10m", c.Setup)
+		f.Add("setup", "%v is not between 1s and 10m", c.Setup)
 	}
 	if c.Idle != 0 && c.Idle < time.Second {
-		fault("idle", "%v is neither 0 nor at least 1s", c.Idle)
+		f.Add("idle", "%v is neither 0 nor at least 1s", c.Idle)
 	}
-	return errors.Join(errs...)
+	return f.Err()
 }

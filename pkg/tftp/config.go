@@ -1,7 +1,6 @@
 package tftp
 
 import (
-	"errors"
 	"fmt"
 	"regexp"
 	"strconv"
@@ -134,49 +133,46 @@ func DefaultConfig() Config {
 
 // Validate returns all faults of the section, each a [pinhole.Fault], joined.
 func (c Config) Validate() error {
-	var errs []error
-	fault := func(key, format string, a ...any) {
-		errs = append(errs, pinhole.Fault{Key: key, Text: fmt.Sprintf(format, a...)})
-	}
+	var f pinhole.Faults
 	if r := c.Ports; r != (PortRange{}) && (r.First < 1024 || r.Last < r.First) {
-		fault("ports", "%d-%d is no range of ports from 1024 up", r.First, r.Last)
+		f.Add("ports", "%d-%d is no range of ports from 1024 up", r.First, r.Last)
 	}
 	extensionList := func(key string, list []string) {
 		for i, ext := range list {
 			parts, plain := extensions("x." + ext)
 			if !plain || len(parts) != 1 || parts[0] != ext {
-				fault(fmt.Sprintf("%s[%d]", key, i), "%q is no extension in lower case and without its dot, such as exe", ext)
+				f.Add(fmt.Sprintf("%s[%d]", key, i), "%q is no extension in lower case and without its dot, such as exe", ext)
 			}
 		}
 	}
 	extensionList("deny", c.Deny)
 	extensionList("allow", c.Allow)
 	if c.Directions != Both && c.Directions != In && c.Directions != Out {
-		fault("directions", "%q is not both, in or out", c.Directions)
+		f.Add("directions", "%q is not both, in or out", c.Directions)
 	}
 	for i, r := range c.Policy {
 		if r.From == "" && r.To == "" {
-			fault(fmt.Sprintf("policy[%d]", i), "names nobody; write from: \"*\" if all are meant")
+			f.Add(fmt.Sprintf("policy[%d]", i), "names nobody; write from: \"*\" if all are meant")
 		}
 	}
 	form := regexp.MustCompile(`^\{[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}\}$`)
 	for i, g := range c.GUIDs {
 		if !form.MatchString(g) {
-			fault(fmt.Sprintf("guids[%d]", i), "%q is not {XXXXXXXX-XXXX-XXXX-XXXX-XXXXXXXXXXXX}", g)
+			f.Add(fmt.Sprintf("guids[%d]", i), "%q is not {XXXXXXXX-XXXX-XXXX-XXXX-XXXXXXXXXXXX}", g)
 		}
 	}
 	if c.Plain && c.Content.Enabled() {
-		fault("plain", "clients could hide a file from content by what they say of its encryption; one of both only")
+		f.Add("plain", "clients could hide a file from content by what they say of its encryption; one of both only")
 	}
 	between := func(key string, d, from, to time.Duration) {
 		if d < from || d > to {
-			fault(key, "%v is not between %v and %v", d, from, to)
+			f.Add(key, "%v is not between %v and %v", d, from, to)
 		}
 	}
 	between("pending", c.Pending, time.Second, time.Hour)
 	between("idle", c.Idle, time.Second, 24*time.Hour)
 	if c.MaxInvitations < 1 || c.MaxInvitations > 1<<20 {
-		fault("max_invitations", "%d is not between 1 and %d", c.MaxInvitations, 1<<20)
+		f.Add("max_invitations", "%d is not between 1 and %d", c.MaxInvitations, 1<<20)
 	}
-	return errors.Join(errs...)
+	return f.Err()
 }

@@ -2,7 +2,6 @@ package forward
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -73,13 +72,11 @@ func (r Rule) Completed() Rule {
 	return r
 }
 
-// Validate returns all faults of the rule, each "key: what is wrong", joined. The networks are those of the whole
+// Validate returns all faults of the rule, each a [pinhole.Fault], joined. The networks are those of the whole
 // configuration.
 func (r Rule) Validate(nets pinhole.Networks) error {
-	var errs []error
-	fault := func(key, format string, a ...any) {
-		errs = append(errs, fmt.Errorf("%s: %s", key, fmt.Sprintf(format, a...)))
-	}
+	var f pinhole.Faults
+	fault := f.Add
 	if r.Name == "" || strings.Trim(r.Name, "abcdefghijklmnopqrstuvwxyz0123456789_-") != "" {
 		fault("name", "%q: a name of a-z, 0-9, _ and - is needed", r.Name)
 	}
@@ -100,7 +97,7 @@ func (r Rule) Validate(nets pinhole.Networks) error {
 	r.validateLimits(fault)
 	r.validateNames(fault)
 	r.validateTLS(fault)
-	return errors.Join(errs...)
+	return f.Err()
 }
 
 func (r Rule) validateAllow(fault func(key, format string, a ...any)) {

@@ -158,9 +158,7 @@ func TestForward(t *testing.T) {
 	if got := exported(t, s.f, "edged_forward_ended_total"); got != "closed 1" {
 		t.Errorf("ended: %s", got)
 	}
-	if n := s.logged.FilterMessage("connection ended").Len(); n != 1 {
-		t.Errorf("%d records of the connection", n)
-	}
+	until(t, "the end is logged", func() bool { return s.logged.FilterMessage("connection ended").Len() == 1 })
 	open := s.dial(t)
 	if !echoes(t, open) {
 		t.Fatal("the second connection was reset")

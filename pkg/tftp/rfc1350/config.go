@@ -1,7 +1,6 @@
 package rfc1350
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"path"
@@ -60,51 +59,39 @@ func (s Server) MarshalText() ([]byte, error) { return netip.AddrPort(s).Marshal
 // Validate returns all faults of the section, each a [pinhole.Fault], joined. The networks are those of the
 // whole configuration.
 func (c Config) Validate(nets pinhole.Networks) error {
-	var errs []error
-	fault := func(key, format string, a ...any) {
-		errs = append(errs, pinhole.Fault{Key: key, Text: fmt.Sprintf(format, a...)})
-	}
+	var f pinhole.Faults
+	f.Listeners("listen", c.Listen, nets, "udp")
 	for i, l := range c.Listen {
-		key := fmt.Sprintf("listen[%d]", i)
-		if err := l.Check(nets, "udp"); err != nil {
-			fault(key, "%v", err)
-		} else if _, ok := c.Servers[l.Network]; !ok {
-			fault(key, "servers has no server for clients of %q", l.Network)
-		}
-		for _, other := range c.Listen[:i] {
-			if other == l {
-				fault(key, "%s is listed twice", l)
-			}
+		if _, ok := c.Servers[l.Network]; !ok {
+			f.Add(fmt.Sprintf("listen[%d]", i), "servers has no server for clients of %q", l.Network)
 		}
 	}
 	for name, s := range c.Servers {
 		at := netip.AddrPort(s)
-		if _, ok := nets[name]; !ok {
-			fault("servers."+name, "network %q is not defined under networks", name)
-		}
+		f.Network("servers."+name, name, nets)
 		if a := at.Addr(); !a.IsValid() || at.Port() == 0 || a.IsUnspecified() || a.IsMulticast() || nets.Own(a) {
-			fault("servers."+name, "%v is no ADDRESS[:PORT] of another host", at)
+			f.Add("servers."+name, "%v is no ADDRESS[:PORT] of another host", at)
 		}
 	}
 	patterns := func(key string, list []string) {
 		for i, p := range list {
 			if _, err := path.Match(p, ""); err != nil || p == "" {
-				fault(fmt.Sprintf("%s[%d]", key, i), "%q is no pattern", p)
+				f.Add(fmt.Sprintf("%s[%d]", key, i), "%q is no pattern", p)
 			}
 		}
 	}
 	patterns("allow", c.Allow)
 	patterns("deny", c.Deny)
 	if c.Transfers < 1 || c.Transfers > 10000 {
-		fault("transfers", "%d is not between 1 and 10000", c.Transfers)
+		f.Add("transfers", "%d is not between 1 and 10000", c.Transfers)
 	}
 	if c.PerSource < 1 || c.PerSource > c.Transfers {
-		fault("per_source", "%d is not between 1 and transfers", c.PerSource)
+		f.Add("per_source", "%d is not between 1 and transfers", c.PerSource)
 	}
 	if c.Idle < time.Second || c.Idle > time.Hour {
-		fault("idle", "%v is not between 1s and 1h", c.Idle)
+		f.Add("idle", "%v is not between 1s and 1h", c.Idle)
 	}
-	return errors.Join(errs...)
+	return f.Err()
 }
 
 // admits tells whether a client may ask.
