@@ -11,21 +11,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Peek waits, at most for within, until the connection's first bytes tell what it is, and leaves them
-// where they are. Before it returns it clears the connection's read deadline. The error is [os.ErrDeadlineExceeded]
-// if too little has come, [io.EOF] if the peer has ended before.
-func Peek(c *net.TCPConn, within time.Duration) (First, error) {
+// errSlow is the end of a wait that some bytes came in, but too few.
+var errSlow = errors.New("too little in time")
+
+// peek waits, at most until the deadline, until the connection's first bytes tell what it is, and leaves them
+// where they are. It clears the connection's read deadline. The error is [os.ErrDeadlineExceeded]
+// if nothing has come, errSlow if too little has, [io.EOF] if the peer has ended before.
+func peek(c *net.TCPConn, until time.Time, l Looking) (First, error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return First{}, fmt.Errorf("peek: %w", err)
 	}
-	c.SetReadDeadline(time.Now().Add(within))
+	c.SetReadDeadline(until)
 	defer c.SetReadDeadline(time.Time{})
-	p := peeker{b: make([]byte, 512)}
+	p := peeker{b: make([]byte, 512), looking: l}
 	if err = raw.Read(p.look); err == nil {
 		err = p.err
 	}
-	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, os.ErrDeadlineExceeded) {
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded) && p.some:
+		err = errSlow
+	case err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, os.ErrDeadlineExceeded):
 		err = fmt.Errorf("peek: %w", err)
 	}
 	return p.first, err
@@ -33,9 +39,11 @@ func Peek(c *net.TCPConn, within time.Duration) (First, error) {
 
 // peeker looks at what waits in a socket.
 type peeker struct {
-	b     []byte
-	first First
-	err   error
+	b       []byte
+	looking Looking
+	first   First
+	some    bool // at least one byte has come
+	err     error
 }
 
 // look returns true once it is known what the connection is, or that this will not be known. After false it is
@@ -55,7 +63,8 @@ func (p *peeker) look(fd uintptr) bool {
 			p.err = io.EOF
 			return true
 		}
-		first, more := Classify(p.b[:n])
+		p.some = true
+		first, more := p.looking.Classify(p.b[:n])
 		switch {
 		case !more:
 			p.first = first
@@ -80,4 +89,29 @@ func ended(fd int) bool {
 	set := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
 	n, err := unix.Poll(set, 0)
 	return err == nil && n > 0 && set[0].Revents&(unix.POLLRDHUP|unix.POLLHUP|unix.POLLERR) != 0
+}
+
+// readFirst does the same for a connection whose bytes must be read to be seen, and returns them.
+func readFirst(c net.Conn, until time.Time, l Looking) ([]byte, First, error) {
+	c.SetReadDeadline(until)
+	defer c.SetReadDeadline(time.Time{})
+	b := make([]byte, 0, 512)
+	for {
+		if len(b) == cap(b) {
+			b = append(make([]byte, 0, min(4*cap(b), Most)), b...)
+		}
+		n, err := c.Read(b[len(b):cap(b)])
+		b = b[:len(b)+n]
+		first, more := l.Classify(b)
+		switch {
+		case !more:
+			return b, first, nil
+		case len(b) >= Most:
+			return b, First{Class: Unknown}, nil
+		case errors.Is(err, os.ErrDeadlineExceeded) && len(b) > 0:
+			return b, First{}, errSlow
+		case err != nil:
+			return b, First{}, err
+		}
+	}
 }

@@ -2,16 +2,12 @@ package sharedport
 
 import (
 	"context"
-	"errors"
+	"crypto/tls"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
-	"os"
-	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"go.uber.org/zap"
 
@@ -19,72 +15,93 @@ import (
 	"edged.dev/edged/pkg/pinhole"
 )
 
-// Limits of connections of which it is not known yet what they are.
-const (
-	defaultWait = 3 * time.Second
-	maxPending  = 1024
-)
-
 // Match is which connections a listener gets.
 type Match struct {
-	Class Class
-	// Names are server names, each a host name in lower case or "*." and one, which stands for one label more.
-	// Empty: those of the class that no other listener names.
+	Kind
+	// Names are server names of TLS, each a host name in lower case or "*." and one, which stands for one label more.
+	// Empty: those of the kind that no other listener names.
 	Names []string
+}
+
+// key finds a listener; name is "" for the rest of the kind.
+type key struct {
+	Kind
+	name string
+}
+
+// Deps are what a port works with.
+type Deps struct {
+	// TLS gives the configuration of each handshake; nil: TLS does not end at this port, and nothing inside it
+	// can be asked for.
+	TLS func() *tls.Config
+	// Count may be that of other ports too.
+	Count *Counters
 }
 
 // Port is a TCP port that services share.
 type Port struct {
-	ln        net.Listener
-	wait      time.Duration
-	perSource atomic.Int64
-	count     *Counters
-	log       *zap.Logger
+	ln   net.Listener
+	deps Deps
+	cfg  atomic.Pointer[Config]
+	log  *zap.Logger
 
-	// names and defaults are complete before Serve.
-	names    map[string]*listener
-	defaults map[Class]*listener
-	parts    []*listener
+	// byKey and parts are complete before Serve.
+	byKey map[key]*listener
+	parts []*listener
 
 	said gate.Said // who was refused
 
 	mu      sync.Mutex // guards what follows
 	pending int
-	sources map[netip.Addr]int
+	sources map[netip.Prefix]int
 }
 
-// New returns a port on a listener of TCP connections, which it owns. One source may have perSource of which it is not
-// known yet what they are; 0 = no limit of its own. The counters may be those of other ports too.
-func New(ln net.Listener, perSource int, count *Counters, log *zap.Logger) *Port {
+// New returns a port on a listener of TCP connections, which it owns.
+func New(ln net.Listener, cfg Config, deps Deps, log *zap.Logger) *Port {
 	p := &Port{
-		ln: ln, wait: defaultWait, count: count, log: log, names: map[string]*listener{}, defaults: map[Class]*listener{},
-		sources: map[netip.Addr]int{},
+		ln: ln, deps: deps, log: log, byKey: map[key]*listener{}, sources: map[netip.Prefix]int{},
 	}
-	p.SetPerSource(perSource)
+	p.Configure(cfg)
 	return p
 }
 
-// SetPerSource changes the limit of one source, for new connections.
-func (p *Port) SetPerSource(n int) { p.perSource.Store(int64(n)) }
+// Configure takes over limits, switches and trust, for new connections.
+func (p *Port) Configure(cfg Config) {
+	cfg = cfg.Completed()
+	p.cfg.Store(&cfg)
+}
 
-// Listener returns the listener of what matches. Call it before Serve. A name, or the rest of a class,
-// that another listener has already is an error.
-func (p *Port) Listener(m Match) (net.Listener, error) {
+// EndsTLS tells whether TLS ends at this port, but for the names that a listener of [TLS] has.
+func (p *Port) EndsTLS() bool { return p.deps.TLS != nil }
+
+// Listener returns the listener of what is of one of the kinds. Call it before Serve. A kind, or a name of it, that
+// another listener has already is an error.
+func (p *Port) Listener(list ...Match) (net.Listener, error) {
 	l := &listener{addr: p.ln.Addr(), conns: make(chan net.Conn), done: make(chan struct{})}
-	if len(m.Names) == 0 {
-		if p.defaults[m.Class] != nil {
-			return nil, fmt.Errorf("share %v: %s has two defaults", l.addr, m.Class)
+	for _, m := range list {
+		for _, kind := range m.Each() {
+			if kind.Outer == OverTLS && !p.EndsTLS() || kind == (Kind{OverTCP, TLS}) && len(m.Names) == 0 && p.EndsTLS() {
+				return nil, fmt.Errorf("share %v: %s: TLS ends at the service or at the port", l.addr, kind)
+			}
+			for _, name := range orRest(m.Names) {
+				k := key{kind, name}
+				if p.byKey[k] != nil {
+					return nil, fmt.Errorf("share %v: two services want %s %s", l.addr, kind, name)
+				}
+				p.byKey[k] = l
+			}
 		}
-		p.defaults[m.Class] = l
-	}
-	for _, n := range m.Names {
-		if p.names[n] != nil {
-			return nil, fmt.Errorf("share %v: %s is named twice", l.addr, n)
-		}
-		p.names[n] = l
 	}
 	p.parts = append(p.parts, l)
 	return l, nil
+}
+
+// orRest returns the names, or the one that stands for what nobody names.
+func orRest(names []string) []string {
+	if len(names) == 0 {
+		return []string{""}
+	}
+	return names
 }
 
 // Serve hands connections out until ctx ends; then it closes the port. Its listeners are closed by their owners, whose
@@ -111,83 +128,65 @@ func (p *Port) accepted(ctx context.Context, conn net.Conn, open *sync.WaitGroup
 		conn.Close()
 		return
 	}
-	source, most := pinhole.AddrPortOf(tcp.RemoteAddr()).Addr(), int(p.perSource.Load())
+	v := &visitor{p: p, cfg: p.cfg.Load(), tcp: tcp, conn: tcp, remote: pinhole.AddrPortOf(tcp.RemoteAddr())}
+	v.trusted = v.cfg.trusts(v.remote.Addr())
+	v.source = prefixOf(v.remote.Addr())
+	if why := p.admit(v.cfg, v.source, v.trusted); why != "" {
+		v.refuse(why)
+		return
+	}
+	open.Go(func() { v.serve(ctx) })
+}
+
+// admit makes room for a connection of which it is not known what it is, or says why there is none. A balancer is
+// no source of its own: whom it tells of is counted then.
+func (p *Port) admit(cfg *Config, source netip.Prefix, trusted bool) string {
 	p.mu.Lock()
-	room := p.pending < maxPending && (most == 0 || p.sources[source] < most)
-	if room {
-		p.pending++
+	defer p.mu.Unlock()
+	switch {
+	case p.pending >= cfg.MaxPending:
+		return "max_pending"
+	case !trusted && p.sources[source] >= cfg.PerSource:
+		return "per_source"
+	case !trusted:
 		p.sources[source]++
 	}
-	p.mu.Unlock()
-	if !room {
-		p.refuse(tcp, source, First{}, "limit")
-		return
-	}
-	open.Go(func() { p.serve(ctx, tcp, source) })
+	p.pending++
+	return ""
 }
 
-// serve hands one connection to whom it is for.
-func (p *Port) serve(ctx context.Context, c *net.TCPConn, source netip.Addr) {
-	stop := context.AfterFunc(ctx, func() { c.SetReadDeadline(time.Unix(1, 0)) })
-	first, err := Peek(c, p.wait)
-	stop()
+// recount moves a pending connection from its balancer to the source that it told; false if that has too many.
+func (p *Port) recount(cfg *Config, source netip.Prefix) bool {
 	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.sources[source] >= cfg.PerSource {
+		return false
+	}
+	p.sources[source]++
+	return true
+}
+
+// release gives a pending connection's room back; counted says that its source was counted.
+func (p *Port) release(source netip.Prefix, counted bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.pending--
-	if p.sources[source]--; p.sources[source] == 0 {
+	if !counted {
+		return
+	}
+	if p.sources[source]--; p.sources[source] <= 0 {
 		delete(p.sources, source)
 	}
-	p.mu.Unlock()
-	switch {
-	case ctx.Err() != nil:
-		gate.Reset(c)
-	case errors.Is(err, io.EOF):
-		p.refuse(c, source, first, "ended")
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		p.refuse(c, source, first, "silent")
-	case err != nil:
-		p.refuse(c, source, first, "error")
-	default:
-		p.hand(ctx, c, source, first)
-	}
 }
 
-func (p *Port) hand(ctx context.Context, c *net.TCPConn, source netip.Addr, first First) {
-	l := p.find(first)
-	if l == nil {
-		p.refuse(c, source, first, "not_served")
-		return
+// prefixOf returns what counts as one source: an address of IPv4, or the /64 that a host of IPv6 has to itself.
+func prefixOf(a netip.Addr) netip.Prefix {
+	bits := 64
+	if a.Is4() {
+		bits = 32
 	}
-	select {
-	case l.conns <- c:
-		p.count.passed(first.Class)
-	case <-l.done:
-		p.refuse(c, source, first, "closed")
-	case <-ctx.Done():
-		gate.Reset(c)
-	}
-}
-
-// find returns the listener of a connection, nil if none wants it.
-func (p *Port) find(f First) *listener {
-	if f.Class == TLS && f.Name != "" {
-		if l := p.names[f.Name]; l != nil {
-			return l
-		}
-		if _, parent, ok := strings.Cut(f.Name, "."); ok && p.names["*."+parent] != nil {
-			return p.names["*."+parent]
-		}
-	}
-	return p.defaults[f.Class]
-}
-
-// refuse resets a connection, counts it and, for each source once in a while, logs it.
-func (p *Port) refuse(c *net.TCPConn, source netip.Addr, f First, why string) {
-	gate.Reset(c)
-	p.count.refused(f.Class, why)
-	if p.said.Again(source, time.Now()) {
-		p.log.Info("connection refused", zap.Stringer("listener", p.ln.Addr()), zap.Stringer("source", source),
-			zap.String("class", string(f.Class)), zap.String("server_name", f.Name), zap.String("reason", why))
-	}
+	p, _ := a.Prefix(bits)
+	return p
 }
 
 // listener is a service's part of a port.
