@@ -15,6 +15,7 @@ import (
 	"edged.dev/edged/pkg/ils"
 	"edged.dev/edged/pkg/media"
 	"edged.dev/edged/pkg/pinhole"
+	"edged.dev/edged/pkg/sharedport"
 	"edged.dev/edged/pkg/sipalg"
 	"edged.dev/edged/pkg/splice/forward"
 	"edged.dev/edged/pkg/t120"
@@ -42,6 +43,7 @@ type config struct {
 	TURN     turn.Config              `yaml:"turn" jsonschema_description:"STUN and TURN: without listeners the service is off"`
 	MSTURN   msturn.Config            `yaml:"msturn" jsonschema_description:"MS-TURN, the TURN of Office Communications Server 2007 and its clients: without listeners the service is off"`
 	Forwards []forward.Rule           `yaml:"forwards" jsonschema_description:"TCP ports that are forwarded unread, for who is on their allow-list"`
+	Shared   []sharedport.Config      `yaml:"shared" jsonschema_description:"ports that services share, by the first bytes of each connection; one is needed only for what is not as by default"`
 	Blocked  []pinhole.Listen         `yaml:"blocked" jsonschema_description:"ports on which whoever comes is refused, counted and logged: tcp://NETWORK:PORT or udp://NETWORK:PORT"`
 	Profiles []profileName            `yaml:"profiles" jsonschema_description:"roles whose listeners are added where this file has none of that section: lcs-2005, ocs-2007-r2-edge, netmeeting, groove"`
 	Limits   limitsConfig             `yaml:"limits" jsonschema_description:"what one source may ask for"`

@@ -9,6 +9,7 @@ import (
 	"text/tabwriter"
 
 	"edged.dev/edged/pkg/pinhole"
+	"edged.dev/edged/pkg/sharedport"
 )
 
 // portTable is what "edged check --explain" and /api/v1/ports say: what listens, and the documents' port tables
@@ -129,7 +130,7 @@ func (c *config) judgePort(l leg, network string, port uint16, all []portListene
 		return stateBlocked, strings.TrimSuffix("logged; "+missing, "; ")
 	}
 	fits := func(p portListener) bool {
-		return p.Handler == l.want || p.Handler == handlerForward && (l.want == wantWeb || len(p.Names) == 0)
+		return p.Handler == l.want || p.Handler == handlerForward && p.forwards(l.want)
 	}
 	if i := slices.IndexFunc(here, fits); i >= 0 {
 		return c.judgeFitting(here[i:], l.want)
@@ -143,6 +144,15 @@ func (c *config) judgePort(l leg, network string, port uint16, all []portListene
 		return stateServed, here[0].what() + ", by " + here[0].why()
 	}
 	return stateBlocked, strings.TrimSuffix(here[0].what()+" has the port; "+missing, "; ")
+}
+
+// forwards tells whether a forward gets what is wanted of its port: by first bytes, by server names (the web), or all.
+func (p portListener) forwards(want string) bool {
+	if len(p.Classes) == 0 {
+		return want == wantWeb || len(p.Names) == 0
+	}
+	class := map[string]sharedport.Class{wantWeb: sharedport.HTTP, wantTURN: sharedport.STUN, wantGroove: sharedport.Groove}[want]
+	return slices.ContainsFunc(p.Classes, func(k sharedport.Kind) bool { return k.Class == class })
 }
 
 // judgeFitting describes the first listener that fits and, of forwards by name, all.

@@ -6,6 +6,7 @@ import (
 
 	"edged.dev/edged/pkg/h323"
 	"edged.dev/edged/pkg/pinhole"
+	"edged.dev/edged/pkg/sharedport"
 	"edged.dev/edged/pkg/sipalg/flow"
 	"edged.dev/edged/pkg/splice/forward"
 )
@@ -36,6 +37,8 @@ type portListener struct {
 	To    string   `json:"to,omitempty"`
 	Ends  bool     `json:"tls_terminated,omitempty"`
 	Names []string `json:"server_names,omitempty"`
+	// Classes say by which first bytes a forward on a shared port gets connections.
+	Classes []sharedport.Kind `json:"classes,omitempty"`
 	// Key is where it stands in the configuration, Profile which profile has put it there.
 	Key     string      `json:"key"`
 	Profile profileName `json:"profile,omitempty"`
@@ -101,7 +104,7 @@ func (c *config) listeners() []portListener {
 	for i, r := range c.Forwards {
 		add(portListener{
 			Proto: "tcp", Network: r.Listen.Network, Port: r.Listen.Port, Handler: handlerForward, Scheme: "tcp",
-			To: r.To.String(), Ends: r.TLS == forward.TLSTerminate, Names: r.SNI, Key: fmt.Sprintf("forwards[%d]", i),
+			To: r.To.String(), Ends: r.TLS == forward.TLSTerminate, Names: r.SNI, Classes: r.Classes, Key: fmt.Sprintf("forwards[%d]", i),
 		})
 	}
 	return out
@@ -116,6 +119,13 @@ func (p portListener) what() string {
 		text := "forward to " + p.To
 		if p.Ends {
 			text += ", TLS terminated,"
+		}
+		if len(p.Classes) > 0 {
+			var kinds []string
+			for _, k := range p.Classes {
+				kinds = append(kinds, k.String())
+			}
+			text += " of " + strings.Join(kinds, ", ")
 		}
 		if len(p.Names) > 0 {
 			text += " of " + strings.Join(p.Names, ", ")

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"edged.dev/edged/pkg/sharedport"
 )
 
 // reloader replaces the running configuration by the file's, as far as that is possible while calls live.
@@ -101,6 +103,7 @@ func withLiveKeys(running, next *config) *config {
 	c.Log.Level = next.Log.Level
 	c.TLS = next.TLS
 	c.Limits = next.Limits
+	c.Shared = liveShared(running.Shared, next)
 	c.SIP = next.SIP
 	c.SIP.Listen, c.SIP.DSCP, c.SIP.ClientCertificates = running.SIP.Listen, running.SIP.DSCP, running.SIP.ClientCertificates
 	c.SIP.OptionalClientCertificates = running.SIP.OptionalClientCertificates
@@ -115,6 +118,18 @@ func withLiveKeys(running, next *config) *config {
 	c.TURN.Peers, c.TURN.Challenges, c.TURN.Bindings = running.TURN.Peers, running.TURN.Challenges, running.TURN.Bindings
 	c.TURN.AlternatePort = running.TURN.AlternatePort
 	return &c
+}
+
+// liveShared returns the running ports that services share, with the live keys of next.
+func liveShared(running []sharedport.Config, next *config) []sharedport.Config {
+	out := slices.Clone(running)
+	for i, s := range out {
+		if n, at := next.sharedSection(s.Listen); at >= 0 {
+			n.Silent, n.SilentNames = s.Silent, s.SilentNames
+			out[i] = n
+		}
+	}
+	return out
 }
 
 // changedKeys lists the keys in which two configurations differ, sections taken apart.

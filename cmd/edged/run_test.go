@@ -445,7 +445,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 		"edged_media_packets_total": true, "edged_media_bytes_total": true, "edged_media_ports_in_use": true, "edged_media_ports_limit": true,
 		"edged_forward_connections": true, "edged_forward_connections_total": true, "edged_forward_bytes_total": true,
 		"edged_forward_refused_total": true, "edged_forward_ended_total": true,
-		"edged_shared_port_connections_total": true, "edged_shared_port_refused_total": true, "edged_blocked_total": true,
+		"edged_mux_connections_total": true, "edged_mux_rejected_total": true, "edged_mux_handshake_duration_seconds": true, "edged_blocked_total": true,
 		"edged_h323_messages_total": true, "edged_h323_refused_calls_total": true, "edged_h323_dropped_messages_total": true,
 		"edged_h323_ras_requests_total": true, "edged_audiocall_drops_total": true,
 		"edged_tftp_denials_total": true, "edged_tftp_ended_total": true, "edged_tftp_refused_connections_total": true,

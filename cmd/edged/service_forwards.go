@@ -2,10 +2,11 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"net"
 	"net/netip"
-	"strings"
+	"slices"
 
 	"edged.dev/edged/pkg/media/fastpath"
 	"edged.dev/edged/pkg/pinhole"
@@ -25,13 +26,13 @@ func buildSplice(_ context.Context, d *serviceDeps) (*service, error) {
 
 // buildForwards opens the listeners of the forwards.
 func buildForwards(ctx context.Context, d *serviceDeps) (*service, error) {
-	rules := d.cfg.Forwards
+	rules := d.cfg.forwards()
 	listen := make([]pinhole.Listen, len(rules))
 	for i, r := range rules {
 		listen[i] = r.Listen
 	}
 	socks, err := bind(ctx, "forwards[%d].listen", listen, d.cfg.networks(), func(i int, at netip.AddrPort) (net.Listener, error) {
-		return d.shared.listen(ctx, at, rules[i].SNI)
+		return d.listen(ctx, fmt.Sprintf("forwards[%d]", i), listen[i], at)
 	})
 	if err != nil {
 		return nil, err
@@ -65,6 +66,17 @@ func forwardsStatus(list []forward.Info) any {
 	return map[string]any{"rules": len(list), "connections": open, "in_kernel": inKernel}
 }
 
+// forwards returns the rules as they are carried: the kernel would take what others on a shared port are for.
+func (c *config) forwards() []forward.Rule {
+	list := slices.Clone(c.Forwards)
+	for i, r := range list {
+		if c.shared(r.Listen) {
+			list[i].Via = forward.ViaUser
+		}
+	}
+	return list
+}
+
 // validateForwards has each forward judge itself, and adds what concerns others too: names and ports
 // that are taken twice. It adds its own to ports, which are those of other services.
 func (c *config) validateForwards(l *faultList, ports map[pinhole.Listen]string) {
@@ -79,37 +91,17 @@ func (c *config) validateForwards(l *faultList, ports map[pinhole.Listen]string)
 		if r.Listen == (pinhole.Listen{}) {
 			continue
 		}
-		if why := c.forwardTaken(i, ports[r.Listen]); why != "" {
-			l.add(key+".listen", "%s", why)
+		switch other := ports[r.Listen]; {
+		case other != "" && !(c.shared(r.Listen) && c.claimed(r.Listen, other)):
+			l.add(key+".listen", "%s is also the TCP port of %s", r.Listen, other)
+		case c.shared(r.Listen) && r.Via == forward.ViaKernel && len(r.SNI)+len(r.Classes) == 0:
+			l.add(key+".via", "%s is shared: what comes is looked at in user space", r.Listen)
 		}
 		if ports[r.Listen] == "" {
 			ports[r.Listen] = key + ".listen"
 		}
 		c.validateNoPinhole(l, key+".listen", r.Listen)
 	}
-}
-
-// forwardTaken says why a forward cannot have its port, given the key of who has it already; "" if it can.
-func (c *config) forwardTaken(i int, other string) string {
-	r := c.Forwards[i]
-	switch {
-	case other == "":
-		return ""
-	case !c.shared(r.Listen) || other != c.sipTLS(r.Listen) && !strings.HasPrefix(other, "forwards["):
-		return fmt.Sprintf("%s is also the TCP port of %s", r.Listen, other)
-	case len(r.SNI) > 0:
-		return ""
-	}
-	rest := c.sipTLS(r.Listen)
-	for j, f := range c.Forwards[:i] {
-		if rest == "" && f.Listen == r.Listen && len(f.SNI) == 0 {
-			rest = fmt.Sprintf("forwards[%d]", j)
-		}
-	}
-	if rest == "" {
-		return ""
-	}
-	return fmt.Sprintf("%s gets what no other forward of %s names; list server names under sni", rest, r.Listen)
 }
 
 // kernelForwards has the kernel path carry forwards.
@@ -141,3 +133,30 @@ var (
 	_ forward.Kernel  = kernelForwards{}
 	_ forward.Carried = carried{}
 )
+
+// forwardTLS gives forwards the configurations of a store.
+type forwardTLS struct{ store *tlsStore }
+
+// Accept implements [forward.TLSConfigs].
+func (f forwardTLS) Accept(network string, c forward.ClientCerts) *tls.Config {
+	now, age := f.store.current.Load(), 0
+	if slices.Contains(now.legacy, network) {
+		age = 1
+	}
+	switch c {
+	case forward.CertsOptional:
+		return now.server[age][tls.VerifyClientCertIfGiven]
+	case forward.CertsDemand:
+		return now.server[age][tls.RequireAndVerifyClientCert]
+	}
+	return now.server[age][tls.NoClientCert]
+}
+
+// Dial implements [forward.TLSConfigs].
+func (f forwardTLS) Dial(name string) *tls.Config {
+	conf := f.store.current.Load().client[0].Clone()
+	conf.ServerName = name
+	return conf
+}
+
+var _ forward.TLSConfigs = forwardTLS{}

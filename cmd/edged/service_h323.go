@@ -23,7 +23,7 @@ func buildH323(ctx context.Context, d *serviceDeps) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
-	socks, err := bindTransparent(ctx, "h323.listen[%d]", d.cfg.H323.Listen, nets, d.cfg.H323.Transparent)
+	socks, err := d.bindShared(ctx, "h323.listen[%d]", d.cfg.H323.Listen, d.cfg.H323.Transparent)
 	if err != nil {
 		return nil, err
 	}

@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/turn"
@@ -32,7 +34,10 @@ func buildMSTURN(ctx context.Context, d *serviceDeps) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
-	socks, err := bind(ctx, "msturn.listen[%d]", d.cfg.msturnAlone(), nets, nil)
+	alone := d.cfg.msturnAlone()
+	socks, err := bind(ctx, "msturn.listen[%d]", alone, nets, func(i int, at netip.AddrPort) (net.Listener, error) {
+		return d.listen(ctx, fmt.Sprintf("msturn.listen[%d]", slices.Index(cfg.Listen, alone[i])), alone[i], at)
+	})
 	if err != nil {
 		return nil, err
 	}

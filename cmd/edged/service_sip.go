@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"path/filepath"
@@ -85,7 +86,9 @@ func bindSIP(ctx context.Context, d *serviceDeps, nets pinhole.Networks) (socket
 			listen[i].Proto = "tcp"
 		}
 	}
-	return bind(ctx, "sip.listen[%d]", listen, nets, func(_ int, at netip.AddrPort) (net.Listener, error) { return d.shared.listen(ctx, at, nil) })
+	return bind(ctx, "sip.listen[%d]", listen, nets, func(i int, at netip.AddrPort) (net.Listener, error) {
+		return d.listen(ctx, fmt.Sprintf("sip.listen[%d]", i), listen[i], at)
+	})
 }
 
 // serveSIP serves all sockets and the timers until ctx ends or one of them fails.

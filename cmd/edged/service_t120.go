@@ -22,7 +22,7 @@ func buildT120(ctx context.Context, d *serviceDeps) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
-	socks, err := bindTransparent(ctx, "t120.listen[%d]", d.cfg.T120.Listen, nets, d.cfg.T120.Transparent)
+	socks, err := d.bindShared(ctx, "t120.listen[%d]", d.cfg.T120.Listen, d.cfg.T120.Transparent)
 	if err != nil {
 		return nil, err
 	}

@@ -39,7 +39,7 @@ func buildTURN(ctx context.Context, d *serviceDeps) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
-	socks, err := bindTURN(ctx, d.cfg.TURN, nets)
+	socks, err := bindTURN(ctx, d, nets)
 	if err != nil {
 		return nil, err
 	}
@@ -47,7 +47,7 @@ func buildTURN(ctx context.Context, d *serviceDeps) (*service, error) {
 	w := &turnWatcher{server: server, own: own, log: d.log.Named("turn")}
 	w.state.Store(&turnState{d.cfg, files})
 	return &service{
-		serve: func(ctx context.Context) error { return socks.serve(ctx, serveTURN(d.cfg.TURN, server, d.tls), w.run) },
+		serve: func(ctx context.Context) error { return socks.serve(ctx, serveTURN(d, server), w.run) },
 		alive: func() { server.Open() },
 		reload: func(c *config) error {
 			server.SetPerSource(c.Limits.PerSource.Connections)
@@ -227,22 +227,22 @@ func sharePort(_, _ string, c syscall.RawConn) error {
 }
 
 // bindTURN opens every listener; all or none. What is not in the list are the ports of NAT behaviour discovery.
-func bindTURN(ctx context.Context, c turn.Config, nets pinhole.Networks) (sockets, error) {
+func bindTURN(ctx context.Context, d *serviceDeps, nets pinhole.Networks) (sockets, error) {
 	var list []pinhole.Listen
-	for _, l := range c.Listen {
+	for _, l := range d.cfg.TURN.Listen {
 		list = append(list, l.Transport())
 	}
-	return bind(ctx, "turn.listen[%d]", append(list, c.Discovery(nets)...), nets, nil)
+	return d.bindShared(ctx, "turn.listen[%d]", append(list, d.cfg.TURN.Discovery(nets)...), false)
 }
 
-// serveTURN returns what serves one socket.
-func serveTURN(c turn.Config, server *turn.Server, store *tlsStore) func(context.Context, socket) error {
+// serveTURN returns what serves one socket. On a port that services share TLS has ended before.
+func serveTURN(d *serviceDeps, server *turn.Server) func(context.Context, socket) error {
 	return func(ctx context.Context, s socket) error {
 		switch {
 		case s.tcp == nil:
 			return server.ServePacket(ctx, s.network, s.udp)
-		case c.Listen[s.item].Proto == "tls":
-			return server.Serve(ctx, s.network, s.tcp, store.anonymous(s.network))
+		case d.cfg.TURN.Listen[s.item].Proto == "tls" && d.shared[pinhole.AddrPortOf(s.tcp.Addr())] == nil:
+			return server.Serve(ctx, s.network, s.tcp, d.tls.anonymous(s.network))
 		}
 		return server.Serve(ctx, s.network, s.tcp, nil)
 	}

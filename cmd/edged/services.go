@@ -74,12 +74,12 @@ func buildServices(ctx context.Context, d *serviceDeps) ([]*service, error) {
 		build func(context.Context, *serviceDeps) (*service, error)
 	}{
 		{"splice", true, buildSplice},
+		{"ports", len(d.cfg.sharedListens()) > 0, buildShared},
 		{"media", true, buildMedia},
 		{"ils", len(d.cfg.ILS.Listen) > 0, buildILS},
 		// H.323 opens T.120 too: what is said there is checked whether there are listeners or not.
 		{"t120", len(d.cfg.T120.Listen) > 0 || len(d.cfg.H323.Listen) > 0, buildT120},
 		{"tftp", d.cfg.TFTP.Ports.First > 0, buildTFTP},
-		{"ports", len(d.cfg.sharedListens()) > 0, buildShared},
 		{"sip", len(d.cfg.SIP.Listen) > 0, buildSIP},
 		{"trivial", len(d.cfg.TFTP.Trivial.Listen) > 0, buildTrivial},
 		{"h323", len(d.cfg.H323.Listen) > 0, buildH323},

@@ -37,6 +37,8 @@ type certificates struct {
 	// One configuration for each purpose, made once so that sessions can be resumed; servers by whether they
 	// take old versions, and by what they ask of clients.
 	server [2]map[tls.ClientAuthType]*tls.Config
+	// shared are those of ports that services share: they name protocols (ALPN) where the client names one of them.
+	shared [2]map[tls.ClientAuthType]*tls.Config
 	client [2]*tls.Config
 	// legacy are the networks on which TLS 1.0 and 1.1 are taken.
 	legacy []string
@@ -70,18 +72,32 @@ func loadCertificates(c tlsConfig, dir string) (*certificates, error) {
 
 func (c *certificates) configure() {
 	for i, base := range []*tls.Config{{MinVersion: tls.VersionTLS12}, {MinVersion: tls.VersionTLS10, CipherSuites: legacySuites()}} {
-		c.server[i] = map[tls.ClientAuthType]*tls.Config{}
+		c.server[i], c.shared[i] = map[tls.ClientAuthType]*tls.Config{}, map[tls.ClientAuthType]*tls.Config{}
 		for _, ask := range []tls.ClientAuthType{tls.NoClientCert, tls.VerifyClientCertIfGiven, tls.RequireAndVerifyClientCert} {
 			conf := base.Clone()
 			conf.Certificates, conf.ClientAuth, conf.ClientCAs = c.own, ask, c.peers
 			if c.peers == nil {
 				conf.ClientCAs = x509.NewCertPool() // trusts nobody; nil would mean the system's authorities
 			}
-			c.server[i][ask] = conf
+			c.server[i][ask], c.shared[i][ask] = conf, naming(conf)
 		}
 		c.client[i] = base.Clone()
 		c.client[i].Certificates, c.client[i].RootCAs = c.own, c.roots
 	}
+}
+
+// naming returns a configuration that agrees on a protocol of RFC 7301 with clients that know one of ours. Others are
+// let in without: many send no names, or only their own, and what they speak is seen by their first bytes.
+func naming(conf *tls.Config) *tls.Config {
+	named := conf.Clone()
+	named.NextProtos = []string{"http/1.1", "stun.turn", "stun.nat-discovery", "sip/2", "sip"}
+	named.GetConfigForClient = func(h *tls.ClientHelloInfo) (*tls.Config, error) {
+		if slices.ContainsFunc(h.SupportedProtos, func(p string) bool { return slices.Contains(named.NextProtos, p) }) {
+			return nil, nil
+		}
+		return conf, nil
+	}
+	return named
 }
 
 // legacySuites are those of usual servers and, after them, what Windows XP and 2003 have: key exchange by RSA, CBC, and
@@ -164,6 +180,16 @@ func (s *tlsStore) Server(network string, _ flow.Proto) *tls.Config {
 		ask = tls.VerifyClientCertIfGiven
 	}
 	return c.server[c.age(network)][ask]
+}
+
+// Shared returns the configuration of a port of a network that services share.
+func (s *tlsStore) Shared(network string, legacy bool, ask tls.ClientAuthType) *tls.Config {
+	c := s.current.Load()
+	age := c.age(network)
+	if legacy {
+		age = 1
+	}
+	return c.shared[age][ask]
 }
 
 // age returns 1 where old versions are taken, else 0.

@@ -131,7 +131,7 @@ func mayImport() map[string][]string {
 		// A phone speaks the protocol that it tests.
 		"internal/h323phone": {"pkg/h323", "internal/tpkt", "internal/per"},
 		// It is configured and fed like an ALG; pkg/splice, which joins the connections, is not.
-		"pkg/splice/forward": {"pkg/splice", "pkg/pinhole", "internal/gate"},
+		"pkg/splice/forward": {"pkg/splice", "pkg/pinhole", "pkg/sharedport", "internal/gate"},
 	}
 }
 

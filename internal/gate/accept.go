@@ -48,7 +48,15 @@ func Rest(ctx context.Context) bool {
 }
 
 // Reset closes a connection of TCP so that its peer sees an error and not an orderly end, and no state stays behind.
+// One of TLS, or through a balancer, is closed beneath.
 func Reset(conn net.Conn) {
+	for {
+		over, ok := conn.(interface{ NetConn() net.Conn })
+		if !ok {
+			break
+		}
+		conn = over.NetConn()
+	}
 	if tcp, ok := conn.(*net.TCPConn); ok {
 		tcp.SetLinger(0)
 	}

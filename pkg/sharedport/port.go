@@ -31,9 +31,9 @@ type key struct {
 
 // Deps are what a port works with.
 type Deps struct {
-	// TLS gives the configuration of each handshake; nil: TLS does not end at this port, and nothing inside it
-	// can be asked for.
-	TLS func() *tls.Config
+	// TLS gives the configuration of each handshake, for legacy clients too or not; nil: TLS does not end at this
+	// port, and nothing inside it can be asked for.
+	TLS func(legacy bool) *tls.Config
 	// Count may be that of other ports too.
 	Count *Counters
 }
@@ -85,7 +85,7 @@ func (p *Port) Listener(list ...Match) (net.Listener, error) {
 			}
 			for _, name := range orRest(m.Names) {
 				k := key{kind, name}
-				if p.byKey[k] != nil {
+				if have := p.byKey[k]; have != nil && have != l {
 					return nil, fmt.Errorf("share %v: two services want %s %s", l.addr, kind, name)
 				}
 				p.byKey[k] = l

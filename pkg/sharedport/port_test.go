@@ -71,7 +71,7 @@ func share(t *testing.T, cfg Config, end *tls.Config, services map[string][]Matc
 	s := &shared{addr: ln.Addr().String(), count: NewCounters(), logged: logged}
 	deps := Deps{Count: s.count}
 	if end != nil {
-		deps.TLS = func() *tls.Config { return end }
+		deps.TLS = func(bool) *tls.Config { return end }
 	}
 	s.port = New(ln, cfg, deps, zap.New(core))
 	for name, list := range services {

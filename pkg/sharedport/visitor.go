@@ -121,7 +121,7 @@ func (v *visitor) behind(f First) (why string) {
 // inside ends TLS and classifies again.
 func (v *visitor) inside(ctx context.Context) (why string) {
 	begun := time.Now()
-	secure := tls.Server(v.conn, v.p.deps.TLS())
+	secure := tls.Server(v.conn, v.p.deps.TLS(v.cfg.Legacy))
 	ctx, cancel := context.WithTimeout(ctx, v.cfg.Handshake)
 	defer cancel()
 	if err := secure.HandshakeContext(ctx); err != nil {
@@ -205,6 +205,6 @@ func (v *visitor) refuse(why string) {
 	v.p.deps.Count.refused(why)
 	if v.p.said.Again(v.source.Addr(), time.Now()) {
 		v.p.log.Info("connection refused", zap.Stringer("listener", v.p.ln.Addr()), zap.Stringer("source", v.remote.Addr()),
-			zap.String("class", v.kind.String()), zap.String("server_name", v.name), zap.String("reason", why))
+			zap.String("class", string(v.kind.Class)), zap.String("outer", string(v.kind.Outer)), zap.String("server_name", v.name), zap.String("reason", why))
 	}
 }

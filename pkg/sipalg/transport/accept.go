@@ -27,7 +27,8 @@ type server struct {
 
 // Serve accepts connections of a stream transport until ctx ends; then it closes the listener and
 // its connections, waits for them, and returns nil. ln gives plain TCP connections: TLS and the
-// WebSocket upgrade are done here, under the limits. When accepting fails (no descriptors left) it
+// WebSocket upgrade are done here, under the limits. TLS that has ended before, of connections that have a
+// ConnectionState, is taken as it is, but for a certificate that is demanded and was not shown. When accepting fails (no descriptors left) it
 // is tried again, ever more slowly; only a listener that somebody else closed is an error.
 func (t *Transport) Serve(ctx context.Context, network string, proto flow.Proto, ln net.Listener) error {
 	if proto < flow.TCP || proto > flow.WSS || proto.Secure() && t.tls == nil {
@@ -91,8 +92,9 @@ func (s *server) accepted(ctx context.Context, nc net.Conn) {
 func (s *server) serve(ctx context.Context, nc net.Conn, src netip.Addr) {
 	defer s.conns.Done()
 	defer s.t.release(s.network, src)
-	defer nc.Close()
-	stop := context.AfterFunc(ctx, func() { nc.Close() })
+	base := beneath(nc) // closing TLS would wait for a peer that does not read
+	defer base.Close()
+	stop := context.AfterFunc(ctx, func() { base.Close() })
 	defer stop()
 	c, why, err := s.open(ctx, nc)
 	if err != nil {
@@ -105,19 +107,20 @@ func (s *server) serve(ctx context.Context, nc net.Conn, src netip.Addr) {
 }
 
 // open makes a connection of what was accepted.
-func (s *server) open(ctx context.Context, base net.Conn) (*conn, reason, error) {
+func (s *server) open(ctx context.Context, nc net.Conn) (*conn, reason, error) {
 	cfg := s.t.cfg.Load()
+	base := beneath(nc)
 	tuneTCP(base, cfg.Dscp)
-	remote := pinhole.AddrPortOf(base.RemoteAddr())
-	c := s.t.newConn(flow.Flow{Network: s.network, Proto: s.proto, Local: s.localFor(base), Remote: remote}, base, base)
+	remote := pinhole.AddrPortOf(nc.RemoteAddr())
+	c := s.t.newConn(flow.Flow{Network: s.network, Proto: s.proto, Local: s.localFor(base), Remote: remote}, nc, base)
 	base.SetDeadline(time.Now().Add(cfg.Handshake))
 	if s.proto.Secure() {
 		conf := s.t.tls.Server(s.network, s.proto)
 		if conf == nil {
 			return nil, handshake, errors.New("no certificate is configured")
 		}
-		tc := tls.Server(base, conf)
-		if err := tc.HandshakeContext(ctx); err != nil {
+		tc, err := secure(ctx, nc, conf)
+		if err != nil {
 			return nil, handshake, err
 		}
 		c.useTLS(tc)
@@ -145,8 +148,37 @@ func (s *server) localFor(nc net.Conn) netip.AddrPort {
 	return own
 }
 
+// secureConn is a connection after its TLS handshake.
+type secureConn interface {
+	net.Conn
+	ConnectionState() tls.ConnectionState
+}
+
+// secure does the TLS handshake, unless it has been done.
+func secure(ctx context.Context, nc net.Conn, conf *tls.Config) (secureConn, error) {
+	if done, ok := nc.(secureConn); ok {
+		if conf.ClientAuth == tls.RequireAndVerifyClientCert && len(done.ConnectionState().VerifiedChains) == 0 {
+			return nil, errors.New("no client certificate")
+		}
+		return done, nil
+	}
+	tc := tls.Server(nc, conf)
+	return tc, tc.HandshakeContext(ctx)
+}
+
+// beneath returns the connection of TCP that others were put around.
+func beneath(nc net.Conn) net.Conn {
+	for {
+		over, ok := nc.(interface{ NetConn() net.Conn })
+		if !ok {
+			return nc
+		}
+		nc = over.NetConn()
+	}
+}
+
 // useTLS takes over a TLS connection after its handshake.
-func (c *conn) useTLS(tc *tls.Conn) {
+func (c *conn) useTLS(tc secureConn) {
 	c.nc = tc
 	c.try.raw = nil
 	if state := tc.ConnectionState(); len(state.VerifiedChains) > 0 {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"edged.dev/edged/pkg/pinhole"
+	"edged.dev/edged/pkg/sharedport"
 )
 
 // Defaults of a rule's keys.
@@ -29,18 +30,20 @@ const maxConnections = 1 << 14
 
 // Rule is one item of the section "forwards".
 type Rule struct {
-	Name           string         `yaml:"name" jsonschema:"required" jsonschema_description:"name in logs and metrics: a-z, 0-9, _ and -"`
-	Listen         pinhole.Listen `yaml:"listen" jsonschema:"required" jsonschema_description:"tcp://NETWORK:PORT"`
-	SNI            []string       `yaml:"sni" jsonschema_description:"the TLS server names that are forwarded, where several forwards, or SIP, share the listener: host names, *.NAME for one label more; empty: what no other forward there names"`
-	To             netip.AddrPort `yaml:"to" jsonschema:"required" jsonschema_description:"ADDRESS:PORT of the target"`
-	Allow          []netip.Prefix `yaml:"allow" jsonschema:"required" jsonschema_description:"the sources that may connect"`
-	MaxConnections int            `yaml:"max_connections" jsonschema:"minimum=0,maximum=16384,default=1024" jsonschema_description:"connections at the same time"`
-	PerSource      int            `yaml:"per_source" jsonschema:"minimum=0,maximum=16384,default=0" jsonschema_description:"connections of one source at the same time, where user space carries them; 0 = limits.per_source.connections"`
-	Idle           time.Duration  `yaml:"idle" jsonschema_description:"a connection without any byte for so long is reset, at least 1s; default 2h"`
-	Via            string         `yaml:"via" jsonschema:"enum=auto,enum=kernel,enum=user,default=auto" jsonschema_description:"what carries it: auto (the kernel where it can, else user space), kernel (the same, with a warning where it can not) or user"`
-	TLS            TLSMode        `yaml:"tls" jsonschema:"enum=pass,enum=terminate,default=pass" jsonschema_description:"pass (unread) or terminate: the edge shows its own certificate to clients and opens a TLS connection to the target, which tls.client_ca or the system's authorities must have signed"`
-	ClientCerts    ClientCerts    `yaml:"client_certificates" jsonschema:"enum=none,enum=optional,enum=demand,default=none" jsonschema_description:"with tls: terminate, whether clients show a certificate that tls.client_ca has signed"`
-	ServerName     string         `yaml:"server_name" jsonschema_description:"with tls: terminate, the name in the target's certificate"`
+	Name           string            `yaml:"name" jsonschema:"required" jsonschema_description:"name in logs and metrics: a-z, 0-9, _ and -"`
+	Listen         pinhole.Listen    `yaml:"listen" jsonschema:"required" jsonschema_description:"tcp://NETWORK:PORT"`
+	SNI            []string          `yaml:"sni" jsonschema_description:"the TLS server names that are forwarded, where several forwards, or SIP, share the listener: host names, *.NAME for one label more; empty: what no other forward there names"`
+	Classes        []sharedport.Kind `yaml:"classes" jsonschema_description:"what is forwarded of a shared port, by its first bytes: CLASS, or tcp/CLASS and tls/CLASS for outside and inside of TLS, e.g. http, tls/http, unknown; TLS ends at the edge, and what was inside goes to the target in clear; with sni only what came for these names"`
+	To             netip.AddrPort    `yaml:"to" jsonschema:"required" jsonschema_description:"ADDRESS:PORT of the target"`
+	Allow          []netip.Prefix    `yaml:"allow" jsonschema:"required" jsonschema_description:"the sources that may connect"`
+	MaxConnections int               `yaml:"max_connections" jsonschema:"minimum=0,maximum=16384,default=1024" jsonschema_description:"connections at the same time"`
+	PerSource      int               `yaml:"per_source" jsonschema:"minimum=0,maximum=16384,default=0" jsonschema_description:"connections of one source at the same time, where user space carries them; 0 = limits.per_source.connections"`
+	Idle           time.Duration     `yaml:"idle" jsonschema_description:"a connection without any byte for so long is reset, at least 1s; default 2h"`
+	Via            string            `yaml:"via" jsonschema:"enum=auto,enum=kernel,enum=user,default=auto" jsonschema_description:"what carries it: auto (the kernel where it can, else user space), kernel (the same, with a warning where it can not) or user"`
+	TLS            TLSMode           `yaml:"tls" jsonschema:"enum=pass,enum=terminate,default=pass" jsonschema_description:"pass (unread) or terminate: the edge shows its own certificate to clients and opens a TLS connection to the target, which tls.client_ca or the system's authorities must have signed"`
+	ClientCerts    ClientCerts       `yaml:"client_certificates" jsonschema:"enum=none,enum=optional,enum=demand,default=none" jsonschema_description:"with tls: terminate, whether clients show a certificate that tls.client_ca has signed"`
+	SendProxy      bool              `yaml:"proxy_protocol" jsonschema:"default=false" jsonschema_description:"the target is told the client's address by the PROXY protocol, version 2; carried by user space"`
+	ServerName     string            `yaml:"server_name" jsonschema_description:"with tls: terminate, the name in the target's certificate"`
 }
 
 // TLSMode is the value of "tls".
@@ -127,6 +130,11 @@ func (r Rule) validateLimits(fault func(key, format string, a ...any)) {
 }
 
 func (r Rule) validateNames(fault func(key, format string, a ...any)) {
+	for i, k := range r.Classes {
+		if len(r.SNI) > 0 && k.Outer == sharedport.OverTCP && k.Class != sharedport.TLS {
+			fault(fmt.Sprintf("classes[%d]", i), "%s: there are no server names outside of TLS", k)
+		}
+	}
 	for i, n := range r.SNI {
 		if !serverName(strings.TrimPrefix(n, "*.")) {
 			fault(fmt.Sprintf("sni[%d]", i), "%q is no host name in lower case, nor *. and one", n)
@@ -160,7 +168,14 @@ func (r Rule) validateTLS(fault func(key, format string, a ...any)) {
 	if !ends && r.ClientCerts != "" && r.ClientCerts != CertsNone {
 		fault("client_certificates", "needs tls: terminate")
 	}
-	if r.Via == ViaKernel && (ends || len(r.SNI) > 0) {
+	if ends && len(r.Classes) > 0 {
+		fault("tls", "terminate is for TLS that no other service looks into; with classes it has ended before")
+	}
+	switch {
+	case r.Via != ViaKernel:
+	case ends || len(r.SNI) > 0:
 		fault("via", "the kernel can neither read server names nor terminate TLS")
+	case !r.unread():
+		fault("via", "the kernel can neither read first bytes nor tell the target who the client is")
 	}
 }

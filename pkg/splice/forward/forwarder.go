@@ -16,6 +16,7 @@ import (
 
 	"edged.dev/edged/internal/gate"
 	"edged.dev/edged/pkg/pinhole"
+	"edged.dev/edged/pkg/sharedport"
 	"edged.dev/edged/pkg/splice"
 )
 
@@ -123,12 +124,17 @@ func New(rules []Rule, deps Deps, log *zap.Logger) *Forwarder {
 }
 
 // unread tells whether nobody need look at what passes.
-func (r Rule) unread() bool { return len(r.SNI) == 0 && r.TLS != TLSTerminate }
+func (r Rule) unread() bool {
+	return len(r.SNI)+len(r.Classes) == 0 && r.TLS != TLSTerminate && !r.SendProxy
+}
 
 // whyUser says why the kernel does not carry a rule that it has not been asked about.
 func (r Rule) whyUser() string {
-	if !r.unread() {
+	switch {
+	case len(r.SNI) > 0 || r.TLS == TLSTerminate:
 		return "TLS is looked at in user space"
+	case !r.unread():
+		return "first bytes are read and written in user space"
 	}
 	return "via is user"
 }
@@ -302,6 +308,13 @@ func (f *Forwarder) connect(ctx context.Context, r *rule, c *connection, conn ne
 	if err != nil {
 		gate.Reset(conn)
 		return dialFailed, err
+	}
+	if r.SendProxy { // it fits into an empty buffer: nobody waits here
+		if _, err = target.Write(sharedport.ProxyHeader(c.client, pinhole.AddrPortOf(conn.LocalAddr()))); err != nil {
+			gate.Reset(target)
+			gate.Reset(conn)
+			return dialFailed, err
+		}
 	}
 	if r.TLS == TLSTerminate {
 		secure, err := f.dialled(ctx, r, target)
