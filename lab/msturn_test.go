@@ -4,6 +4,8 @@ package lab
 
 import (
 	"fmt"
+	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -59,6 +61,37 @@ func (a *iceAgent) exchange(t *testing.T, b *iceAgent) {
 // packets counts what has arrived. Of another length is a check of ICE that came before the agent knew its peer.
 func (a *iceAgent) packets() int {
 	return len(slices.DeleteFunc(a.lines("rx "), func(line string) bool { return !strings.HasSuffix(line, " 160") }))
+}
+
+// TestMSTURNBesideTURN: on one UDP port each gets what is for it.
+func TestMSTURNBesideTURN(t *testing.T) {
+	r := niceLab(t)
+	e := r.Edge(t, EdgeConfig{More: msturnSection(r) + "turn: {listen: [\"udp://outside:3478\"], realm: example.org, users: {alice: secret}}\n"})
+	user, host := r.Outside("user"), r.Inside("host")
+	a := user.NiceRelayed(t, "user", "udp", r.GW.IPOn(outside, 4), 3478, "alice", "secret").gathered(t)
+	b := host.Nice(t, "host", "udp").gathered(t)
+	meet(a, b)
+	a.exchange(t, b)
+	binding := append([]byte{0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42}, "transaction!"...)
+	var answer [128]byte
+	must(t, "ask STUN", user.Do(func() error {
+		c, err := net.Dial("udp4", netip.AddrPortFrom(r.GW.IPOn(outside, 4), 3478).String())
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		must(t, "deadline", c.SetDeadline(time.Now().Add(20*time.Second)))
+		if _, err = c.Write(binding); err == nil {
+			_, err = c.Read(answer[:])
+		}
+		return err
+	}))
+	if string(answer[:2]) != "\x01\x01" || string(answer[8:20]) != "transaction!" {
+		t.Errorf("answer to a Binding: %x", answer)
+	}
+	if n := e.Metric("edged_stun_bindings_total"); n != 1 {
+		t.Errorf("%v Bindings", n)
+	}
 }
 
 // TestMSTURNControl: if edged does not serve MS-TURN there is no relayed candidate.
