@@ -36,7 +36,6 @@ struct {
 static __always_inline int find_channel(struct packet *p, struct channel_key *k, const struct channel_header *ch)
 {
 	p->flow = 0;
-	p->now = bpf_ktime_get_ns();
 	if ((ch->number & bpf_htons(0xc000)) == bpf_htons(0x4000)) {
 		k->number = ch->number;
 		p->flow = bpf_map_lookup_elem(&channels, k);
@@ -103,14 +102,25 @@ static __always_inline int channel_leave(const struct packet *p, struct hop *h, 
 	return redirect(h);
 }
 
-// channel_room makes or takes the room behind the IP header, and writes the new Ethernet header. It returns 0 on success, and
-// leaves the packet as it was else.
+// channel_room makes or takes the room behind the IP header. It returns 0 on success, and leaves the packet as it was else.
 static __always_inline int channel_room(struct __sk_buff *skb, int grow)
 {
 	return bpf_skb_adjust_room(skb, grow, BPF_ADJ_ROOM_NET, BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET);
 }
 
-static __noinline int channel_v4(struct __sk_buff *skb)
+// channel_eth writes the new Ethernet header.
+static __always_inline int channel_eth(struct __sk_buff *skb, const struct hop *h, __be16 proto)
+{
+	struct ethhdr *eth = (void *)(long)skb->data;
+
+	if ((void *)(eth + 1) > (void *)(long)skb->data_end)
+		return -1;
+	write_eth(eth, h, proto);
+	return 0;
+}
+
+// channel_v4 carries a packet that came at the time now.
+static __noinline int channel_v4(struct __sk_buff *skb, __u64 now)
 {
 	struct packet p = packet_of(skb);
 	struct channel_key k = {};
@@ -119,7 +129,6 @@ static __noinline int channel_v4(struct __sk_buff *skb)
 		struct udphdr udp;
 		struct channel_header ch;
 	} b;
-	struct ethhdr eth;
 	struct hop *h;
 	int grow, cut;
 
@@ -132,6 +141,7 @@ static __noinline int channel_v4(struct __sk_buff *skb)
 	k.peer.word[3] = b.ip.saddr;
 	k.port = b.udp.dest;
 	k.peer_port = b.udp.source;
+	p.now = now;
 	if (!find_channel(&p, &k, &b.ch))
 		return UP;
 	p.ip_len = bpf_ntohs(b.ip.tot_len);
@@ -146,8 +156,7 @@ static __noinline int channel_v4(struct __sk_buff *skb)
 	b.ip.tot_len = bpf_htons(p.ip_len + grow);
 	write_v4(&b.ip, &p);
 	channel_udp(&p, cut, &b.udp, &b.ch, grow);
-	write_eth(&eth, h, bpf_htons(ETH_P_IP));
-	if (bpf_skb_store_bytes(skb, 0, &eth, sizeof(eth), 0))
+	if (channel_eth(skb, h, bpf_htons(ETH_P_IP)))
 		return TC_ACT_SHOT;
 	if (cut ? bpf_skb_store_bytes(skb, ETH_HLEN, &b, sizeof(b) - sizeof(b.ch), BPF_F_RECOMPUTE_CSUM)
 		: bpf_skb_store_bytes(skb, ETH_HLEN, &b, sizeof(b), BPF_F_RECOMPUTE_CSUM))
@@ -155,7 +164,7 @@ static __noinline int channel_v4(struct __sk_buff *skb)
 	return channel_leave(&p, h, cut);
 }
 
-static __noinline int channel_v6(struct __sk_buff *skb)
+static __noinline int channel_v6(struct __sk_buff *skb, __u64 now)
 {
 	struct packet p = packet_of(skb);
 	struct channel_key k = {};
@@ -164,7 +173,6 @@ static __noinline int channel_v6(struct __sk_buff *skb)
 		struct udphdr udp;
 		struct channel_header ch;
 	} b;
-	struct ethhdr eth;
 	struct hop *h;
 	int grow, cut;
 
@@ -176,6 +184,7 @@ static __noinline int channel_v6(struct __sk_buff *skb)
 	__builtin_memcpy(&k.peer, &b.ip.saddr, sizeof(k.peer));
 	k.port = b.udp.dest;
 	k.peer_port = b.udp.source;
+	p.now = now;
 	if (!find_channel(&p, &k, &b.ch))
 		return UP;
 	p.udp_len = bpf_ntohs(b.udp.len);
@@ -190,8 +199,7 @@ static __noinline int channel_v6(struct __sk_buff *skb)
 	b.ip.payload_len = bpf_htons(p.udp_len + grow);
 	write_v6(&b.ip, &p);
 	channel_udp(&p, cut, &b.udp, &b.ch, grow);
-	write_eth(&eth, h, bpf_htons(ETH_P_IPV6));
-	if (bpf_skb_store_bytes(skb, 0, &eth, sizeof(eth), 0))
+	if (channel_eth(skb, h, bpf_htons(ETH_P_IPV6)))
 		return TC_ACT_SHOT;
 	if (cut ? bpf_skb_store_bytes(skb, ETH_HLEN, &b, sizeof(b) - sizeof(b.ch), BPF_F_RECOMPUTE_CSUM)
 		: bpf_skb_store_bytes(skb, ETH_HLEN, &b, sizeof(b), BPF_F_RECOMPUTE_CSUM))

@@ -223,7 +223,7 @@ static __noinline int relay_v4(struct __sk_buff *skb)
 			options_v4(skb);
 			return UP;
 		}
-		return channel_v4(skb);
+		return p.now ? channel_v4(skb, p.now) : UP; // not UDP
 	}
 	udp = (void *)eth + L4_V4;
 	h = judge(skb, &p);
@@ -286,7 +286,7 @@ static __noinline int relay_v6(struct __sk_buff *skb)
 			options_v6(skb);
 			return UP;
 		}
-		return channel_v6(skb);
+		return p.now ? channel_v6(skb, p.now) : UP;
 	}
 	udp = (void *)eth + L4_V6;
 	h = judge(skb, &p);
