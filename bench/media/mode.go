@@ -45,6 +45,7 @@ func modes() []mode {
 // turnModes are those of TURN: what channels carry, both ways.
 func turnModes() []mode {
 	return []mode{
+		{name: modeXDP, text: "edged TURN, xdp", flood: true, ours: true, turn: true, start: relayIn(modeXDP)},
 		{name: modeTC, text: "edged TURN, tc", flood: true, ours: true, turn: true, start: relayIn(modeTC)},
 		{name: modeUser, text: "edged TURN, user space", ours: true, turn: true, start: relayIn(modeUser)},
 		{name: modeCoturn, text: "coturn", turn: true, start: startCoturn},

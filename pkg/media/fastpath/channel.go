@@ -52,7 +52,8 @@ func (p *Path) UnbindChannel(f *media.Flow) {
 func (p *Path) CarriesChannel(f *media.Flow) (path, why string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	switch c := p.channels[f]; {
+	c := p.channels[f]
+	switch {
 	case c == nil:
 		return "user", "closed"
 	case !c.on:
@@ -60,7 +61,7 @@ func (p *Path) CarriesChannel(f *media.Flow) (path, why string) {
 	case c.forth.why != "":
 		return "user", c.forth.why
 	}
-	return "tc", ""
+	return p.kern.carriedBy(c.seen.Device, c.forth)
 }
 
 func (p *Path) lookAtChannelLocked(c *channel) {
@@ -130,6 +131,7 @@ func (p *Path) putChannelLocked(c *channel, r route, back, forth *way) string {
 	}
 	v := r.value(false, p.dscp)
 	v.Device, v.Hop, v.Number = back.hop.Device, forth.slot, port(c.flow.Channel)
+	v.Mac = p.kern.devices[int(v.Device)].mac
 	key := tcChannelKey{Port: port(r.in.Port()), PeerPort: port(r.from.Port()), Number: port(c.number)}
 	key.Local.Word, key.Peer.Word = words(r.in.Addr()), words(r.from.Addr())
 	if err := p.kern.objs.Channels.Put(&key, &v); err != nil {

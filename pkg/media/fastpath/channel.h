@@ -49,6 +49,50 @@ static __always_inline int find_channel(struct packet *p, struct channel_key *k,
 	return p->flow->device == p->device && p->now <= lease_until;
 }
 
+// read_channel_v4 reads the headers of a packet that came at the time now, and finds its channel; it returns 0 if the packet is
+// nothing to us.
+static __always_inline int read_channel_v4(struct packet *p, struct channel_key *k, const struct iphdr *ip, const struct udphdr *udp,
+					   const struct channel_header *ch, __u64 now)
+{
+	if (*(const __u8 *)ip != 0x45 || ip->protocol != IPPROTO_UDP || ip->frag_off & bpf_htons(0x3fff))
+		return 0;
+	k->local.word[2] = k->peer.word[2] = bpf_htonl(0xffff);
+	k->local.word[3] = ip->daddr;
+	k->peer.word[3] = ip->saddr;
+	k->port = udp->dest;
+	k->peer_port = udp->source;
+	p->now = now;
+	if (!find_channel(p, k, ch))
+		return 0;
+	p->ip_len = bpf_ntohs(ip->tot_len);
+	p->udp_len = bpf_ntohs(udp->len);
+	p->ttl = ip->ttl;
+	p->ecn = ip->tos & 3;
+	p->odd = p->ip_len != p->udp_len + sizeof(*ip) || p->ip_len + ETH_HLEN > p->length || oversized(p);
+	return 1;
+}
+
+// read_channel_v6 is as read_channel_v4.
+static __always_inline int read_channel_v6(struct packet *p, struct channel_key *k, const struct ipv6hdr *ip, const struct udphdr *udp,
+					   const struct channel_header *ch, __u64 now)
+{
+	if (ip->nexthdr != IPPROTO_UDP || !udp->check || mapped(&ip->daddr))
+		return 0;
+	__builtin_memcpy(&k->local, &ip->daddr, sizeof(k->local));
+	__builtin_memcpy(&k->peer, &ip->saddr, sizeof(k->peer));
+	k->port = udp->dest;
+	k->peer_port = udp->source;
+	p->now = now;
+	if (!find_channel(p, k, ch))
+		return 0;
+	p->udp_len = bpf_ntohs(udp->len);
+	p->ip_len = bpf_ntohs(ip->payload_len) + sizeof(*ip);
+	p->ttl = ip->hop_limit;
+	p->ecn = ip->flow_lbl[0] >> 4 & 3;
+	p->odd = p->ip_len != p->udp_len + sizeof(*ip) || p->ip_len + ETH_HLEN > p->length || oversized(p);
+	return 1;
+}
+
 // channel_way returns the hop, or 0 if the packet must go up, and by how much the packet grows.
 static __always_inline struct hop *channel_way(const struct packet *p, const struct channel_key *k,
 					       const struct channel_header *ch, int *grow)
@@ -91,118 +135,12 @@ static __always_inline void channel_udp(const struct packet *p, int cut, struct 
 	udp->check = sum ? sum : 0xffff;
 }
 
-// channel_leave counts the application's data.
-static __always_inline int channel_leave(const struct packet *p, struct hop *h, int cut)
+// channel_account counts the application's data.
+static __always_inline void channel_account(const struct packet *p, int cut)
 {
 	struct flow *f = p->flow;
 
 	__sync_fetch_and_add(&f->packets, 1);
 	__sync_fetch_and_add(&f->bytes, p->udp_len - sizeof(struct udphdr) - (cut ? sizeof(struct channel_header) : 0));
 	f->last = p->now;
-	return redirect(h);
-}
-
-// channel_room makes or takes the room behind the IP header. It returns 0 on success, and leaves the packet as it was else.
-static __always_inline int channel_room(struct __sk_buff *skb, int grow)
-{
-	return bpf_skb_adjust_room(skb, grow, BPF_ADJ_ROOM_NET, BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET);
-}
-
-// channel_eth writes the new Ethernet header.
-static __always_inline int channel_eth(struct __sk_buff *skb, const struct hop *h, __be16 proto)
-{
-	struct ethhdr *eth = (void *)(long)skb->data;
-
-	if ((void *)(eth + 1) > (void *)(long)skb->data_end)
-		return -1;
-	write_eth(eth, h, proto);
-	return 0;
-}
-
-// channel_v4 carries a packet that came at the time now.
-static __noinline int channel_v4(struct __sk_buff *skb, __u64 now)
-{
-	struct packet p = packet_of(skb);
-	struct channel_key k = {};
-	struct {
-		struct iphdr ip;
-		struct udphdr udp;
-		struct channel_header ch;
-	} b;
-	struct hop *h;
-	int grow, cut;
-
-	if (bpf_skb_load_bytes(skb, ETH_HLEN, &b, sizeof(b)))
-		return UP;
-	if (*(__u8 *)&b != 0x45 || b.ip.protocol != IPPROTO_UDP || b.ip.frag_off & bpf_htons(0x3fff))
-		return UP;
-	k.local.word[2] = k.peer.word[2] = bpf_htonl(0xffff);
-	k.local.word[3] = b.ip.daddr;
-	k.peer.word[3] = b.ip.saddr;
-	k.port = b.udp.dest;
-	k.peer_port = b.udp.source;
-	p.now = now;
-	if (!find_channel(&p, &k, &b.ch))
-		return UP;
-	p.ip_len = bpf_ntohs(b.ip.tot_len);
-	p.udp_len = bpf_ntohs(b.udp.len);
-	p.ttl = b.ip.ttl;
-	p.ecn = b.ip.tos & 3;
-	p.odd = p.ip_len != p.udp_len + sizeof(b.ip) || p.ip_len + ETH_HLEN > p.length || oversized(&p);
-	h = channel_way(&p, &k, &b.ch, &grow);
-	if (!h || (b.udp.check && unfinished(&p, &b.udp, sum_v4(&b.ip))) || channel_room(skb, grow))
-		return UP;
-	cut = grow < 0;
-	b.ip.tot_len = bpf_htons(p.ip_len + grow);
-	write_v4(&b.ip, &p);
-	channel_udp(&p, cut, &b.udp, &b.ch, grow);
-	if (channel_eth(skb, h, bpf_htons(ETH_P_IP)))
-		return TC_ACT_SHOT;
-	if (cut ? bpf_skb_store_bytes(skb, ETH_HLEN, &b, sizeof(b) - sizeof(b.ch), BPF_F_RECOMPUTE_CSUM)
-		: bpf_skb_store_bytes(skb, ETH_HLEN, &b, sizeof(b), BPF_F_RECOMPUTE_CSUM))
-		return TC_ACT_SHOT;
-	return channel_leave(&p, h, cut);
-}
-
-static __noinline int channel_v6(struct __sk_buff *skb, __u64 now)
-{
-	struct packet p = packet_of(skb);
-	struct channel_key k = {};
-	struct {
-		struct ipv6hdr ip;
-		struct udphdr udp;
-		struct channel_header ch;
-	} b;
-	struct hop *h;
-	int grow, cut;
-
-	if (bpf_skb_load_bytes(skb, ETH_HLEN, &b, sizeof(b)))
-		return UP;
-	if (b.ip.nexthdr != IPPROTO_UDP || !b.udp.check || mapped(&b.ip.daddr))
-		return UP;
-	__builtin_memcpy(&k.local, &b.ip.daddr, sizeof(k.local));
-	__builtin_memcpy(&k.peer, &b.ip.saddr, sizeof(k.peer));
-	k.port = b.udp.dest;
-	k.peer_port = b.udp.source;
-	p.now = now;
-	if (!find_channel(&p, &k, &b.ch))
-		return UP;
-	p.udp_len = bpf_ntohs(b.udp.len);
-	p.ip_len = bpf_ntohs(b.ip.payload_len) + sizeof(b.ip);
-	p.ttl = b.ip.hop_limit;
-	p.ecn = b.ip.flow_lbl[0] >> 4 & 3;
-	p.odd = p.ip_len != p.udp_len + sizeof(b.ip) || p.ip_len + ETH_HLEN > p.length || oversized(&p);
-	h = channel_way(&p, &k, &b.ch, &grow);
-	if (!h || unfinished(&p, &b.udp, sum_v6(&b.ip)) || channel_room(skb, grow))
-		return UP;
-	cut = grow < 0;
-	b.ip.payload_len = bpf_htons(p.udp_len + grow);
-	write_v6(&b.ip, &p);
-	channel_udp(&p, cut, &b.udp, &b.ch, grow);
-	if (channel_eth(skb, h, bpf_htons(ETH_P_IPV6)))
-		return TC_ACT_SHOT;
-	if (cut ? bpf_skb_store_bytes(skb, ETH_HLEN, &b, sizeof(b) - sizeof(b.ch), BPF_F_RECOMPUTE_CSUM)
-		: bpf_skb_store_bytes(skb, ETH_HLEN, &b, sizeof(b), BPF_F_RECOMPUTE_CSUM))
-		return TC_ACT_SHOT;
-	return channel_leave(&p, h, cut);
 }

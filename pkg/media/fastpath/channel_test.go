@@ -30,9 +30,9 @@ type turn struct {
 }
 
 // newTurn makes the hosts' checksums whole, as on a cable, unless offload says that a device is to make them.
-func newTurn(t *testing.T, family pinhole.Family, offload bool, o options) *turn {
+func newTurn(t *testing.T, family pinhole.Family, offload bool, rig func(*testing.T) *rig) *turn {
 	t.Helper()
-	r := newRig(t, rigOptions{options: o})
+	r := rig(t)
 	for _, h := range r.hosts {
 		pathtest.Within(t, h.ns, func() { must(t, pathtest.TXChecksums(h.own, offload)) })
 	}
@@ -104,11 +104,11 @@ func (c *turn) pass(s pinhole.Side, data []byte) packet {
 	return got
 }
 
-func eachTurn(t *testing.T, run func(*testing.T, pinhole.Family, options)) {
+func eachTurn(t *testing.T, run func(*testing.T, pinhole.Family, func(*testing.T) *rig)) {
 	needKernel(t)
-	for _, family := range []pinhole.Family{4, 6} {
-		for _, clsact := range []bool{false, true} {
-			t.Run(fmt.Sprintf("v%d, clsact %v", family, clsact), func(t *testing.T) { run(t, family, options{clsact: clsact}) })
+	for _, path := range everyPath() {
+		for _, family := range []pinhole.Family{4, 6} {
+			t.Run(fmt.Sprintf("v%d, %s", family, path.name), func(t *testing.T) { run(t, family, path.rig) })
 		}
 	}
 }
@@ -116,13 +116,14 @@ func eachTurn(t *testing.T, run func(*testing.T, pinhole.Family, options)) {
 // TestChannelCarried: both ways pass in the kernel, of any length, with the right headers and checksums, and none comes to a
 // socket of the gateway.
 func TestChannelCarried(t *testing.T) {
-	eachTurn(t, func(t *testing.T, family pinhole.Family, o options) {
-		c := newTurn(t, family, false, o)
-		c.waitPath("tc")
+	eachTurn(t, func(t *testing.T, family pinhole.Family, rig func(*testing.T) *rig) {
+		c := newTurn(t, family, false, rig)
+		c.waitPath(c.want)
 		audits := [2]*pathtest.Audit{}
 		for s, h := range c.hosts {
 			audits[s] = pathtest.Watch(t, h.ns, h.own, 1500)
 		}
+		runs := c.runs()
 		before, g, want := datagrams(t), rand.New(rand.NewPCG(1, uint64(family))), [2]pinhole.StreamStats{}
 		longest, up := 1500-48-4, 0
 		for i := range 300 {
@@ -143,6 +144,10 @@ func TestChannelCarried(t *testing.T) {
 		}
 		if after := datagrams(t); after != before+up || up > 5 {
 			t.Errorf("%d packets came to the gateway's sockets, %d passed there", after-before, up)
+		}
+		// Neighbours are looked for all the time, but that is little.
+		if ran := c.runs() - runs; (ran < 300) != (c.want == "xdp") {
+			t.Errorf("tc's program ran %d times", ran)
 		}
 		c.path.Refresh()
 		if got := c.port.Stats(); got != want || c.moved(near)+c.moved(far) != uint64(600-up) {
@@ -174,9 +179,9 @@ func TestChannelCarried(t *testing.T) {
 
 // TestChannelUp: what the kernel must not touch passes by the sockets, or comes to who reads them, as without it.
 func TestChannelUp(t *testing.T) {
-	eachTurn(t, func(t *testing.T, family pinhole.Family, o options) {
-		c := newTurn(t, family, false, o)
-		c.waitPath("tc")
+	eachTurn(t, func(t *testing.T, family pinhole.Family, rig func(*testing.T) *rig) {
+		c := newTurn(t, family, false, rig)
+		c.waitPath(c.want)
 		c.pass(near, []byte("carried"))
 		c.pass(far, []byte("carried"))
 		moved := [2]uint64{c.moved(near), c.moved(far)}
@@ -226,14 +231,14 @@ func (c *turn) hears(by net.PacketConn, from *peer, at netip.AddrPort, b []byte)
 // TestChannelEnds: nothing passes in the kernel when a channel has ended, or the lease; and again when it is bound again.
 func TestChannelEnds(t *testing.T) {
 	needKernel(t)
-	c := newTurn(t, pinhole.IPv4, false, options{})
-	c.waitPath("tc")
+	c := newTurn(t, pinhole.IPv4, false, newTCRig)
+	c.waitPath(c.want)
 	c.pass(near, []byte("bound"))
 	c.port.Unbind(c.number)
 	c.hears(c.front, c.client, c.at, channelData(c.number, []byte("ended")))
 	c.hears(c.port, c.peer, c.local, []byte("ended"))
 	c.bind()
-	c.waitPath("tc")
+	c.waitPath(c.want)
 	c.pass(far, []byte("bound again"))
 	c.path.mu.Lock()
 	at, err := readClock()
@@ -256,14 +261,14 @@ func TestChannelEnds(t *testing.T) {
 func TestChannelMTU(t *testing.T) {
 	needKernel(t)
 	const mtu = 1400
-	c := newTurn(t, pinhole.IPv4, false, options{})
+	c := newTurn(t, pinhole.IPv4, false, newTCRig)
 	l, err := netlink.LinkByName(c.hosts[near].dev)
 	must(t, err)
 	must(t, netlink.LinkSetMTU(l, mtu))
 	c.port.Unbind(c.number)
 	<-time.After(2 * lookEvery) // the way is looked at anew
 	c.bind()
-	c.waitPath("tc")
+	c.waitPath(c.want)
 	a := pathtest.Watch(t, c.hosts[near].ns, c.hosts[near].own, mtu)
 	c.pass(far, make([]byte, mtu-28-4))
 	if c.moved(far) != 1 {
@@ -284,8 +289,8 @@ func TestChannelOffload(t *testing.T) {
 	needKernel(t)
 	for _, family := range []pinhole.Family{4, 6} {
 		t.Run(fmt.Sprintf("v%d", family), func(t *testing.T) {
-			c := newTurn(t, family, true, options{})
-			c.waitPath("tc")
+			c := newTurn(t, family, true, newTCRig)
+			c.waitPath(c.want)
 			for i := range 20 {
 				c.pass(near, fmt.Appendf(nil, "client %d", i))
 				c.pass(far, fmt.Appendf(nil, "peer %d", i))
@@ -300,8 +305,8 @@ func TestChannelOffload(t *testing.T) {
 // TestChannelNoSum: over IPv4 a packet without a checksum keeps none.
 func TestChannelNoSum(t *testing.T) {
 	needKernel(t)
-	c := newTurn(t, pinhole.IPv4, false, options{})
-	c.waitPath("tc")
+	c := newTurn(t, pinhole.IPv4, false, newTCRig)
+	c.waitPath(c.want)
 	for s, p := range []*peer{c.client, c.peer} {
 		p.set(unix.SOL_SOCKET, unix.SO_NO_CHECK, 1)
 		c.pass(pinhole.Side(s), []byte("no checksum"))

@@ -342,7 +342,8 @@ func (p *Path) takeLocked(st *stream, why string) {
 func (p *Path) Carries(s *media.Socket) (path, why string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	switch st := p.streams[s]; {
+	st := p.streams[s]
+	switch {
 	case st == nil:
 		return "user", "closed"
 	case !st.on:
@@ -350,5 +351,5 @@ func (p *Path) Carries(s *media.Socket) (path, why string) {
 	case st.forth.why != "":
 		return "user", st.forth.why
 	}
-	return p.kern.carriedBy(p.streams[s])
+	return p.kern.carriedBy(st.seen.Device, st.forth)
 }

@@ -204,7 +204,7 @@ static __noinline int options_v6(struct __sk_buff *skb)
 	return count_behind(skb, &p, &k, &src);
 }
 
-#include "channel.h"
+#include "channel_tc.h"
 
 static __noinline int relay_v4(struct __sk_buff *skb)
 {

@@ -141,17 +141,18 @@ func mac(addr []byte) (m [3]uint16) {
 	return m
 }
 
-// carriedBy says which of the two programs carries a stream, and why it is not XDP if that was asked for.
-func (k *kernel) carriedBy(st *stream) (path, why string) {
-	d := k.devices[int(st.seen.Device)]
+// carriedBy says which of the two programs carries what comes by a device and takes the way, and why it is not XDP if
+// that was asked for.
+func (k *kernel) carriedBy(device uint32, forth *way) (path, why string) {
+	d := k.devices[int(device)]
 	switch {
 	case !k.wantXDP || d == nil:
 		return "tc", ""
 	case d.noXDP != "":
 		return "tc", "no XDP: " + d.noXDP
-	case st.forth.hop.Flags&hopXDP == 0:
+	case forth.hop.Flags&hopXDP == 0:
 		return "tc", "no XDP: the device to the peer does not send what XDP redirects to it (a veth does if the other end has GRO on)"
-	case st.forth.hop.Flags&hopMAC == 0:
+	case forth.hop.Flags&hopMAC == 0:
 		return "tc", "no XDP: the neighbour's address is not known"
 	}
 	return "xdp", ""

@@ -3,6 +3,7 @@
 // counted here: the second stage does.
 #pragma once
 
+#include "channel.h"
 #include "relay.h"
 
 // for_this_host tells whether the frame was sent to the device and not only overheard.
@@ -90,6 +91,84 @@ static __always_inline int xdp_to_v4(struct xdp_md *ctx, struct packet *p, struc
 	return xdp_leave(p, h);
 }
 
+// xdp_channel_way returns the hop if XDP can carry the packet of a channel all the way, else 0.
+static __always_inline struct hop *xdp_channel_way(const struct packet *p, const struct ethhdr *eth, const struct channel_key *k,
+						   const struct channel_header *ch, int *grow)
+{
+	struct hop *h;
+
+	if (!for_this_host(eth, p->flow))
+		return 0;
+	h = channel_way(p, k, ch, grow);
+	if (!h || (h->flags & (HOP_MAC | HOP_XDP)) != (HOP_MAC | HOP_XDP))
+		return 0;
+	return h;
+}
+
+// xdp_channel_v4 carries a packet of a channel that came at the time now: the frame begins later, or earlier.
+static __noinline int xdp_channel_v4(struct xdp_md *ctx, __u64 now)
+{
+	struct packet p = xdp_packet(ctx);
+	struct channel_key k = {};
+	struct {
+		__u8 align[2];
+		struct ethhdr eth;
+		struct iphdr ip;
+		struct udphdr udp;
+		struct channel_header ch;
+	} b;
+	struct hop *h;
+	int grow, cut;
+
+	if (bpf_xdp_load_bytes(ctx, 0, &b.eth, sizeof(b) - sizeof(b.align)) || !read_channel_v4(&p, &k, &b.ip, &b.udp, &b.ch, now))
+		return XDP_PASS;
+	h = xdp_channel_way(&p, &b.eth, &k, &b.ch, &grow);
+	if (!h || (b.udp.check && unfinished(&p, &b.udp, sum_v4(&b.ip))) || bpf_xdp_adjust_head(ctx, -grow))
+		return XDP_PASS;
+	cut = grow < 0;
+	b.ip.tot_len = bpf_htons(p.ip_len + grow);
+	write_v4(&b.ip, &p);
+	channel_udp(&p, cut, &b.udp, &b.ch, grow);
+	write_eth(&b.eth, h, bpf_htons(ETH_P_IP));
+	if (cut ? bpf_xdp_store_bytes(ctx, 0, &b.eth, sizeof(b) - sizeof(b.align) - sizeof(b.ch))
+		: bpf_xdp_store_bytes(ctx, 0, &b.eth, sizeof(b) - sizeof(b.align)))
+		return XDP_ABORTED;
+	channel_account(&p, cut);
+	return bpf_redirect(h->device, 0);
+}
+
+// xdp_channel_v6 is as xdp_channel_v4.
+static __noinline int xdp_channel_v6(struct xdp_md *ctx, __u64 now)
+{
+	struct packet p = xdp_packet(ctx);
+	struct channel_key k = {};
+	struct {
+		__u8 align[2];
+		struct ethhdr eth;
+		struct ipv6hdr ip;
+		struct udphdr udp;
+		struct channel_header ch;
+	} b;
+	struct hop *h;
+	int grow, cut;
+
+	if (bpf_xdp_load_bytes(ctx, 0, &b.eth, sizeof(b) - sizeof(b.align)) || !read_channel_v6(&p, &k, &b.ip, &b.udp, &b.ch, now))
+		return XDP_PASS;
+	h = xdp_channel_way(&p, &b.eth, &k, &b.ch, &grow);
+	if (!h || unfinished(&p, &b.udp, sum_v6(&b.ip)) || bpf_xdp_adjust_head(ctx, -grow))
+		return XDP_PASS;
+	cut = grow < 0;
+	b.ip.payload_len = bpf_htons(p.udp_len + grow);
+	write_v6(&b.ip, &p);
+	channel_udp(&p, cut, &b.udp, &b.ch, grow);
+	write_eth(&b.eth, h, bpf_htons(ETH_P_IPV6));
+	if (cut ? bpf_xdp_store_bytes(ctx, 0, &b.eth, sizeof(b) - sizeof(b.align) - sizeof(b.ch))
+		: bpf_xdp_store_bytes(ctx, 0, &b.eth, sizeof(b) - sizeof(b.align)))
+		return XDP_ABORTED;
+	channel_account(&p, cut);
+	return bpf_redirect(h->device, 0);
+}
+
 static __always_inline int xdp_v4(struct xdp_md *ctx)
 {
 	struct packet p = xdp_packet(ctx);
@@ -99,7 +178,7 @@ static __always_inline int xdp_v4(struct xdp_md *ctx)
 	struct hop *h;
 
 	if (!read_v4(&p, eth, (void *)(long)ctx->data_end))
-		return XDP_PASS;
+		return p.now ? xdp_channel_v4(ctx, p.now) : XDP_PASS;
 	h = xdp_way(&p, eth);
 	if (!h || unfinished(&p, udp, sum_v4(ip)))
 		return XDP_PASS;
@@ -122,7 +201,7 @@ static __always_inline int xdp_v6(struct xdp_md *ctx)
 	if ((void *)(ip + 1) > (void *)(long)ctx->data_end || ip->nexthdr != IPPROTO_UDP)
 		return XDP_PASS;
 	if (!read_v6(&p, eth, (void *)(long)ctx->data_end))
-		return XDP_PASS;
+		return p.now ? xdp_channel_v6(ctx, p.now) : XDP_PASS;
 	h = xdp_way(&p, eth);
 	if (!h || unfinished(&p, udp, sum_v6(ip)))
 		return XDP_PASS;
