@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -39,6 +40,7 @@ func newTURNRig(t *testing.T, allow string, more string) *turnRig {
 		}
 	}
 	tr := &turnRig{Rig: r, client: r.Outside("client"), peer: r.Outside("peer")}
+	must(t, "secret", os.WriteFile(r.Dir+"/turn.secret", []byte("one\n"), 0o644))
 	ca := newAuthority(t, r.Dir)
 	certs := ca.issue(t, "edge", []string{"edge.example.org"}, r.GW.IPOn(outside, 4))
 	tr.edge = r.Edge(t, EdgeConfig{TLS: certs, More: fmt.Sprintf(turnSection, allow) + more})
@@ -83,8 +85,8 @@ func TestTURNClients(t *testing.T) {
 		{"tcp send", v4, tr.peer.IP, "3478", "-c -t -s"},
 		{"tls channels", v4, tr.peer.IP, "5349", "-c -t -S"},
 		{"tls send", v4, tr.peer.IP, "5349", "-c -t -S -s"},
-		{"tcp relay", v4, tr.peer.IP, "3478", "-c -T"},
-		{"tcp relay over tls", v4, tr.peer.IP, "5349", "-c -T -S"},
+		{"tcp relay", v4, tr.peer.IP, "3478", "-T"},
+		{"tcp relay over tls", v4, tr.peer.IP, "5349", "-T -S"},
 		{"client to client", v4, tr.peer.IP, "3478", "-y -c"},
 		{"client to client, tcp", v4, tr.peer.IP, "3478", "-y -c -t"},
 		{"ipv6", v6, tr.peer.IP6, "3478", "-c -x"},
@@ -121,5 +123,81 @@ func TestTURNDenied(t *testing.T) {
 	}
 	if tr.edge.Metric("edged_turn_permissions_denied_total", `reason="special_address"`) == 0 || tr.edge.Metric("edged_turn_auth_failures_total") == 0 {
 		t.Error("not counted")
+	}
+}
+
+// TestTURNSelf: "edged turn credential" and "edged turn test" on the gateway; a secret that changes counts at once.
+func TestTURNSelf(t *testing.T) {
+	tr := newTURNRig(t, "", "  secret_file: turn.secret\n")
+	run := func(name string, args ...string) (string, error) {
+		t.Helper()
+		bin, err := edgedBinary()
+		must(t, "build edged", err)
+		p := tr.GW.Start(t, name, append([]string{bin, "turn", "--config", tr.edge.file}, args...)...)
+		err = p.Wait(60 * time.Second)
+		b, _ := os.ReadFile(p.Log)
+		return string(b), err
+	}
+	out, err := run("test", "test", "--tls-name", "edge.example.org")
+	if err != nil || strings.Count(out, ": ok, 12 packets") != 6 || strings.Contains(out, "warning") {
+		t.Errorf("%v: %s", err, out)
+	}
+	out, err = run("credential", "credential", "--user", "dave")
+	m := regexp.MustCompile(`username +(\S+)\ncredential +(\S+)`).FindStringSubmatch(out)
+	if err != nil || m == nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	works := func(name string) bool {
+		_, err := run(name, "test", "--user", m[1], "--password", m[2], "udp://"+tr.GW.IPOn(outside, 4).String()+":3478")
+		return err == nil
+	}
+	if !works("before") {
+		t.Error("the credential is refused")
+	}
+	must(t, "secret", os.WriteFile(tr.Dir+"/turn.secret", []byte("another\n"), 0o644))
+	eventually(t, 20*time.Second, "the secret is read again", func() bool {
+		b, _ := os.ReadFile(tr.edge.proc.Log)
+		return strings.Contains(string(b), "users and secrets read again")
+	})
+	if works("after") {
+		t.Error("a credential of a secret that is gone is taken")
+	}
+}
+
+// TestTURNDiscovery: coturn's NAT behaviour discovery finds no NAT, and one that is there; without alternate_port it learns nothing.
+func TestTURNDiscovery(t *testing.T) {
+	r := lab(t)
+	onlyEdged(t, "the reference has no TURN")
+	if _, err := exec.LookPath("turnutils_natdiscovery"); err != nil {
+		t.Skipf("SKIPPED: %v (Debian package coturn)", err)
+	}
+	second := netip.MustParseAddr(nets4[outside] + "2")
+	r.ip("-n %s addr add %s/24 dev wan", r.GW.ns, second)
+	open := r.Outside("open")
+	home, _ := r.BehindNAT("home")
+	config := func(port string) EdgeConfig {
+		return EdgeConfig{Outside: []netip.Addr{second}, More: "turn:\n  listen: [\"udp://outside:3478\"]\n  realm: example.org\n  users: {alice: secret}\n" + port}
+	}
+	e := r.Edge(t, config("  alternate_port: 3479\n"))
+	discover := func(h *Host, name string) string {
+		t.Helper()
+		p := h.Start(t, name, "turnutils_natdiscovery", "-m", "-f", "-p", "3478", r.GW.IPOn(outside, 4).String())
+		if err := p.Wait(60 * time.Second); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		b, _ := os.ReadFile(p.Log)
+		return string(b)
+	}
+	if out := discover(open, "open"); !strings.Contains(out, "NAT with Endpoint Independent Mapping") && !strings.Contains(out, "No NAT detected") || !strings.Contains(out, "Endpoint Independent Filtering") {
+		t.Errorf("a host without NAT: %s", out)
+	}
+	if out := discover(home, "home"); !strings.Contains(out, "Address and Port Dependent Filtering") {
+		t.Errorf("a host behind NAT: %s", out)
+	}
+	e.proc.Stop(syscall.SIGTERM)
+	must(t, "configuration", os.WriteFile(e.file, []byte(config("").yaml(r)), 0o600))
+	e.Start(t)
+	if out := discover(open, "off"); strings.Contains(out, "Filtering!") {
+		t.Errorf("without alternate_port: %s", out)
 	}
 }
