@@ -93,6 +93,11 @@ func (s *Server) amend(t tuple, b []byte) []byte {
 	if m.parse(b) != "" {
 		return b
 	}
+	if code := m.get(attrErrorCode); m.class == failure && len(code) >= 4 {
+		s.count.request(m.method, int(code[2])*100+int(code[3]))
+	} else if m.class == success {
+		s.count.request(m.method, 0)
+	}
 	switch {
 	case m.method == allocate && m.class == success:
 		a := s.find(t)

@@ -382,7 +382,6 @@ func (r answer) connectionBind(a *allocation, user string) []byte {
 
 // toEngine composes the request anew for pion: what the guard has read and judged, signed for pion with pion's nonce.
 func (r answer) toEngine(a *allocation, add func(*composer) *composer) []byte {
-	r.s.count.request(r.m.method, 0)
 	w := add(compose(make([]byte, 0, 512), request, r.m.method, r.m.txid()))
 	return w.text(attrUsername, a.id).text(attrRealm, r.s.cfg.Realm).text(attrNonce, r.o.ep.nonce()).sign(r.key).b
 }
