@@ -29,7 +29,7 @@ type PortRequest struct {
 // called concurrently. ReadFrom returns an error when the port is closed or the deadline is over, and for no other
 // reason: an ICMP error that a peer has answered with is counted and ends nothing. Close releases the port (into
 // quarantine), the one that is held beside it, and all bindings.
-type Port interface {
+type Port interface { //nolint:interfacebloat // a socket, and no part of the rest is of use alone
 	net.PacketConn
 	// Local returns the address to write into messages; LocalAddr is the bound one.
 	Local() Local

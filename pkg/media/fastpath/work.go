@@ -218,7 +218,7 @@ func (p *Path) tell(st *stream, v *tcFlow, c clock) {
 	st.seen = *v
 }
 
-var _ interface {
+var _ interface { //nolint:interfacebloat // all that the relay and its tests ask of a path
 	media.Path
 	Refresh()
 	Carries(*media.Socket) (string, string)
