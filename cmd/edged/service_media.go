@@ -22,7 +22,7 @@ func buildMedia(_ context.Context, d *serviceDeps) (*service, error) {
 		return nil, err
 	}
 	d.reg.MustRegister(relay)
-	d.opener, d.ports = relay, relay
+	d.opener, d.ports, d.fingerprint = relay, relay, relay.Fingerprint()
 	relay.JoinWith(d.joiner)
 	if fast, ok := path.(*fastpath.Path); ok {
 		d.kernel = kernelForwards{fast}

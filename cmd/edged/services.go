@@ -47,6 +47,8 @@ type serviceDeps struct {
 	// joiner is set by splice, opener by the relay.
 	joiner *splice.Joiner
 	opener pinhole.Opener
+	// fingerprint is that of the relay's certificate.
+	fingerprint string
 	// ports is set by the relay: ports that clients own.
 	ports pinhole.PortOpener
 	// dialect is set by MS-TURN: TURN shows it first what comes to its UDP ports.

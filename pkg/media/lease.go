@@ -118,7 +118,7 @@ func (l *lease) Declare(s pinhole.Side, remote pinhole.Remote) error {
 		err = l.familyError(s, remote)
 	}
 	if err == nil {
-		err = l.rekeyLocked(s, remote.SRTP)
+		err = l.rekeyLocked(s, &remote)
 	}
 	if err != nil {
 		r.totals.refuse(err)
@@ -176,7 +176,11 @@ func (g *leg) rearm(declared netip.AddrPort, now time.Time) {
 // declaredLocked returns where the peer wants to receive at a socket (RFC 3550 §11: RTCP goes to the
 // next port unless signalling says otherwise), the zero value if nowhere.
 func (l *lease) declaredLocked(s pinhole.Side, c int) netip.AddrPort {
-	r := l.remote[s]
+	return declaredOf(&l.remote[s], c)
+}
+
+// declaredOf does what declaredLocked does, of one description.
+func declaredOf(r *pinhole.Remote, c int) netip.AddrPort {
 	switch a := r.Addr; {
 	case !a.IsValid() || a.Port() == 0:
 		return netip.AddrPort{}
@@ -350,6 +354,13 @@ func (l *lease) closeLocked() {
 	}
 	if l.tcp != nil {
 		l.tcp.close()
+	}
+	for s := range l.legs {
+		for _, g := range l.legs[s] {
+			if g != nil {
+				g.guardLocked().close()
+			}
+		}
 	}
 	l.summary = pinhole.Summary{Opened: l.opened, Closed: time.Now()}
 	for s := range l.summary.From {

@@ -2,6 +2,7 @@ package media
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -30,6 +31,8 @@ type Relay struct {
 	work sync.WaitGroup
 
 	joiner Joiner
+	// identity is the certificate of DTLS-SRTP.
+	identity tls.Certificate
 
 	mu     sync.Mutex
 	closed bool
@@ -66,8 +69,13 @@ func New(pin PinholeConfig, cfg Config, nets pinhole.Networks, path Path, log *z
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
+	identity, err := newIdentity()
+	if err != nil {
+		return nil, fmt.Errorf("identity: %w", err)
+	}
 	return &Relay{
-		pin: pin, cfg: cfg, nets: nets, path: path, log: log, epoch: time.Now(),
+		identity: identity,
+		pin:      pin, cfg: cfg, nets: nets, path: path, log: log, epoch: time.Now(),
 		leases: make(map[*lease]struct{}),
 		ports:  make(map[*clientPort]struct{}),
 		fronts: make(map[*front]struct{}),

@@ -36,6 +36,7 @@ const (
 
 var (
 	errSources = errors.New("more sources than one stream has")
+	errNoKeys  = errors.New("the handshake has not ended")
 	errShort   = errors.New("too short for RTP")
 	errSuite   = errors.New("no such SRTP suite or key length")
 )
@@ -55,6 +56,10 @@ func (f *Flow) Convert(s *Scratch, now time.Time, b []byte) []byte {
 	c := f.Counters.srtp.Load()
 	if c == nil { // since just now
 		c = &conversion{}
+	}
+	if len(b) > 0 && b[0] >= 20 && b[0] <= 63 && c.from != nil && c.from.association != nil && f.From.Valid() {
+		c.from.association.receive(&f.From, b)
+		return nil
 	}
 	if len(b) < 8 || b[0]>>6 != 2 {
 		f.Counters.Drop(BadSRTP, 1)
@@ -88,43 +93,97 @@ type conversion struct {
 	from, to *guard
 }
 
-// guardLocked returns the guard of the peer at s, nil if it has no keys.
-func (l *lease) guardLocked(s pinhole.Side) *guard {
-	if g := l.legs[s][rtp]; g != nil {
-		if c := g.srtp.Load(); c != nil {
-			return c.from
+// guardLocked returns the guard of what its peer sends to the leg, nil if nothing is protected.
+func (g *leg) guardLocked() *guard {
+	if c := g.srtp.Load(); c != nil {
+		return c.from
+	}
+	return nil
+}
+
+// rekeyLocked protects what the peer at s sends and gets as signalling now says. An error changes nothing.
+func (l *lease) rekeyLocked(s pinhole.Side, remote *pinhole.Remote) error {
+	var guards [2][2]*guard
+	for side := range l.legs {
+		for c, g := range l.legs[side] {
+			if g != nil {
+				guards[side][c] = g.guardLocked()
+			}
+		}
+	}
+	before := guards[s]
+	var err error
+	if remote.DTLS != nil {
+		guards[s], err = l.associatedLocked(s, before, remote)
+	} else {
+		if g := before[rtp]; g != nil && g.association != nil {
+			guards[s][rtp] = nil
+		}
+		guards[s][rtp], err = guards[s][rtp].rekey(remote.SRTP)
+		guards[s][rtcp] = guards[s][rtp]
+	}
+	gone := before
+	if err != nil {
+		gone, guards[s] = guards[s], before
+	}
+	for _, g := range gone {
+		if g != guards[s][rtp] && g != guards[s][rtcp] {
+			g.close()
+		}
+	}
+	if err != nil {
+		return err
+	}
+	for side := range l.legs {
+		for c, g := range l.legs[side] {
+			if g == nil {
+				continue
+			}
+			to := &conversion{from: guards[side][c], to: guards[1-side][c]}
+			if *to == (conversion{}) {
+				to = nil
+			}
+			g.srtp.Store(to)
 		}
 	}
 	return nil
 }
 
-// rekeyLocked gives the peer at s other keys, or none. An error changes nothing.
-func (l *lease) rekeyLocked(s pinhole.Side, keys *pinhole.SRTP) error {
-	own, err := l.guardLocked(s).rekey(keys)
-	if err != nil {
-		return err
-	}
-	guards := [2]*guard{own, l.guardLocked(s.Other())}
-	if s == pinhole.Far {
-		guards[0], guards[1] = guards[1], guards[0]
-	}
-	for side := range l.legs {
-		c := &conversion{from: guards[side], to: guards[1-side]}
-		if *c == (conversion{}) {
-			c = nil
+// associatedLocked returns the guards of a peer that finds keys with the relay: those that are, if the peer is the same.
+func (l *lease) associatedLocked(s pinhole.Side, guards [2]*guard, remote *pinhole.Remote) ([2]*guard, error) {
+	for c, g := range l.legs[s] {
+		at := declaredOf(remote, c)
+		switch {
+		case g == nil, guards[c] != nil && guards[c].association.fits(*remote.DTLS, at):
+			continue
+		case c == rtcp && at == remote.Addr: // RTCP shares the port (RFC 5761)
+			guards[c] = guards[rtp]
+			continue
+		case !at.IsValid():
+			guards[c] = &guard{} // nothing passes
+			continue
 		}
-		for _, g := range l.legs[side] {
-			if g != nil {
-				g.srtp.Store(c)
-			}
+		a, err := l.associateLocked(g, *remote.DTLS, at)
+		if err != nil {
+			return guards, err
 		}
+		guards[c] = &guard{association: a}
 	}
-	return nil
+	return guards, nil
+}
+
+// close ends the association that a guard may have.
+func (g *guard) close() {
+	if g != nil && g.association != nil {
+		g.association.stop()
+	}
 }
 
 // guard protects what goes to and comes from one peer.
 type guard struct {
 	keys *pinhole.SRTP
+	// association finds the keys, nil: signalling says them.
+	association *association
 
 	receiving sync.Mutex
 	in, oldIn *session
@@ -221,6 +280,9 @@ func (g *guard) rekey(keys *pinhole.SRTP) (*guard, error) {
 func (g *guard) open(dst, b []byte, control bool) ([]byte, error) {
 	g.receiving.Lock()
 	defer g.receiving.Unlock()
+	if g.in == nil {
+		return nil, errNoKeys
+	}
 	plain, err := g.in.open(dst, b, control)
 	switch {
 	case err == nil:
@@ -238,6 +300,9 @@ func (g *guard) seal(dst, b []byte, control bool) ([]byte, error) {
 	g.sending.Lock()
 	defer g.sending.Unlock()
 	s := g.out
+	if s == nil {
+		return nil, errNoKeys
+	}
 	ssrc, err := s.source(b, control)
 	if err != nil {
 		return nil, err

@@ -162,6 +162,8 @@ type Remote struct {
 	// SRTP, for kind RTP, protects what goes to and comes from this peer; nil: nothing does, or the peers do so
 	// between themselves. It is not changed once declared. While its keys are the same their state lives on.
 	SRTP *SRTP
+	// DTLS, for kind RTP, in the place of SRTP: the relay and the peer find keys themselves.
+	DTLS *DTLS
 }
 
 // Local is the relay's own address at one end, as it is to be written into messages

@@ -26,7 +26,7 @@ type Config struct {
 	ICE ICEMode `yaml:"ice" json:"ice,omitempty" jsonschema:"enum=strip,enum=relay,enum=pass,default=strip,description=ICE candidates in SDP: strip them or replace them by the relay's own or pass them"`
 	// MediaProfile is how RTP is protected on a network, by its name: what comes from there otherwise is refused, and what
 	// goes there is made so. Networks that are not named are as-offered: what a peer there and the other one agree on passes.
-	MediaProfile map[string]MediaProfile `yaml:"media_profile" json:"media_profile,omitempty" jsonschema:"description=how RTP is protected on a network: rtp (not at all) or srtp (SDES) or as-offered"`
+	MediaProfile map[string]MediaProfile `yaml:"media_profile" json:"media_profile,omitempty" jsonschema:"description=how RTP is protected on a network: rtp (not at all) or srtp (SDES) or dtls-srtp or as-offered"`
 	// HideTopology removes the Via and Record-Route fields of a trusted network from what leaves it.
 	HideTopology bool `yaml:"hide_topology" json:"hide_topology,omitempty" jsonschema:"default=true,description=remove Via and Record-Route of a trusted network from what leaves it (put back on the way in)"`
 	// Keepalive is the interval of the OPTIONS pings that keep NAT bindings of registered clients open; 0 = off.
@@ -171,8 +171,8 @@ func (c Config) Validate(nets pinhole.Networks) error {
 	}
 	for name, p := range c.MediaProfile {
 		known("media_profile."+name, name)
-		if !slices.Contains([]MediaProfile{AsOffered, PlainRTP, SDES}, p) {
-			fault("media_profile."+name, "%q is not rtp, srtp or as-offered", p)
+		if !slices.Contains([]MediaProfile{AsOffered, PlainRTP, SDES, DTLS}, p) {
+			fault("media_profile."+name, "%q is not rtp, srtp, dtls-srtp or as-offered", p)
 		}
 	}
 	for key, d := range map[string]time.Duration{"keepalive": c.Keepalive, "probe": c.Probe, "ban": c.Ban} {

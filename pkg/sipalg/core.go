@@ -70,6 +70,8 @@ type Core struct {
 	// contents is set by the outer half too; nil: contents pass.
 	contents ContentEditor
 	urls     *imfilter.Filter // nil: links pass
+	// fingerprint is that of the relay's certificate, set by the outer half.
+	fingerprint string
 
 	// Scratch, valid within one call.
 	m, m2  sipmsg.Message

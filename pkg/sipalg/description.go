@@ -196,7 +196,7 @@ func (c *Core) lease(o *offer, st *stream, kind pinhole.Kind, i int) error {
 		c.drop("keying_refused")
 		return err
 	}
-	r.SRTP = keys.srtp(o.side)
+	keys.protect(o.side, &r)
 	if st.lease == nil {
 		if err := c.open(o, st, kind, md); err != nil {
 			return err

@@ -30,6 +30,8 @@ const (
 	PlainRTP MediaProfile = "rtp"
 	// SDES is SRTP with keys in the session descriptions.
 	SDES MediaProfile = "srtp"
+	// DTLS is SRTP with keys that the peers find at their media ports.
+	DTLS MediaProfile = "dtls-srtp"
 )
 
 // MediaProfile is how RTP is protected on a network.
@@ -45,8 +47,8 @@ type keying struct {
 
 // keyedLeg is one side of a keying.
 type keyedLeg struct {
-	// secure: SRTP is spoken there.
-	secure bool
+	// how is plain, withSDES or withDTLS.
+	how protection
 	// profile is what the peer's offer said, which answers to it repeat.
 	profile string
 	// offered are the lines of the edge's last offer to the peer, tag the one in use.
@@ -54,6 +56,8 @@ type keyedLeg struct {
 	tag     uint32
 	// srtp are the keys in use, nil before the answer.
 	srtp *pinhole.SRTP
+	// dtls says who the peer is that finds keys with the relay, nil before the answer.
+	dtls *pinhole.DTLS
 }
 
 // protection is how an m-line's sender wants it protected.
@@ -115,9 +119,9 @@ func (c *Core) keysOffered(o *offer, st *stream, i int) (*keying, error) {
 	from, to := c.profile(o, o.side), c.profile(o, o.side.Other())
 	has := protectionOf(md)
 	switch {
-	case has == withDTLS, from == PlainRTP && has == withSDES, from == SDES && has == plain:
+	case !from.takes(has):
 		return nil, fmt.Errorf("media %d is %s: %w", i, md.Proto, errKeying)
-	case has == plain && to != SDES, has == withSDES && to != PlainRTP:
+	case has != optional && to.takes(has):
 		return nil, nil
 	}
 	var k keying
@@ -126,21 +130,65 @@ func (c *Core) keysOffered(o *offer, st *stream, i int) (*keying, error) {
 	}
 	near, far := &k.legs[o.side], &k.legs[o.side.Other()]
 	near.profile = string(md.Proto)
-	near.secure = has != plain && from != PlainRTP
-	if near.secure {
-		err := near.take(c.sdp.Cryptos(i))
-		switch {
-		case err != nil && has == optional && from != SDES:
-			near.secure = false
-		case err != nil:
-			return nil, fmt.Errorf("media %d: %w", i, err)
+	if err := c.takeOffer(near, i, has, from); err != nil {
+		return nil, fmt.Errorf("media %d: %w", i, err)
+	}
+	far.offer(map[MediaProfile]protection{SDES: withSDES, DTLS: withDTLS}[to])
+	return &k, nil
+}
+
+// takes tells whether media that are protected so are what the profile says.
+func (p MediaProfile) takes(has protection) bool {
+	switch p {
+	case PlainRTP:
+		return has == plain || has == optional
+	case SDES:
+		return has == withSDES || has == optional
+	case DTLS:
+		return has == withDTLS
+	}
+	return true
+}
+
+// takeOffer takes the keys of an offer from a network with a profile.
+func (c *Core) takeOffer(l *keyedLeg, i int, has protection, from MediaProfile) error {
+	switch {
+	case has == withDTLS:
+		return l.meet(&c.sdp, i, true)
+	case has != plain && from != PlainRTP:
+		err := l.take(c.sdp.Cryptos(i))
+		if err == nil || has != optional || from == SDES {
+			l.how, l.dtls = withSDES, nil
+			return err
 		}
 	}
-	if !near.secure {
-		near.srtp, near.offered = nil, nil
+	*l = keyedLeg{profile: l.profile}
+	return nil
+}
+
+// meet takes what a description says of a peer that finds keys with the relay. It is the peer that begins unless it
+// insists: then the relay need not know where it sends from (RFC 5763 §5).
+func (l *keyedLeg) meet(s *sdp.Session, i int, offer bool) error {
+	md := s.Media(i)
+	hash, value, ok := s.Certificate(i)
+	if h, known := pinhole.FingerprintHash(hash); !ok || !known || len(value) != h.Size() {
+		return fmt.Errorf("no fingerprint that can be compared: %w", errKeying)
 	}
-	far.offer(to == SDES || to == AsOffered && has == withSDES)
-	return &k, nil
+	if offer && md.ICE {
+		return fmt.Errorf("ICE does not end here: %w", errKeying)
+	}
+	d := &pinhole.DTLS{Hash: hash, Fingerprint: value}
+	switch setup := string(md.Setup); {
+	case strings.EqualFold(setup, "passive"):
+		d.Client = true
+	case strings.EqualFold(setup, "actpass") && offer:
+		d.Client = l.dtls != nil && l.dtls.Client // RFC 8842 §5.5: the association stays as it is
+	case strings.EqualFold(setup, "active"):
+	default:
+		return fmt.Errorf("setup %q: %w", setup, errKeying)
+	}
+	*l = keyedLeg{profile: l.profile, how: withDTLS, dtls: d}
+	return nil
 }
 
 // take takes the first line of an offer that the edge can use, and makes a key of its own unless it has one for that suite.
@@ -165,11 +213,13 @@ func (l *keyedLeg) take(lines []sdp.Crypto) error {
 	return fmt.Errorf("none of %d keys can be used: %w", len(lines), errKeying)
 }
 
-// offer says what the edge offers at this side: SRTP with the key in use, or new ones, or no protection.
-func (l *keyedLeg) offer(secure bool) {
+// offer says what the edge offers at this side: no protection, or SRTP, with the key in use or new ones.
+func (l *keyedLeg) offer(how protection) {
+	if how != l.how {
+		*l = keyedLeg{profile: l.profile, how: how}
+	}
 	switch {
-	case !secure:
-		*l = keyedLeg{profile: l.profile}
+	case how != withSDES:
 	case l.srtp != nil:
 		l.offered = []sdp.Crypto{{Tag: l.tag, Suite: []byte(l.srtp.Suite), Key: l.srtp.Out}}
 	case len(l.offered) == 0:
@@ -178,7 +228,6 @@ func (l *keyedLeg) offer(secure bool) {
 			l.offered = append(l.offered, sdp.Crypto{Tag: uint32(i + 1), Suite: []byte(name), Key: newKey(suite)})
 		}
 	}
-	l.secure = secure
 }
 
 func newKey(s pinhole.Suite) []byte {
@@ -191,9 +240,18 @@ func newKey(s pinhole.Suite) []byte {
 func (c *Core) keysAnswered(o *offer, k keying, i int) (*keying, error) {
 	md := c.sdp.Media(i)
 	leg := &k.legs[o.side]
-	if has := protectionOf(md); !leg.secure {
-		if has != plain && has != optional {
-			return nil, fmt.Errorf("media %d answers plain RTP with %s: %w", i, md.Proto, errKeying)
+	has := protectionOf(md)
+	if leg.how == plain && has == optional {
+		has = plain
+	}
+	switch {
+	case has != leg.how:
+		return nil, fmt.Errorf("media %d answers with %s: %w", i, md.Proto, errKeying)
+	case has == plain:
+		return &k, nil
+	case has == withDTLS:
+		if err := leg.meet(&c.sdp, i, false); err != nil {
+			return nil, fmt.Errorf("media %d: %w", i, err)
 		}
 		return &k, nil
 	}
@@ -214,12 +272,11 @@ func (c *Core) keysAnswered(o *offer, k keying, i int) (*keying, error) {
 	return &k, nil
 }
 
-// srtp returns the keys of the peer at a side, nil if it has none.
-func (k *keying) srtp(side pinhole.Side) *pinhole.SRTP {
-	if k == nil {
-		return nil
+// protect tells the relay how the peer at a side is protected.
+func (k *keying) protect(side pinhole.Side, r *pinhole.Remote) {
+	if k != nil {
+		r.SRTP, r.DTLS = k.legs[side].srtp, k.legs[side].dtls
 	}
-	return k.legs[side].srtp
 }
 
 // told returns what the receiver of m-line i is told of its protection, nil if that stays as it is.
@@ -230,13 +287,19 @@ func (c *Core) told(o *offer, st *stream, i int) *sdp.Security {
 	leg := &st.keys.legs[o.side.Other()]
 	if o.answer {
 		sec := &sdp.Security{Profile: leg.profile}
-		if leg.secure && leg.srtp != nil {
+		switch {
+		case leg.dtls != nil:
+			sec.Attributes = c.certificate(map[bool]string{true: "active", false: "passive"}[leg.dtls.Client])
+		case leg.srtp != nil:
 			own := sdp.Crypto{Tag: leg.tag, Suite: []byte(leg.srtp.Suite), Key: leg.srtp.Out}
 			sec.Attributes = []string{string(own.AppendCrypto(nil))}
 		}
 		return sec
 	}
-	sec := &sdp.Security{Profile: profileFor(leg.secure, string(c.sdp.Media(i).Proto))}
+	sec := &sdp.Security{Profile: profileFor(leg.how, string(c.sdp.Media(i).Proto))}
+	if leg.how == withDTLS {
+		sec.Attributes = c.certificate("actpass")
+	}
 	for _, line := range leg.offered {
 		sec.Attributes = append(sec.Attributes, string(line.AppendCrypto(nil)))
 	}
@@ -245,14 +308,17 @@ func (c *Core) told(o *offer, st *stream, i int) *sdp.Security {
 
 // profileFor returns the profile of an offer that came with another one. Feedback (RFC 4585) is kept where SRTP is
 // spoken; of plain phones many refuse it.
-func profileFor(secure bool, proto string) string {
-	switch {
-	case !secure:
-		return "RTP/AVP"
-	case proto[len(proto)-1]|0x20 == 'f':
-		return "RTP/SAVPF"
+func profileFor(how protection, proto string) string {
+	profile := map[protection]string{plain: "RTP/AVP", withSDES: "RTP/SAVP", withDTLS: "UDP/TLS/RTP/SAVP"}[how]
+	if how != plain && proto[len(proto)-1]|0x20 == 'f' {
+		profile += "F"
 	}
-	return "RTP/SAVP"
+	return profile
+}
+
+// certificate returns the attributes that say who the relay is in a handshake.
+func (c *Core) certificate(setup string) []string {
+	return []string{"fingerprint:" + c.fingerprint, "setup:" + setup}
 }
 
 // fork returns the keying of another answer to the same offer: its Near side has a port of its own, and so a key.
@@ -267,6 +333,6 @@ func (k *keying) fork() *keying {
 		keys.Out = newKey(suite)
 		near.srtp = &keys
 	}
-	f.legs[pinhole.Far].srtp = nil
+	f.legs[pinhole.Far].srtp, f.legs[pinhole.Far].dtls = nil, nil
 	return &f
 }

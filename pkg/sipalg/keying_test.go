@@ -321,3 +321,105 @@ func TestKeyingRejectedStream(t *testing.T) {
 	a.bye(b)
 	w.clean()
 }
+
+const (
+	fingerprint = "a=fingerprint:sha-256 00:01:02:03:04:05:06:07:08:09:0A:0B:0C:0D:0E:0F:10:11:12:13:14:15:16:17:18:19:1A:1B:1C:1D:1E:1F"
+	edgePrint   = "sha-256 AA:BB"
+)
+
+// wantDTLS checks whom the relay shakes hands with at a side, and who begins.
+func wantDTLS(t *testing.T, w *world, side pinhole.Side, client bool) {
+	t.Helper()
+	r := w.openLease().Remote(side)
+	if d := r.DTLS; d == nil || r.SRTP != nil || d.Client != client || d.Hash != "sha-256" || len(d.Fingerprint) != 32 || d.Fingerprint[31] != 0x1f {
+		t.Errorf("side %d: %+v", side, d)
+	}
+}
+
+// TestKeyingFromDTLS: a caller with DTLS-SRTP reaches a plain phone, in each role; hold keeps the role.
+func TestKeyingFromDTLS(t *testing.T) {
+	for setup, role := range map[string]string{"actpass": "passive", "active": "passive", "passive": "active"} {
+		w := newWorld(t, profiles(DTLS, PlainRTP))
+		w.core.fingerprint = edgePrint
+		alice, bob := w.alice(), w.bob()
+		offer := func(setup, more string) string {
+			return strings.Replace(alice.media("m=audio 4000 UDP/TLS/RTP/SAVPF 0", "a=setup:"+setup, more), "m=audio", fingerprint+"\r\nm=audio", 1)
+		}
+		a, b, _, got := ring(alice, bob, offer(setup, "a=sendrecv"))
+		if !strings.Contains(got.body, "m=audio 50000 RTP/AVP 0\r\na=sendrecv") || strings.Contains(got.body, "fingerprint") {
+			t.Errorf("offer as the plain phone sees it:\n%s", got.body)
+		}
+		bob.reply(got, b, 200, bob.sdp(6000))
+		ok := alice.expect("200")
+		if !strings.Contains(ok.body, " UDP/TLS/RTP/SAVPF 0\r\na=fingerprint:"+edgePrint+"\r\na=setup:"+role+"\r\n") {
+			t.Errorf("%s: answer as the secure phone sees it:\n%s", setup, ok.body)
+		}
+		a.learn(ok)
+		a.send("ACK", "")
+		bob.expect("ACK")
+		wantDTLS(t, w, pinhole.Near, role == "active")
+		wantKeys(t, w, pinhole.Far, "", 0, nil)
+		a.send("INVITE", offer("actpass", "a=sendonly"))
+		bob.reply(bob.expect("INVITE"), b, 200, bob.sdp(6000))
+		if ok = alice.expect("200"); !strings.Contains(ok.body, "a=setup:"+role+"\r\n") {
+			t.Errorf("%s: answer to hold:\n%s", setup, ok.body)
+		}
+		a.send("ACK", "")
+		bob.expect("ACK")
+		wantDTLS(t, w, pinhole.Near, role == "active")
+		a.bye(b)
+		w.clean()
+	}
+}
+
+// TestKeyingToDTLS: a plain caller, and one with SDES, reach a phone with DTLS-SRTP, which takes a role.
+func TestKeyingToDTLS(t *testing.T) {
+	for _, inside := range []MediaProfile{PlainRTP, SDES} {
+		for _, setup := range []string{"active", "passive"} {
+			w := newWorld(t, profiles(inside, DTLS))
+			w.core.fingerprint = edgePrint
+			alice, bob := w.alice(), w.bob()
+			lines := []string{"m=audio 4000 RTP/AVP 0"}
+			if inside == SDES {
+				lines = []string{"m=audio 4000 RTP/SAVP 0", inline(1, aes80, 5)}
+			}
+			a, b, _, got := ring(alice, bob, alice.media(lines...))
+			if !strings.Contains(got.body, "m=audio 50000 UDP/TLS/RTP/SAVP 0\r\na=fingerprint:"+edgePrint+"\r\na=setup:actpass\r\n") || len(cryptos(got.body)) != 0 {
+				t.Errorf("offer as the secure phone sees it:\n%s", got.body)
+			}
+			bob.reply(got, b, 200, bob.media("m=audio 6000 UDP/TLS/RTP/SAVP 0", fingerprint, "a=setup:"+setup))
+			ok := alice.expect("200")
+			if !strings.Contains(ok.body, strings.TrimPrefix(lines[0], "m=audio 4000")+"\r\n") || len(cryptos(ok.body)) != len(lines)-1 || strings.Contains(ok.body, "fingerprint") {
+				t.Errorf("answer as the caller sees it:\n%s", ok.body)
+			}
+			a.learn(ok)
+			a.send("ACK", "")
+			bob.expect("ACK")
+			wantDTLS(t, w, pinhole.Far, setup == "passive")
+			a.bye(b)
+			w.clean()
+		}
+	}
+}
+
+// TestKeyingDTLSRefused: peers whose certificate cannot be told, who want ICE, or who take no role.
+func TestKeyingDTLSRefused(t *testing.T) {
+	const proto = "m=audio 4000 UDP/TLS/RTP/SAVPF 0"
+	for _, lines := range [][]string{
+		{"m=audio 4000 RTP/AVP 0"},
+		{"m=audio 4000 RTP/SAVP 0", inline(1, aes80, 5)},
+		{proto, "a=setup:actpass"},
+		{proto, fingerprint},
+		{proto, fingerprint, "a=setup:holdconn"},
+		{proto, strings.TrimSuffix(fingerprint, ":1F"), "a=setup:actpass"},
+		{proto, strings.Replace(fingerprint, "sha-256", "sha-1", 1), "a=setup:actpass"},
+		{proto, fingerprint, "a=setup:actpass", "a=ice-ufrag:abcd", "a=ice-pwd:abcdefghijklmnopqrstuv"},
+	} {
+		w := newWorld(t, profiles(DTLS, PlainRTP))
+		alice, bob := w.alice(), w.bob()
+		alice.dial("sip:bob@example.com").send("INVITE", alice.media(lines...))
+		alice.expect("488")
+		bob.nothing()
+		w.clean()
+	}
+}

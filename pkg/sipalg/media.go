@@ -288,7 +288,7 @@ func (d *dialog) fork(base *dialog) error {
 		}
 		d.streams[i] = stream{lease: l, kind: b.kind, fresh: true, serial: b.serial, t120: b.t120, keys: b.keys.fork()}
 		near := b.remote[pinhole.Near]
-		near.SRTP = d.streams[i].keys.srtp(pinhole.Near)
+		d.streams[i].keys.protect(pinhole.Near, &near)
 		if err := l.Declare(pinhole.Near, near); err != nil {
 			return err
 		}

@@ -46,6 +46,8 @@ type Deps struct {
 	Resolve func(ctx context.Context, network string, proto flow.Proto, host string, port uint16) ([]flow.Target, error)
 	// RouteTo names the network by which an address is reached, "" if none; nil: only subnets count.
 	RouteTo func(netip.Addr) string
+	// Fingerprint is that of the relay's certificate, as a=fingerprint has it; needed for the media profile dtls-srtp.
+	Fingerprint string
 	// StateDir keeps the registrations over a restart; empty: they are lost.
 	StateDir string
 	// Listeners is how many listeners will be served: messages wait until all are, so that none finds
@@ -92,6 +94,7 @@ func New(cfg Config, deps Deps, log *zap.Logger) (*Server, error) {
 	s.outputs.New = func() any { return new(Output) }
 	s.core = NewCore(cfg, deps.Limits, deps.Networks, deps.Opener, deps.RouteTo, log)
 	s.core.idle, s.core.contents, s.core.conferences = s.mediaIdle, deps.Contents, deps.Conferences
+	s.core.fingerprint = deps.Fingerprint
 	s.transport = transport.New(transportConfig(cfg, deps.Limits), deps.Networks, deps.TLS, s, log)
 	s.work.Go(func() {
 		if s.transport.WaitServing(s.ctx, deps.Listeners) == nil {

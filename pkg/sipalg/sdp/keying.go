@@ -3,6 +3,7 @@ package sdp
 import (
 	"bytes"
 	"encoding/base64"
+	"encoding/hex"
 	"strconv"
 )
 
@@ -49,6 +50,41 @@ func (s *Session) Cryptos(i int) []Crypto {
 		}
 	}
 	return all
+}
+
+// Certificate returns what a=fingerprint (RFC 8122 §5) says of the certificate of m-line i: the hash's name in lower
+// case, and the value. Of several lines the first with SHA-256 counts, of the m-line's level before the session's.
+func (s *Session) Certificate(i int) (hash string, value []byte, ok bool) {
+	for _, level := range [...]int{i, -1} {
+		seen := 0
+		for n := range s.marks {
+			k := &s.marks[n]
+			if k.kind != markKeying || int(k.media) != level || !prefixFold(s.raw[k.start+2:], "fingerprint:") {
+				continue
+			}
+			if seen++; seen > maxCryptos {
+				break
+			}
+			name, v, good := parseFingerprint(s.raw[k.from:k.to])
+			if good && (!ok || hash != "sha-256" && name == "sha-256") {
+				hash, value, ok = name, v, true
+			}
+		}
+		if ok {
+			return hash, value, true
+		}
+	}
+	return "", nil, false
+}
+
+// parseFingerprint reads "sha-256 4A:AD:B9:...".
+func parseFingerprint(b []byte) (hash string, value []byte, ok bool) {
+	f := bytes.Fields(b)
+	if len(f) != 2 || len(f[0]) > 16 || len(f[1]) > 3*64 {
+		return "", nil, false
+	}
+	value, err := hex.DecodeString(string(bytes.ReplaceAll(f[1], []byte{':'}, nil)))
+	return string(bytes.ToLower(f[0])), value, err == nil && len(f[1]) == 3*len(value)-1
 }
 
 func parseCrypto(value []byte) (c Crypto, ok bool) {
