@@ -397,12 +397,15 @@ func (s *roleScene) blocked(h *Host, proto string, at netip.AddrPort, on side) e
 
 // byFirstBytes wants a connection refused for what it begins with.
 func (s *roleScene) byFirstBytes(h *Host, at netip.AddrPort, class, send string) error {
-	before := s.edge.Metric("edged_shared_port_refused_total", class, "not_served")
+	before := s.edge.Metric("edged_mux_rejected_total", "not_served")
 	if err := h.dropped("tcp", at, send); err != nil {
 		return err
 	}
-	if !until(10*time.Second, func() bool { return s.edge.Metric("edged_shared_port_refused_total", class, "not_served") > before }) {
+	if !until(10*time.Second, func() bool { return s.edge.Metric("edged_mux_rejected_total", "not_served") > before }) {
 		return errors.New("is not counted")
+	}
+	if s.edge.Metric("edged_mux_connections_total", `class="`+class+`"`) == 0 {
+		return errors.New("is of another class")
 	}
 	if len(s.edge.logged("connection refused", `"class"`, h.IP.String())) == 0 {
 		return errors.New("is not logged")

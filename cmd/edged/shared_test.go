@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -79,13 +80,17 @@ func TestOnePort(t *testing.T) {
 	site, groove, rest, web := plainBackend(t, "site"), plainBackend(t, "groove"), plainBackend(t, "rest"), backend(t, dir, "web", nil)
 	d := startDaemon(t, sipAt(t.TempDir(), fmt.Sprintf("tls: {certificates: [{cert: %s/edge.pem, key: %[1]s/edge.key}]}\n"+
 		"sip: {listen: ['tls://inside:5061', 'tcp://inside:5061', 'wss://inside:5061']}\n"+
-		"h323: {listen: ['tcp://inside:5061']}\nt120: {listen: ['tcp://inside:5061']}\nforwards:\n"+
+		"h323: {listen: ['tcp://inside:5061']}\nt120: {listen: ['tcp://inside:5061']}\n"+
+		"turn: {listen: ['tls://inside:5061', 'tcp://inside:5061'], realm: example.org, users: {alice: secret}}\n"+
+		"msturn: {listen: ['tcp://inside:5061'], users: {alice: secret}}\nforwards:\n"+
 		"  - {name: site, listen: 'tcp://inside:5061', classes: [tls/http, connect], to: '%s', allow: [127.0.0.0/8]}\n"+
 		"  - {name: groove, listen: 'tcp://inside:5061', classes: [groove], proxy_protocol: true, to: '%s', allow: [127.0.0.0/8]}\n"+
 		"  - {name: rest, listen: 'tcp://inside:5061', classes: [unknown], to: '%s', allow: [127.0.0.0/8]}\n"+
 		"  - {name: web, listen: 'tcp://inside:5061', sni: [web.example.org], to: '%s', allow: [127.0.0.0/8]}\n"+
 		"shared: [{listen: 'tcp://inside:5061', off: [socks], per_source: 100, first_bytes: 30s, handshake: 30s}]\n", dir, site, groove, rest, web)))
 	addr, secure := own(5061), &tls.Config{ServerName: "edge.example.org", RootCAs: pool(t, dir, "edge")}
+	binding := "\x00\x01\x00\x00\x21\x12\xa4\x42abcdefghijkl"
+	pseudo := "\x16\x03\x01\x00\x2d\x01\x00\x00\x29\x03\x01" + strings.Repeat("r", 32) + "\x00\x00\x02\x00\x18\x01\x00"
 	connect := "\x01\x00\x40\x01\x05\x00dpp://relay.example.org"
 	var open sync.WaitGroup
 	for _, tc := range []struct {
@@ -103,10 +108,13 @@ func TestOnePort(t *testing.T) {
 		{"something inside", secure, "HELO example.org\r\n", "rest HELO example.org\r\n"},
 		{"tls of another", &tls.Config{ServerName: "web.example.org", RootCAs: pool(t, dir, "web")}, "hello", "web\nhello"},
 		{"socks, switched off", nil, "\x05\x01\x00", ""},
-		{"stun, not served", nil, "\x00\x01\x00\x00\x21\x12\xa4\x42", ""},
+		{"stun", nil, binding, "\x01\x01"},
+		{"stun over tls", secure, binding, "\x01\x01"},
+		{"pseudo-tls", nil, pseudo, "\x16\x03\x01\x00\x4e\x02\x00\x00\x46\x03\x01"},
+		{"rdp, not served", nil, "\x03\x00\x00\x13\x0e\xe0\x00\x00\x00\x00\x00\x01\x00\x08\x00\x03\x00\x00\x00", ""},
 	} {
 		open.Go(func() {
-			got, err := said(t, addr, tc.conf, tc.text, max(tc.want, " "))
+			got, err := said(t, addr, tc.conf, tc.text, cmp.Or(tc.want, " "))
 			if tc.want == "" && err != nil && got == "" {
 				return
 			}
