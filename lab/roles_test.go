@@ -20,7 +20,7 @@ import (
 )
 
 // What a probe of a port finds. The probes of a kind prove that the service is there, by an answer that nothing
-// else would give; those of turn and groove are blocked as long as edged serves neither.
+// else would give; that of groove is blocked as long as edged does not serve it.
 const (
 	seenSIP     = "sip"     // answers OPTIONS, in the clear
 	seenSIPS    = "sips"    // the same under TLS, with the edge's certificate
@@ -31,8 +31,8 @@ const (
 	seenH323    = "h323"    // the same by H.323
 	seenILS     = "ils"     // a bind is answered
 	seenBlocked = "blocked" // reset or dropped, counted for its source, logged
-	seenTURN    = "turn"    // Microsoft's pseudo-TLS is refused by its first bytes, and counted
-	seenGroove  = "groove"  // so is Groove's stream
+	seenTURN    = "turn"    // MS-TURN: pseudo-TLS is answered, or a request for a port with a challenge
+	seenGroove  = "groove"  // Groove's stream is refused by its first bytes, and counted
 	seenClosed  = "closed"  // the kernel refuses
 )
 
@@ -61,9 +61,9 @@ func ocsRoles() []roleRow {
 		{"30", []string{next, frontEnd}}, {"31", media}, {"32", []string{"in tcp 5061 sips"}}, {"33", []string{"in tcp 5060 sip"}},
 		{"34", []string{"out tcp 443 web"}}, {"35", []string{"out tcp 5061 sips"}}, {"36", []string{"in tcp 5062 blocked"}},
 		{"37", []string{"out tcp 443 sips"}}, {"38", []string{"out tcp 443 psom"}}, {"39", []string{"out tcp 443 turn"}},
-		{"40", []string{"in udp 3478 blocked", "out udp 3478 blocked"}}, {"41", media}, {"42", []string{"in tcp 8057 blocked"}},
-		{"43", []string{"in tcp 443 blocked", "in tcp 5061 sips", "in tcp 5062 blocked", "in udp 3478 blocked"}},
-		{"44", []string{"out tcp 443 sips", "out tcp 5061 sips", "out tcp 3478 blocked", "out udp 3478 blocked"}},
+		{"40", []string{"in udp 3478 turn", "out udp 3478 turn"}}, {"41", media}, {"42", []string{"in tcp 8057 blocked"}},
+		{"43", []string{"in tcp 443 turn", "in tcp 5061 sips", "in tcp 5062 blocked", "in udp 3478 turn"}},
+		{"44", []string{"out tcp 443 sips", "out tcp 5061 sips", "out tcp 3478 blocked", "out udp 3478 turn"}},
 		{"45", []string{"in tcp 5060 sip", "in tcp 5061 sips"}}, {"46", []string{"out tcp 443 sips"}}, {"47", media}, {"48", files},
 		{"49", []string{"out tcp 443 sips", "out tcp 443 psom"}}, {"50", []string{"in tcp 8057 blocked", "out tcp 8057 blocked"}},
 		{"51", []string{"in tcp 5061 sips", "out tcp 5061 sips"}}, {"52", slices.Concat(media, files)},
@@ -106,7 +106,7 @@ func TestRoles(t *testing.T) {
 	s.edge = s.rig.Edge(t, EdgeConfig{
 		Roles: []string{"lcs-2005", "ocs-2007-r2-edge", "netmeeting", "groove"}, TLS: s.certs,
 		Domains: fmt.Sprintf("example.org: {network: inside, server: \"tls:%v:5061\"}", s.pool.IP), SIP: "probe: 0s\n",
-		More: fmt.Sprintf("ils: {server: builtin}\nforwards:\n"+
+		More: fmt.Sprintf("ils: {server: builtin}\nmsturn: {users: {alice: secret}}\nforwards:\n"+
 			"  - {name: web, listen: \"tcp://outside:443\", sni: [web.example.org], to: \"%v:443\", allow: [198.51.100.0/24]}\n"+
 			"  - {name: psom, listen: \"tcp://outside:443\", sni: [conf.example.org], to: \"%v:8057\", allow: [198.51.100.0/24]}\n", s.pool.IP, s.pool.IP),
 	})
@@ -270,7 +270,10 @@ func (s *roleScene) probe(t *testing.T, probe string) error {
 	case seenBlocked:
 		return s.blocked(host, f[1], at, on)
 	case seenTURN:
-		return s.byFirstBytes(host, at, "pseudo_tls", "\x16\x03\x01\x00\x2d\x01\x00\x00\x29\x03\x01"+strings.Repeat("r", 32)+"\x00\x00\x02\x00\x18\x01\x00")
+		if f[1] == "udp" {
+			return host.says("udp", at, nil, "\x00\x03\x00\x08"+strings.Repeat("t", 16)+"\x00\x0f\x00\x04\x72\xc6\x4b\xc6", "\x01\x13")
+		}
+		return host.says("tcp", at, nil, "\x16\x03\x01\x00\x2d\x01\x00\x00\x29\x03\x01"+strings.Repeat("r", 32)+"\x00\x00\x02\x00\x18\x01\x00", "\x16\x03\x01\x00\x4e\x02")
 	case seenGroove:
 		return s.byFirstBytes(host, at, "unknown", "\x01\x00\x00\x20"+strings.Repeat("g", 60))
 	case seenSIP:
@@ -470,7 +473,7 @@ func (s *roleScene) agree(t *testing.T, rows []roleRow) {
 		}
 	}
 	states := map[string]string{
-		seenSIP: "served", seenSIPS: "served", seenT120: "served", seenWeb: "forwarded", seenPSOM: "forwarded", seenBlocked: "blocked", seenTURN: "blocked",
+		seenSIP: "served", seenSIPS: "served", seenT120: "served", seenWeb: "forwarded", seenPSOM: "forwarded", seenBlocked: "blocked", seenTURN: "served",
 	}
 	for _, r := range rows {
 		for _, p := range r.probes {

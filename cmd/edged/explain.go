@@ -122,7 +122,7 @@ func (c *config) judgePort(l leg, network string, port uint16, all []portListene
 			here = append(here, p)
 		}
 	}
-	missing := notServed(l.want)
+	missing := c.notServed(l.want)
 	if len(here) == 0 {
 		return stateClosed, strings.TrimSuffix("nothing listens; "+missing, "; ")
 	}
@@ -130,7 +130,7 @@ func (c *config) judgePort(l leg, network string, port uint16, all []portListene
 		return stateBlocked, strings.TrimSuffix("logged; "+missing, "; ")
 	}
 	fits := func(p portListener) bool {
-		return p.Handler == l.want || p.Handler == handlerForward && p.forwards(l.want)
+		return p.Handler == l.want || l.want == wantTURN && p.Handler == handlerMSTURN || p.Handler == handlerForward && p.forwards(l.want)
 	}
 	if i := slices.IndexFunc(here, fits); i >= 0 {
 		return c.judgeFitting(here[i:], l.want)
@@ -172,11 +172,13 @@ func (c *config) judgeFitting(list []portListener, want string) (state, text str
 	return stateForwarded, strings.Join(texts, "; ")
 }
 
-// notServed says what is not part of this version, "" for all else.
-func notServed(want string) string {
+// notServed says what is not part of this version, or needs more than a profile, "" for all else.
+func (c *config) notServed(want string) string {
 	switch want {
 	case wantTURN:
-		return "TURN is not served by this version"
+		if len(c.MSTURN.Users)+len(c.MSTURN.Secrets) == 0 {
+			return "needs msturn.users"
+		}
 	case wantMRAS:
 		return "A/V authentication is not served by this version"
 	case wantGroove:

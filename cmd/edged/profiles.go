@@ -75,6 +75,8 @@ func lcsProfile() profile {
 
 // ocsProfile is the edge server of Office Communications Server 2007 R2.
 func ocsProfile() profile {
+	// Without credentials nobody could use the relay.
+	relays := func(c *config, _ string) bool { return len(c.MSTURN.Users)+len(c.MSTURN.Secrets) > 0 }
 	p := profile{
 		name: profileOCS, partners: true,
 		needs: []need{
@@ -85,9 +87,11 @@ func ocsProfile() profile {
 		listen: []profileListener{
 			{"sip", "tcp://IN:5060", nil}, {"sip", "tls://IN:5061", nil},
 			{"sip", "tls://OUT:5061", nil}, {"sip", "tls://OUT:443", nil},
+			{"msturn", "udp://IN:3478", relays}, {"msturn", "tcp://IN:443", relays},
+			{"msturn", "udp://OUT:3478", relays}, {"msturn", "tcp://OUT:443", relays},
 		},
 		files: tftp.PortRange{First: 6891, Last: 6901},
-		// TURN and the A/V authentication service are served on both sides of Microsoft's edge.
+		// The A/V authentication service is served inside of Microsoft's edge, TURN on both sides.
 		blocked: []string{
 			"tcp://IN:443", "tcp://IN:5062", "tcp://IN:8057", "udp://IN:3478",
 			"udp://OUT:3478", "tcp://OUT:3478",
@@ -145,7 +149,7 @@ func (c *config) plainNextHop(network string) bool {
 func (c *config) expandProfiles(lines map[string]int) []keyText {
 	var l faultList
 	e := expansion{c: c, lines: lines, set: map[string]bool{}}
-	for _, section := range []string{"sip", "t120", "h323", "ils"} {
+	for _, section := range []string{"sip", "t120", "h323", "ils", "msturn"} {
 		_, e.set[section] = lines[section+".listen"]
 	}
 	_, e.set["blocked"] = lines["blocked"]
@@ -175,6 +179,7 @@ func (c *config) expandProfiles(lines map[string]int) []keyText {
 		}
 	}
 	e.certificates(on)
+	e.relay()
 	for _, p := range on {
 		e.files(p)
 	}
@@ -257,7 +262,7 @@ func (e *expansion) listen(from profileName, x profileListener) {
 			}
 			return
 		}
-		list := map[string]*[]pinhole.Listen{"t120": &e.c.T120.Listen, "h323": &e.c.H323.Listen, "ils": &e.c.ILS.Listen}[x.section]
+		list := map[string]*[]pinhole.Listen{"t120": &e.c.T120.Listen, "h323": &e.c.H323.Listen, "ils": &e.c.ILS.Listen, "msturn": &e.c.MSTURN.Listen}[x.section]
 		l := pinhole.Listen{Proto: scheme, Network: network, Port: port}
 		if !slices.Contains(*list, l) {
 			*list = append(*list, l)
@@ -307,6 +312,15 @@ func (e *expansion) certificates(on []profile) {
 		return
 	}
 	e.c.SIP.OptionalClientCertificates = slices.Concat(e.c.side("IN"), e.c.side("OUT"))
+}
+
+// relay has all clients of MS-TURN get ports on the one network that is not trusted, as Microsoft's edge does it, if a
+// profile has added the listeners and the file does not say where.
+func (e *expansion) relay() {
+	_, given := e.lines["msturn.relay"]
+	if out := e.c.side("OUT"); !given && len(out) == 1 && e.c.from["msturn.listen[0]"] != "" {
+		e.c.MSTURN.Relay = out[0]
+	}
 }
 
 // note remembers which profile has added the n-th item of a list.
