@@ -255,11 +255,9 @@ func readHead(r *bufio.Reader) (status int, head textproto.MIMEHeader, err error
 		}
 	}
 	first, rest, _ := bytes.Cut(text, []byte("\r\n"))
-	f := strings.Fields(string(first))
-	if len(f) < 2 || !strings.HasPrefix(f[0], "ICAP/") {
-		return 0, nil, fmt.Errorf("answer %.40q: %w", first, errNotJudged)
-	}
-	if status, err = strconv.Atoi(f[1]); err != nil {
+	version, reason, _ := strings.Cut(string(first), " ")
+	code, _, _ := strings.Cut(reason, " ")
+	if status, err = strconv.Atoi(code); err != nil || !strings.HasPrefix(version, "ICAP/") {
 		return 0, nil, fmt.Errorf("answer %.40q: %w", first, errNotJudged)
 	}
 	head, err = textproto.NewReader(bufio.NewReader(bytes.NewReader(rest))).ReadMIMEHeader()

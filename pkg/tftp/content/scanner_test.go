@@ -377,7 +377,7 @@ func TestRealICAP(t *testing.T) {
 func FuzzICAPHead(f *testing.F) {
 	for _, s := range []string{
 		"ICAP/1.0 200 OK\r\nMethods: RESPMOD\r\n\r\n", "ICAP/1.0 204\r\n\r\n", "ICAP/1.0 200 OK\r\nX-Infection-Found: Threat=a;\r\n\r\n",
-		"HTTP/1.1 200 OK\r\n\r\n", "ICAP/1.0 x\r\n\r\n", "\r\n\r\n",
+		"HTTP/1.1 200 OK\r\n\r\n", "ICAP/1.0 x\r\n\r\n", "\r\n\r\n", "\v ICAP/1.0 200 OK\r\n\r\n",
 	} {
 		f.Add([]byte(s))
 	}
