@@ -109,32 +109,16 @@ func (r answer) unknown(list []uint16) []byte {
 	return nil
 }
 
-// request authenticates a request (RFC 8489 §9.2.4) and applies the rules of its method.
+// request authenticates a request and applies the rules of its method.
 func (s *Server) request(o origin, m *message, n *session) []byte {
 	r := answer{s: s, o: o, m: m}
 	if m.method.String() == "other" || m.method == sendData {
 		s.count.drop("unexpected")
 		return nil
 	}
-	if m.integrity == 0 {
-		return r.challenge(401)
-	}
-	if !s.nonces.valid(m.get(attrNonce), o.client, time.Now()) {
-		return r.challenge(438)
-	}
-	user := ""
-	name := string(m.get(attrUsername))
-	if len(name) <= maxUsername && string(m.get(attrRealm)) == s.cfg.Realm {
-		for _, c := range s.users.Load().lookup(name, m.method, time.Now()) {
-			if m.signedWith(c.key) {
-				r.key, user = c.key, c.user
-				break
-			}
-		}
-	}
-	if r.key == nil {
-		s.authFailed(o, name)
-		return r.challenge(401)
+	user, code := r.authenticate()
+	if code != 0 {
+		return r.challenge(code)
 	}
 	if list := m.unknown(understood); len(list) > 0 { // DONT-FRAGMENT is one of them
 		return r.unknown(list)
@@ -163,6 +147,29 @@ func (s *Server) request(o origin, m *message, n *session) []byte {
 		return r.channelBind(a)
 	}
 	return r.connect(a)
+}
+
+// authenticate finds out who has signed the request, and with which key (RFC 8489 §9.2.4); a code that is not 0
+// says what the client is to be challenged with.
+func (r *answer) authenticate() (user string, code int) {
+	s, m := r.s, r.m
+	if m.integrity == 0 {
+		return "", 401
+	}
+	if !s.nonces.valid(m.get(attrNonce), r.o.client, time.Now()) {
+		return "", 438
+	}
+	name := string(m.get(attrUsername))
+	if len(name) <= maxUsername && string(m.get(attrRealm)) == s.cfg.Realm {
+		for _, c := range s.users.Load().lookup(name, m.method, time.Now()) {
+			if m.signedWith(c.key) {
+				r.key = c.key
+				return c.user, 0
+			}
+		}
+	}
+	s.authFailed(r.o, name)
+	return "", 401
 }
 
 // authFailed counts, and logs once in a while for one source: for fail2ban and its like.
