@@ -83,6 +83,11 @@ func parseFingerprint(b []byte) (hash string, value []byte, ok bool) {
 	if len(f) != 2 || len(f[0]) > 16 || len(f[1]) > 3*64 {
 		return "", nil, false
 	}
+	for _, c := range f[0] {
+		if c > 0x7e {
+			return "", nil, false
+		}
+	}
 	value, err := hex.DecodeString(string(bytes.ReplaceAll(f[1], []byte{':'}, nil)))
 	return string(bytes.ToLower(f[0])), value, err == nil && len(f[1]) == 3*len(value)-1
 }

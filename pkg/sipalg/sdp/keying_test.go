@@ -76,3 +76,57 @@ func FuzzCrypto(f *testing.F) {
 		}
 	})
 }
+
+// TestCertificate: the m-line's own fingerprint counts before the session's, SHA-256 before others.
+func TestCertificate(t *testing.T) {
+	for _, c := range []struct{ session, media, want string }{
+		{"sha-256 01:ab:FF", "", "sha-256 01abff"},
+		{"sha-256 01:02", "SHA-384 03:04", "sha-384 0304"},
+		{"", "sha-1 01:02\na=fingerprint:sha-512 05:06\na=fingerprint:sha-256 03:04", "sha-256 0304"},
+		{"sha-256 01:02", "sha-256 0304", "sha-256 0102"},
+		{"", "sha-256", ""},
+		{"", "sha-256 ", ""},
+		{"", "sha-256 1:02", ""},
+		{"", "sha-256 01:02:", ""},
+		{"", "sha-256 01:0g", ""},
+		{"", "sha-256 " + strings.Repeat("00:", 64) + "00", ""},
+	} {
+		var s Session
+		raw := "v=0\n"
+		if c.session != "" {
+			raw += "a=fingerprint:" + c.session + "\n"
+		}
+		raw += "m=audio 1 UDP/TLS/RTP/SAVP 0\n"
+		if c.media != "" {
+			raw += "a=fingerprint:" + c.media + "\n"
+		}
+		if err := s.Parse([]byte(raw + "m=video 1 UDP/TLS/RTP/SAVP 31\na=fingerprint:sha-256 77\n")); err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		if hash, value, ok := s.Certificate(0); ok {
+			got = fmt.Sprintf("%s %x", hash, value)
+		}
+		if got != c.want {
+			t.Errorf("%q: %q, want %q", raw, got, c.want)
+		}
+	}
+}
+
+// FuzzFingerprint checks that what is read is what was written.
+func FuzzFingerprint(f *testing.F) {
+	for _, v := range []string{"sha-256 01:ab:FF", "SHA-1 00", "x :", "sha-256 0102", ""} {
+		f.Add([]byte(v))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		hash, value, ok := parseFingerprint(b)
+		if !ok {
+			return
+		}
+		text := fmt.Sprintf("%s %s", hash, strings.ReplaceAll(fmt.Sprintf("% x", value), " ", ":"))
+		again, v, ok := parseFingerprint([]byte(text))
+		if !ok || again != hash || !bytes.Equal(v, value) || len(value) > 64 {
+			t.Fatalf("%q became %q", b, text)
+		}
+	})
+}
