@@ -7,7 +7,8 @@
 //
 // What arrives at a socket belongs to a [Flow]: from one confirmed source to one
 // destination. A flow is never changed, only replaced, so a path needs no lock.
-// TCP pinholes are joined here by io.Copy (splice).
+// TCP pinholes are joined here by io.Copy (splice). A TURN client's port is read and written by
+// its owner (pinhole.Port); what bound channels carry are flows as all others (channel.go).
 //
 // A peer is heard only from the address that signalling declared, or from the host
 // that signalling came from; its first packet locks the source. Packets are sent only

@@ -6,7 +6,7 @@
 //	                          └─► worker ─► way to the peer (netlink) ─► BPF maps
 //	device (─► XDP, on request) ─► tc: known source, plain RTP ─► rewritten, out ;  else ─► socket
 //
-// A stream goes to the kernel once both ends are confirmed. It stays, or comes back, for
+// A stream goes to the kernel once both ends are confirmed, a channel of TURN once bound. It stays, or comes back, for
 // RTCP, forks, peers on this machine, IPsec, devices without Ethernet headers, and packet
 // by packet for STUN, DTLS, fragments, options, a TTL that ends, and what exceeds the MTU.
 // TTL and hop limit fall by one at least (64 at most), so that a loop of relays ends.
