@@ -157,9 +157,7 @@ func answered(b []byte, drop string) verdict { return verdict{mine: true, reply:
 // receive judges what came from a client. bare says that it is data without a header (a frame of a stream says
 // so); on UDP that shows by its form.
 func (c *core) receive(now time.Time, from tuple, b []byte, bare bool) verdict {
-	c.mu.RLock()
-	a := c.allocs[from]
-	c.mu.RUnlock()
+	a := c.of(from)
 	if bare || !IsMessage(b) {
 		return c.bare(a, b)
 	}
@@ -179,6 +177,13 @@ func (c *core) receive(now time.Time, from tuple, b []byte, bare bool) verdict {
 		return c.setActive(now, from, a, &m)
 	}
 	return dropped("unexpected")
+}
+
+// of returns the allocation of a client, nil if it has none.
+func (c *core) of(from tuple) *allocation {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.allocs[from]
 }
 
 func (a *allocation) alive(now time.Time) bool {

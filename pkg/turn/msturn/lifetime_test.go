@@ -114,6 +114,32 @@ func TestLifetime(t *testing.T) {
 	})
 }
 
+// TestSilentStream: a client on TCP that does not log in is not kept.
+func TestSilentStream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := DefaultConfig()
+		s, err := New(cfg, Deps{Peers: testPeers{}, Challenge: func(netip.Addr) bool { return true }}, zap.NewNop())
+		must(t, err)
+		ours, theirs := net.Pipe()
+		go func() {
+			s.serveStream(t.Context(), "outside", ours)
+			ours.Close()
+		}()
+		g := &guest{t: t, conn: theirs, framed: true}
+		if code := g.allocate(nil); code != 401 {
+			t.Fatalf("%d, not 401", code)
+		}
+		since := time.Now()
+		if n, err := theirs.Read(make([]byte, 1)); err == nil {
+			t.Errorf("%d octets more", n)
+		}
+		if d := time.Since(since); d != firstTime {
+			t.Errorf("closed after %v", d)
+		}
+		synctest.Wait()
+	})
+}
+
 // FuzzReceive has whatever comes from a client that has an allocation judged, signed or not.
 func FuzzReceive(f *testing.F) {
 	f.Add(unhex(f, firstAllocate), false, true)

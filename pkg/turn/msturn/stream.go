@@ -24,10 +24,10 @@ const (
 	frameHeader  = 4
 	helloLen     = 50
 
-	// firstTime is how long a client has for its first frame, hello included; idleTime for each further one
-	// if it has no allocation.
+	// firstTime is how long a client has for its first frame, hello included, and for each further one until it has an
+	// allocation.
 	firstTime = 10 * time.Second
-	// idleTime is longer than an allocation's longest life: refreshes come before.
+	// idleTime is for those after that. It is longer than an allocation's longest life: refreshes come before.
 	idleTime  = maxLifetime + time.Minute
 	writeTime = 10 * time.Second
 )
@@ -95,7 +95,11 @@ func (s *Server) serveStream(ctx context.Context, network string, conn net.Conn)
 				return // [MS-TURN] §3.1.10
 			}
 		}
-		conn.SetReadDeadline(time.Now().Add(idleTime))
+		wait := firstTime
+		if s.core.of(from) != nil {
+			wait = idleTime
+		}
+		conn.SetReadDeadline(time.Now().Add(wait))
 		if _, err := io.ReadFull(conn, head); err != nil {
 			return
 		}
@@ -104,10 +108,7 @@ func (s *Server) serveStream(ctx context.Context, network string, conn net.Conn)
 
 // endOf closes the port of a client whose connection has ended.
 func (s *Server) endOf(from tuple) {
-	s.core.mu.RLock()
-	a := s.core.allocs[from]
-	s.core.mu.RUnlock()
-	if a != nil {
+	if a := s.core.of(from); a != nil {
 		a.out.Close()
 	}
 }
