@@ -121,6 +121,7 @@ func (s *Stage) one(ctx context.Context, talk time.Duration, from, to string, fa
 	}
 	s.tell(fmt.Sprintf("%s: answered after %v; %s hears %s at %v", c.Name, l.near.Setup.Round(10*time.Microsecond), from, to, l.near.Media))
 	wait(ctx, talk, func() bool { return false })
+	wait(ctx, s.patience, func() bool { return l.spoken(talk) }) // a busy machine starts late
 	l.near.Quiet()
 	l.far.Quiet()
 	wait(ctx, settle, func() bool {
@@ -141,6 +142,12 @@ func (s *Stage) one(ctx context.Context, talk time.Duration, from, to string, fa
 	}
 	s.tell(c.Name + ": " + c.Detail)
 	return c
+}
+
+// spoken tells whether both have sent as much as talk should bring at least.
+func (l leg) spoken(talk time.Duration) bool {
+	least := int(talk/(20*time.Millisecond)) * wantFrames / 100
+	return l.near.Stats().Sent >= least && l.far.Stats().Sent >= least
 }
 
 func (s *Stage) dial(ctx context.Context, from, to string) (leg, error) {
