@@ -157,7 +157,7 @@ func (a *association) serve(first []byte) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	ctx, cancel := context.WithTimeout(a.ctx, handshakeTime)
 	defer cancel()
 	if err := conn.HandshakeContext(ctx); err != nil {
@@ -170,7 +170,7 @@ func (a *association) serve(first []byte) error {
 	if err := a.tell(keys); err != nil {
 		return err
 	}
-	unwatch := context.AfterFunc(a.ctx, func() { conn.Close() })
+	unwatch := context.AfterFunc(a.ctx, func() { _ = conn.Close() })
 	defer unwatch()
 	buf := make([]byte, 2048)
 	for {
