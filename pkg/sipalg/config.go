@@ -1,7 +1,6 @@
 package sipalg
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -133,15 +132,9 @@ func DefaultConfig() Config {
 // Validate returns all faults of the section, each a [pinhole.Fault], joined. The networks are those of the
 // whole configuration.
 func (c Config) Validate(nets pinhole.Networks) error {
-	var errs []error
-	fault := func(key, format string, a ...any) {
-		errs = append(errs, pinhole.Fault{Key: key, Text: fmt.Sprintf(format, a...)})
-	}
-	known := func(key, name string) {
-		if _, ok := nets[name]; !ok {
-			fault(key, "network %q is not defined under networks", name)
-		}
-	}
+	var faults pinhole.Faults
+	fault := faults.Add
+	known := func(key, name string) { faults.Network(key, name, nets) }
 	seen := map[string]bool{}
 	for i, l := range c.Listen {
 		key := fmt.Sprintf("listen[%d]", i)
@@ -187,8 +180,8 @@ func (c Config) Validate(nets pinhole.Networks) error {
 		known("access."+name, name)
 	}
 	c.validateCertificates(fault, known)
-	errs = append(errs, c.IMURLs.Validate(nets))
-	return errors.Join(errs...)
+	faults = append(faults, c.IMURLs.Validate(nets))
+	return faults.Err()
 }
 
 // validateCertificates judges what concerns clients' certificates.

@@ -1,7 +1,6 @@
 package turn
 
 import (
-	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -114,19 +113,15 @@ func DefaultConfig() Config {
 
 // Validate returns all faults of the section, each a [pinhole.Fault], joined.
 func (c Config) Validate(nets pinhole.Networks) error {
-	var errs []error
-	fault := func(key, format string, a ...any) {
-		errs = append(errs, pinhole.Fault{Key: key, Text: fmt.Sprintf(format, a...)})
-	}
+	var faults pinhole.Faults
+	fault := faults.Add
 	for i, l := range c.Listen {
 		if err := pinhole.Listen(l).Check(nets, "udp", "tcp", "tls"); err != nil {
 			fault(fmt.Sprintf("listen[%d]", i), "%v", err)
 		}
 	}
 	if c.Relay != "" {
-		if _, ok := nets[c.Relay]; !ok {
-			fault("relay", "network %q is not defined under networks", c.Relay)
-		}
+		faults.Network("relay", c.Relay, nets)
 	}
 	if len(c.Listen) > 0 && c.Realm == "" {
 		fault("realm", "is needed: it is part of the users' keys, e.g. example.org")
@@ -145,7 +140,7 @@ func (c Config) Validate(nets pinhole.Networks) error {
 		}
 	}
 	c.validateLimits(nets, fault)
-	return errors.Join(errs...)
+	return faults.Err()
 }
 
 func (c Config) validateLimits(nets pinhole.Networks, fault func(key, format string, a ...any)) {

@@ -11,7 +11,6 @@ package imfilter
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -40,24 +39,19 @@ type Config struct {
 
 // Validate returns all faults, each a [pinhole.Fault] with its key under "im_urls", joined.
 func (c Config) Validate(nets pinhole.Networks) error {
-	var errs []error
-	fault := func(key, format string, a ...any) {
-		errs = append(errs, pinhole.Fault{Key: "im_urls." + key, Text: fmt.Sprintf(format, a...)})
-	}
+	var faults pinhole.Faults
 	if !slices.Contains([]Mode{"", Off, Allow, Defuse, Block}, c.Mode) {
-		fault("mode", "%q is not off, allow, defuse or block", c.Mode)
+		faults.Add("im_urls.mode", "%q is not off, allow, defuse or block", c.Mode)
 	}
 	for i, a := range c.Allow {
 		if _, _, ok := cutAllowed(a); !ok {
-			fault(fmt.Sprintf("allow[%d]", i), "%q is neither a host nor SCHEME://HOST/PATH", a)
+			faults.Add(fmt.Sprintf("im_urls.allow[%d]", i), "%q is neither a host nor SCHEME://HOST/PATH", a)
 		}
 	}
 	for i, name := range c.From {
-		if _, ok := nets[name]; !ok {
-			fault(fmt.Sprintf("from[%d]", i), "network %q is not defined under networks", name)
-		}
+		faults.Network(fmt.Sprintf("im_urls.from[%d]", i), name, nets)
 	}
-	return errors.Join(errs...)
+	return faults.Err()
 }
 
 // Filter is a compiled [Config]. It may be used concurrently.

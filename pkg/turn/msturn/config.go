@@ -2,7 +2,6 @@ package msturn
 
 import (
 	"encoding/base64"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -80,10 +79,8 @@ const (
 
 // Validate returns all faults of the section, each a [pinhole.Fault], joined.
 func (c Config) Validate(nets pinhole.Networks) error {
-	var errs []error
-	fault := func(key, format string, a ...any) {
-		errs = append(errs, pinhole.Fault{Key: key, Text: fmt.Sprintf(format, a...)})
-	}
+	var faults pinhole.Faults
+	fault := faults.Add
 	if len(c.Listen) == 0 {
 		return nil
 	}
@@ -93,8 +90,8 @@ func (c Config) Validate(nets pinhole.Networks) error {
 			fault(key, "%v", err)
 		}
 	}
-	if _, ok := nets[c.Relay]; !ok && c.Relay != "" {
-		fault("relay", "network %q is not defined under networks", c.Relay)
+	if c.Relay != "" {
+		faults.Network("relay", c.Relay, nets)
 	}
 	if c.Realm == "" || len(c.Realm) > maxRealm || strings.ContainsAny(c.Realm, "\":") {
 		fault("realm", "%q has to be 1 to %d octets without quotes and colons", c.Realm, maxRealm)
@@ -121,7 +118,7 @@ func (c Config) Validate(nets pinhole.Networks) error {
 	if c.Bandwidth < 0 {
 		fault("bandwidth", "%d is negative", c.Bandwidth)
 	}
-	return errors.Join(errs...)
+	return faults.Err()
 }
 
 // Credential makes time-limited credentials as an MRAS server gives them: name and password in base64. An empty user
