@@ -6,6 +6,8 @@ import (
 	"math"
 	"net/netip"
 	"time"
+
+	"edged.dev/edged/bench/veth"
 )
 
 const (
@@ -185,7 +187,7 @@ func (b *bout) end() {
 // work, and has them verified.
 func (b *bout) prove() error {
 	offload := func(on string) error {
-		_, err := run("ip", "netns", "exec", b.gw, "ethtool", "-K", b.outDev, "tx", on)
+		_, err := veth.Run("ip", "netns", "exec", b.gw, "ethtool", "-K", b.outDev, "tx", on)
 		return err
 	}
 	if err := offload("off"); err != nil {

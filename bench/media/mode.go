@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"edged.dev/edged/bench/veth"
 )
 
 // mode is one way through the gateway.
@@ -113,13 +115,13 @@ func startNFT(r *rig, k caseKey) (*gateway, error) {
 		return nil, fmt.Errorf("nft: %w: %s", err, out)
 	}
 	for _, s := range []string{"netfilter.nf_conntrack_acct=1", "netfilter.nf_conntrack_udp_timeout=600"} {
-		if _, err := run("ip", "netns", "exec", r.gw, "sysctl", "-qw", "net."+s); err != nil {
+		if _, err := veth.Run("ip", "netns", "exec", r.gw, "sysctl", "-qw", "net."+s); err != nil {
 			return nil, err
 		}
 	}
 	return &gateway{addr: netip.MustParseAddr(gwInAddr), ports: ports, stop: func() {
 		// The rig ends soon if the table stays; the next mode would be slower, and its figures say so.
-		_, _ = run("ip", "netns", "exec", r.gw, "nft", "delete", "table", "ip", "bench")
+		_, _ = veth.Run("ip", "netns", "exec", r.gw, "nft", "delete", "table", "ip", "bench")
 	}}, nil
 }
 

@@ -6,15 +6,14 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"edged.dev/edged/bench/veth"
 )
 
 const (
@@ -46,14 +45,6 @@ type rig struct {
 	verbose  bool
 }
 
-func run(name string, args ...string) (string, error) {
-	out, err := exec.Command(name, args...).CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(string(out)))
-	}
-	return string(out), nil
-}
-
 // newRig builds all of it. The names of the devices hold the process's number: they are in the names of the
 // kernel's threads, which have no namespaces.
 func newRig(coalesce time.Duration) (*rig, error) {
@@ -76,7 +67,7 @@ func newRig(coalesce time.Duration) (*rig, error) {
 
 func (r *rig) build() error {
 	for _, s := range r.steps() {
-		if _, err := run(s[0], s[1:]...); err != nil {
+		if _, err := veth.Run(s[0], s[1:]...); err != nil {
 			return err
 		}
 	}
@@ -135,7 +126,7 @@ func (r *rig) steps() [][]string {
 func (r *rig) names() error {
 	macs := make(map[string]net.HardwareAddr)
 	for _, d := range [][2]string{{r.gen, r.genDev}, {r.gw, r.inDev}, {r.gw, r.outDev}, {r.sink, r.sinkDev}} {
-		err := within(d[0], func() error {
+		err := veth.Within(d[0], func() error {
 			i, err := net.InterfaceByName(d[1])
 			if err != nil {
 				return err
@@ -157,7 +148,7 @@ func (r *rig) names() error {
 		{r.gw, sinkAddr, r.sinkDev, r.outDev},
 		{r.sink, gwOutAddr, r.outDev, r.sinkDev},
 	} {
-		if _, err := run("ip", "-n", n[0], "neigh", "replace", n[1], "lladdr", macs[n[2]].String(), "dev", n[3]); err != nil {
+		if _, err := veth.Run("ip", "-n", n[0], "neigh", "replace", n[1], "lladdr", macs[n[2]].String(), "dev", n[3]); err != nil {
 			return err
 		}
 	}
@@ -217,7 +208,7 @@ func realTime(thread, cpu, priority int) error {
 
 // close ends what runs in the gateway, and deletes the namespaces.
 func (r *rig) close() {
-	pids, _ := run("ip", "netns", "pids", r.gw)
+	pids, _ := veth.Run("ip", "netns", "pids", r.gw)
 	for _, f := range strings.Fields(pids) {
 		// A thread of this process may have stayed there, see within.
 		if pid, err := strconv.Atoi(f); err == nil && pid != os.Getpid() {
@@ -227,27 +218,8 @@ func (r *rig) close() {
 	r.wire.close()
 	for _, ns := range []string{r.gen, r.gw, r.sink} {
 		// A namespace that was not made cannot be deleted; nothing is left either way.
-		_, _ = run("ip", "netns", "del", ns)
+		_, _ = veth.Run("ip", "netns", "del", ns)
 	}
-}
-
-// within runs f on a thread that is in the namespace; sockets that it makes stay there.
-func within(ns string, f func() error) error {
-	failed := make(chan error, 1)
-	go func() {
-		// The thread is not unlocked: it ends with the goroutine, and its namespace with it.
-		runtime.LockOSThread()
-		h, err := netns.GetFromName(ns)
-		if err == nil {
-			err = netns.Set(h)
-			h.Close()
-		}
-		if err == nil {
-			err = f()
-		}
-		failed <- err
-	}()
-	return <-failed
 }
 
 // cpu returns the CPU time of the gateway: all threads of the process (0: none), and the kernel's.
@@ -262,26 +234,14 @@ func (r *rig) cpu(pid int) (time.Duration, error) {
 	for _, thread := range r.kernel {
 		paths = append(paths, fmt.Sprintf("/proc/%d/schedstat", thread))
 	}
-	var sum time.Duration
-	for _, p := range paths {
-		text, err := os.ReadFile(p)
-		if err != nil {
-			continue // a thread that has ended; its time is lost for both ends of the difference
-		}
-		ns, err := strconv.ParseInt(strings.Fields(string(text))[0], 10, 64)
-		if err != nil {
-			return 0, err
-		}
-		sum += time.Duration(ns)
-	}
-	return sum, nil
+	return veth.Threads(paths)
 }
 
 // greet sends one packet of each stream from a peer of the gateway (gen or sink), so that a relay knows where
 // its peers are before anything is measured. It takes its time: a relay in user space must not lose any.
 func (r *rig) greet(ns, from, to string, ports []uint16) error {
 	t := traffic{src: netip.MustParseAddr(from), dst: netip.MustParseAddr(to), to: ports, size: 160, burst: 1}
-	return within(ns, func() error {
+	return veth.Within(ns, func() error {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
 		if err != nil {
 			return fmt.Errorf("raw socket: %w", err)

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"edged.dev/edged/bench/veth"
 )
 
 // engine is rtpengine in the gateway, without its kernel module, driven by its "ng" protocol.
@@ -32,7 +34,7 @@ func startRTPEngine(r *rig, k caseKey) (*gateway, error) {
 	if err := e.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("rtpengine: %w", err)
 	}
-	err := within(r.gw, func() error {
+	err := veth.Within(r.gw, func() error {
 		c, err := net.Dial("udp", ngAddr)
 		if err == nil {
 			e.ng = c.(*net.UDPConn)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/pion/stun/v4"
 
+	"edged.dev/edged/bench/veth"
 	"edged.dev/edged/pkg/media"
 	"edged.dev/edged/pkg/pinhole"
 )
@@ -118,13 +119,13 @@ func (r *rig) allocateAll(s sides, n int) (ports []uint16, err error) {
 		return nil, err
 	}
 	quiet := func(args ...string) error {
-		_, err := run("ip", append([]string{"netns", "exec", ns, "nft"}, args...)...)
+		_, err := veth.Run("ip", append([]string{"netns", "exec", ns, "nft"}, args...)...)
 		return err
 	}
 	if err := quiet("flush", "chain", "ip", "quiet", "in"); err != nil {
 		return nil, err
 	}
-	err = within(ns, func() error {
+	err = veth.Within(ns, func() error {
 		for i := range n {
 			port, err := allocate(s, i)
 			if err != nil {

@@ -14,6 +14,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
+
+	"edged.dev/edged/bench/veth"
 )
 
 const (
@@ -61,7 +63,7 @@ func (w *wire) close() {
 
 // attach puts a program before the network stack of a device, in its driver.
 func attach(ns, device string, p *ebpf.Program) (l link.Link, err error) {
-	err = within(ns, func() error {
+	err = veth.Within(ns, func() error {
 		d, err := net.InterfaceByName(device)
 		if err != nil {
 			return err
@@ -190,7 +192,7 @@ func (w *wire) send(rate float64, length time.Duration) (trial, error) {
 	if err != nil {
 		return trial{}, err
 	}
-	err = within(w.gen, func() error {
+	err = veth.Within(w.gen, func() error {
 		if err := realTime(0, genCPU, prioGenerator); err != nil {
 			return err
 		}

@@ -198,11 +198,16 @@ func (r *Rig) CPU() (time.Duration, error) {
 	for _, tid := range r.napi {
 		paths = append(paths, fmt.Sprintf("/proc/%d/schedstat", tid))
 	}
-	var sum time.Duration
+	return Threads(paths)
+}
+
+// Threads returns the CPU time of threads so far, by the paths of their schedstat files (proc(5)); one that has ended
+// counts nothing.
+func Threads(paths []string) (sum time.Duration, err error) {
 	for _, p := range paths {
 		text, err := os.ReadFile(p)
 		if err != nil {
-			continue // a thread that has ended
+			continue
 		}
 		ns, err := strconv.ParseInt(strings.Fields(string(text))[0], 10, 64)
 		if err != nil {
