@@ -93,7 +93,7 @@ func TestOfficeOfferControl(t *testing.T) {
 	to, err := mediaAddr(req.Body, 0)
 	must(t, "offer", err)
 	s.vb.Talk(to)
-	time.Sleep(2 * time.Second)
+	eventually(t, 30*time.Second, "bob has spoken", func() bool { return s.vb.Sent() >= 50 })
 	if n := s.va.Packets(); n != 0 {
 		t.Errorf("alice has heard %d packets", n)
 	}
