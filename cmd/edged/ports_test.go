@@ -34,6 +34,11 @@ func backend(t *testing.T, dir, name string, change func(*tls.Config)) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return echoes(t, ln, name+"\n")
+}
+
+// echoes has a listener greet whoever comes, and send back what he says. It returns the listener's address.
+func echoes(t *testing.T, ln net.Listener, greeting string) string {
 	t.Cleanup(func() { ln.Close() })
 	go func() {
 		for {
@@ -43,7 +48,7 @@ func backend(t *testing.T, dir, name string, change func(*tls.Config)) string {
 			}
 			go func() {
 				defer c.Close()
-				io.WriteString(c, name+"\n")
+				io.WriteString(c, greeting)
 				io.Copy(c, c)
 			}()
 		}
