@@ -9,8 +9,12 @@ import (
 	"time"
 )
 
-// retryTime is how long accepting rests when it fails: out of descriptors, others will close theirs.
-const retryTime = 50 * time.Millisecond
+const (
+	// retryTime is how long accepting rests when it fails: out of descriptors, others will close theirs.
+	retryTime = 50 * time.Millisecond
+	// packetRetry is how long reading rests after an error: ICMP's word of an earlier datagram, or want of memory.
+	packetRetry = 10 * time.Millisecond
+)
 
 // Accept gives each connection of ln to took, which must not block and owns it, until ctx ends; then it closes ln and
 // returns nil. An error that may pass is told to failed, and accepting tried again after a rest. The error that it
@@ -35,9 +39,32 @@ func Accept(ctx context.Context, ln net.Listener, took func(net.Conn), failed fu
 	}
 }
 
+// Packets gives each datagram of pc, of at most size octets (a longer one is cut), to take until ctx ends; then it closes
+// pc and returns nil. The octets are take's until it returns. The error that it returns is that of a socket that somebody
+// else has closed.
+func Packets(ctx context.Context, pc net.PacketConn, size int, take func(from net.Addr, b []byte)) error {
+	defer context.AfterFunc(ctx, func() { pc.Close() })()
+	buf := make([]byte, size)
+	for {
+		n, from, err := pc.ReadFrom(buf)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err == nil:
+			take(from, buf[:n])
+		case errors.Is(err, net.ErrClosed):
+			return err
+		case !rest(ctx, packetRetry):
+			return nil
+		}
+	}
+}
+
 // Rest waits a little before what failed is tried again; false if ctx ended before.
-func Rest(ctx context.Context) bool {
-	t := time.NewTimer(retryTime)
+func Rest(ctx context.Context) bool { return rest(ctx, retryTime) }
+
+func rest(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-ctx.Done():

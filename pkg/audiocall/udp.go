@@ -2,10 +2,10 @@ package audiocall
 
 import (
 	"context"
-	"errors"
 	"net"
 	"net/netip"
 
+	"edged.dev/edged/internal/gate"
 	"edged.dev/edged/pkg/pinhole"
 )
 
@@ -14,25 +14,13 @@ const maxDatagram = 64 << 10
 
 // ServePacket relays what comes to pc, a UDP socket of the edge's on the named network, until ctx ends.
 func (s *Server) ServePacket(ctx context.Context, network string, pc net.PacketConn) error {
-	end := context.AfterFunc(ctx, func() { pc.Close() })
-	defer end()
 	local := pinhole.AddrPortOf(pc.LocalAddr())
 	s.mu.Lock()
 	s.socks[sock{network, local.Port(), pinhole.FamilyOf(local.Addr())}] = pc
 	s.mu.Unlock()
-	buf := make([]byte, maxDatagram)
-	for {
-		n, from, err := pc.ReadFrom(buf)
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case errors.Is(err, net.ErrClosed):
-			return err
-		case err != nil:
-			continue // an ICMP error about an earlier datagram
-		}
-		s.datagram(network, local.Port(), pinhole.AddrPortOf(from).Addr(), buf[:n])
-	}
+	return gate.Packets(ctx, pc, maxDatagram, func(from net.Addr, b []byte) {
+		s.datagram(network, local.Port(), pinhole.AddrPortOf(from).Addr(), b)
+	})
 }
 
 // datagram sends on what a host has sent to a port: to the same port of the other host of its pair.

@@ -2,7 +2,6 @@ package h323
 
 import (
 	"context"
-	"errors"
 	"net"
 	"net/netip"
 	"slices"
@@ -11,6 +10,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"edged.dev/edged/internal/gate"
 	"edged.dev/edged/pkg/h323/gatekeeper"
 	"edged.dev/edged/pkg/h323/rasrelay"
 	"edged.dev/edged/pkg/pinhole"
@@ -26,36 +26,21 @@ func (s *Server) ServePacket(ctx context.Context, network string, pc net.PacketC
 	s.mu.Unlock()
 	defer s.forget(network, pc)
 	local := pinhole.AddrPortOf(pc.LocalAddr())
-	return packets(ctx, pc, func(from netip.AddrPort, b []byte) {
-		s.datagram(network, func(c *Core) (rasrelay.Datagram, bool) { return c.Datagram(time.Now(), network, local, from, b) })
+	return gate.Packets(ctx, pc, maxDatagram, func(from net.Addr, b []byte) {
+		s.datagram(network, func(c *Core) (rasrelay.Datagram, bool) {
+			return c.Datagram(time.Now(), network, local, pinhole.AddrPortOf(from), b)
+		})
 	})
 }
 
 // ServeDiscovery takes what endpoints of the named network send to the gatekeepers' multicast group, until ctx ends. It
 // is answered from a socket of ServePacket.
 func (s *Server) ServeDiscovery(ctx context.Context, network string, pc net.PacketConn) error {
-	return packets(ctx, pc, func(from netip.AddrPort, b []byte) {
-		s.datagram(network, func(c *Core) (rasrelay.Datagram, bool) { return c.Discover(time.Now(), network, from, b) })
+	return gate.Packets(ctx, pc, maxDatagram, func(from net.Addr, b []byte) {
+		s.datagram(network, func(c *Core) (rasrelay.Datagram, bool) {
+			return c.Discover(time.Now(), network, pinhole.AddrPortOf(from), b)
+		})
 	})
-}
-
-// packets calls take with each datagram until ctx ends.
-func packets(ctx context.Context, pc net.PacketConn, take func(netip.AddrPort, []byte)) error {
-	end := context.AfterFunc(ctx, func() { pc.Close() })
-	defer end()
-	buf := make([]byte, maxDatagram)
-	for {
-		n, from, err := pc.ReadFrom(buf)
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case errors.Is(err, net.ErrClosed):
-			return err
-		case err != nil:
-			continue // an ICMP error about an earlier answer
-		}
-		take(pinhole.AddrPortOf(from), buf[:n])
-	}
 }
 
 // forget removes a RAS listener that has ended.

@@ -13,7 +13,6 @@ package rfc1350
 
 import (
 	"context"
-	"errors"
 	"net"
 	"net/netip"
 	"sync"
@@ -22,6 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
+	"edged.dev/edged/internal/gate"
 	"edged.dev/edged/pkg/pinhole"
 )
 
@@ -108,28 +108,12 @@ func (r *Relay) ServePacket(ctx context.Context, network string, pc net.PacketCo
 	defer work.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stop := context.AfterFunc(ctx, func() { pc.Close() })
-	defer stop()
-	buf := make([]byte, maxRequest+1)
-	for {
-		n, from, err := pc.ReadFrom(buf)
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case errors.Is(err, net.ErrClosed):
-			return err
-		case err != nil: // ICMP's word of an earlier packet, or want of memory
-			select {
-			case <-ctx.Done():
-			case <-time.After(10 * time.Millisecond):
-			}
-			continue
-		}
+	return gate.Packets(ctx, pc, maxRequest+1, func(from net.Addr, b []byte) {
 		key := pairKey{pinhole.AddrPortOf(pc.LocalAddr()), pinhole.AddrPortOf(from)}
-		if f := r.ask(ctx, &work, network, key, buf[:n]); f != nil {
+		if f := r.ask(ctx, &work, network, key, b); f != nil {
 			r.tell(pc, from, f)
 		}
-	}
+	})
 }
 
 // ask takes a request. It returns why it is refused, nil if it is not.

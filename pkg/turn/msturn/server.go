@@ -108,38 +108,13 @@ func (s *Server) Run(ctx context.Context) error {
 // ServePacket serves clients that come to pc, which is on the named network and for nobody else, until ctx ends.
 func (s *Server) ServePacket(ctx context.Context, network string, pc net.PacketConn) error {
 	defer s.enter()()
-	stop := context.AfterFunc(ctx, func() { pc.Close() })
-	defer stop()
-	buf := make([]byte, maxData+1)
-	for {
-		n, from, err := pc.ReadFrom(buf)
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case errors.Is(err, net.ErrClosed):
-			return err
-		case err != nil:
-			if !rest(ctx) {
-				return nil
-			}
-		case n > maxData:
+	return gate.Packets(ctx, pc, maxData+1, func(from net.Addr, b []byte) {
+		if len(b) > maxData {
 			s.count.drop("too_long")
-		case !s.Receive(ctx, network, pc, pinhole.AddrPortOf(from), buf[:n]):
+		} else if !s.Receive(ctx, network, pc, pinhole.AddrPortOf(from), b) {
 			s.count.drop("foreign")
 		}
-	}
-}
-
-// rest waits a little after an error of a socket: ICMP's word of an earlier packet, or want of memory.
-func rest(ctx context.Context) bool {
-	t := time.NewTimer(10 * time.Millisecond)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
+	})
 }
 
 // enter counts a Serve call in and returns what counts it out.
