@@ -1,15 +1,15 @@
 package turn
 
 import (
-	"crypto/hmac"
-	"crypto/md5"  //nolint:gosec // the key of long-term credentials (RFC 8489 §9.2.2)
-	"crypto/sha1" //nolint:gosec // what TURN REST credentials are made with
+	"crypto/md5" //nolint:gosec // the key of long-term credentials (RFC 8489 §9.2.2)
+	//nolint:gosec // what TURN REST credentials are made with
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
-	"strconv"
 	"strings"
 	"time"
+
+	"edged.dev/edged/pkg/turn/timelimited"
 )
 
 // hashedPrefix begins what stands for a password: the key itself, MD5(name:realm:password) in hexadecimal.
@@ -69,7 +69,7 @@ func (c *credentials) lookup(name string, m method, now time.Time) []candidate {
 	if len(c.secrets) == 0 {
 		return nil
 	}
-	until, user, ok := expiry(name)
+	until, user, ok := timelimited.Parse(name)
 	if !ok || now.After(until) && (c.strict || m == allocate) {
 		return nil
 	}
@@ -80,32 +80,14 @@ func (c *credentials) lookup(name string, m method, now time.Time) []candidate {
 	return out
 }
 
-// expiry reads a time-limited name, "UNIXTIME:USER" or "UNIXTIME" (draft-uberti-behave-turn-rest-00 §2.2).
-func expiry(name string) (until time.Time, user string, ok bool) {
-	stamp, user, _ := strings.Cut(name, ":")
-	sec, err := strconv.ParseInt(stamp, 10, 64)
-	if err != nil || sec <= 0 || sec > 1<<40 {
-		return time.Time{}, "", false
-	}
-	if user == "" {
-		user = stamp
-	}
-	return time.Unix(sec, 0), user, true
-}
-
 func restPassword(secret, name string) string {
-	mac := hmac.New(sha1.New, []byte(secret))
-	mac.Write([]byte(name))
-	return base64.StdEncoding.EncodeToString(mac.Sum(nil))
+	return base64.StdEncoding.EncodeToString(timelimited.Password(secret, name))
 }
 
 // Credential makes a time-limited name and password with a secret that the server has: the user may allocate until
 // then. An empty user makes a name that is the time alone.
 func Credential(secret, user string, until time.Time) (name, password string) {
-	name = strconv.FormatInt(until.Unix(), 10)
-	if user != "" {
-		name += ":" + user
-	}
+	name = timelimited.Name(user, until)
 	return name, restPassword(secret, name)
 }
 

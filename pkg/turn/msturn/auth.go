@@ -2,16 +2,15 @@ package msturn
 
 import (
 	"crypto/hmac"
-	"crypto/md5" //nolint:gosec // the protocol's
-	"crypto/rand"
-	"crypto/sha1" //nolint:gosec // the protocol's
+	"crypto/md5"  //nolint:gosec // the protocol's
+	"crypto/rand" //nolint:gosec // the protocol's
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
 	"net/netip"
-	"strconv"
-	"strings"
 	"time"
+
+	"edged.dev/edged/pkg/turn/timelimited"
 )
 
 // users knows who may allocate, and makes nonces; it is not changed once made.
@@ -39,13 +38,13 @@ func (u *users) lookup(name string, now time.Time) []candidate {
 	if password, ok := u.static[name]; ok {
 		return []candidate{{u.key(name, []byte(password)), name}}
 	}
-	until, user, ok := expiry(name)
+	until, user, ok := timelimited.Parse(name)
 	if !ok || now.After(until) {
 		return nil
 	}
 	out := make([]candidate, len(u.secrets))
 	for i, s := range u.secrets {
-		out[i] = candidate{u.key(name, timeLimited(s, name)), user}
+		out[i] = candidate{u.key(name, timelimited.Password(string(s), name)), user}
 	}
 	return out
 }
@@ -54,26 +53,6 @@ func (u *users) lookup(name string, now time.Time) []candidate {
 func (u *users) key(name string, password []byte) []byte {
 	sum := md5.Sum(append([]byte(name+":"+u.realm+":"), password...)) //nolint:gosec // as above
 	return sum[:]
-}
-
-// expiry reads a time-limited name: "UNIXTIME:USER" or "UNIXTIME", as TURN's REST credentials have it.
-func expiry(name string) (until time.Time, user string, ok bool) {
-	stamp, user, _ := strings.Cut(name, ":")
-	sec, err := strconv.ParseInt(stamp, 10, 64)
-	if err != nil || sec <= 0 || sec > 1<<40 {
-		return time.Time{}, "", false
-	}
-	if user == "" {
-		user = stamp
-	}
-	return time.Unix(sec, 0), user, true
-}
-
-// timeLimited is the password of a time-limited name.
-func timeLimited(secret Secret, name string) []byte {
-	h := hmac.New(sha1.New, []byte(secret))
-	h.Write([]byte(name))
-	return h.Sum(nil)
 }
 
 // nonceLife is how long a nonce is good for ([MS-TURN] leaves it to the server); the lifetime of an allocation is

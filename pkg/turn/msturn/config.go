@@ -1,13 +1,10 @@
 package msturn
 
 import (
-	"encoding/base64"
 	"fmt"
 	"net/netip"
 	"os"
-	"strconv"
 	"strings"
-	"time"
 
 	"edged.dev/edged/pkg/pinhole"
 )
@@ -119,14 +116,4 @@ func (c Config) Validate(nets pinhole.Networks) error {
 		fault("bandwidth", "%d is negative", c.Bandwidth)
 	}
 	return faults.Err()
-}
-
-// Credential makes time-limited credentials as an MRAS server gives them: name and password in base64. An empty user
-// makes a name that is the time alone.
-func Credential(secret Secret, user string, until time.Time) (name, password string) {
-	name = strconv.FormatInt(until.Unix(), 10)
-	if user != "" {
-		name += ":" + user
-	}
-	return base64.StdEncoding.EncodeToString([]byte(name)), base64.StdEncoding.EncodeToString(timeLimited(secret, name))
 }

@@ -17,6 +17,7 @@ import (
 	"go.uber.org/zap/zaptest"
 
 	"edged.dev/edged/pkg/pinhole"
+	"edged.dev/edged/pkg/turn/timelimited"
 )
 
 const patience = 20 * time.Second
@@ -521,11 +522,11 @@ func TestRefusals(t *testing.T) {
 	code(0, func(g *guest) { g.user, g.password = "bob", []byte("other") }, nil)
 	limited := code(0, func(g *guest) {
 		g.user = "4000000000:carol"
-		g.password = timeLimited("0123456789", g.user)
+		g.password = timelimited.Password("0123456789", g.user)
 	}, nil)
 	code(401, func(g *guest) {
 		g.user = "1000000000:carol"
-		g.password = timeLimited("0123456789", g.user)
+		g.password = timelimited.Password("0123456789", g.user)
 	}, nil)
 	a.user, a.password = "bob", []byte("other")
 	if got := a.allocate(nil); got != 441 {
