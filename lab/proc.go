@@ -30,6 +30,12 @@ type Proc struct {
 // test failed the end of its log is shown.
 func (h *Host) Start(t testing.TB, name string, argv ...string) *Proc {
 	t.Helper()
+	return h.start(t, name, nil, argv...)
+}
+
+// start is Start of a program that gets files as its descriptors 3, 4, ...
+func (h *Host) start(t testing.TB, name string, files []*os.File, argv ...string) *Proc {
+	t.Helper()
 	p := &Proc{Name: name, Log: filepath.Join(h.dir, name+".log"), done: make(chan struct{})}
 	out, err := os.OpenFile(p.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	must(t, name, err)
@@ -37,6 +43,7 @@ func (h *Host) Start(t testing.TB, name string, argv ...string) *Proc {
 	fmt.Fprintf(out, "# ip netns exec %s %s\n", h.ns, strings.Join(argv, " "))
 	p.cmd = exec.Command(argv[0], argv[1:]...)
 	p.cmd.Dir, p.cmd.Stdout, p.cmd.Stderr = h.dir, out, out
+	p.cmd.ExtraFiles = files
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	p.stdin, err = p.cmd.StdinPipe()
 	must(t, name, err)
