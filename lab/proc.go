@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -41,6 +42,7 @@ func (h *Host) start(t testing.TB, name string, files []*os.File, argv ...string
 	must(t, name, err)
 	defer func() { _ = out.Close() }()
 	fmt.Fprintf(out, "# ip netns exec %s %s\n", h.ns, strings.Join(argv, " "))
+	argv = append(slices.Clone(h.by), argv...)
 	p.cmd = exec.Command(argv[0], argv[1:]...)
 	p.cmd.Dir, p.cmd.Stdout, p.cmd.Stderr = h.dir, out, out
 	p.cmd.ExtraFiles = files

@@ -44,6 +44,7 @@ type Host struct {
 	ns   string
 	fd   netns.NsHandle
 	dir  string
+	by   []string // what starts programs, see Knows
 }
 
 // Rig is a gateway between an inside and an outside network, with hosts on both.

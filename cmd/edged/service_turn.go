@@ -238,13 +238,14 @@ func bindTURN(ctx context.Context, d *serviceDeps, nets pinhole.Networks) (socke
 // serveTURN returns what serves one socket. On a port that services share TLS has ended before.
 func serveTURN(d *serviceDeps, server *turn.Server) func(context.Context, socket) error {
 	return func(ctx context.Context, s socket) error {
-		switch {
-		case s.tcp == nil:
+		if s.tcp == nil {
 			return server.ServePacket(ctx, s.network, s.udp)
-		case d.cfg.TURN.Listen[s.item].Proto == "tls" && d.shared[pinhole.AddrPortOf(s.tcp.Addr())] == nil:
-			return server.Serve(ctx, s.network, s.tcp, d.tls.anonymous(s.network))
 		}
-		return server.Serve(ctx, s.network, s.tcp, nil)
+		l := d.cfg.TURN.Listen[s.item]
+		if l.Proto == "tls" && d.shared[pinhole.AddrPortOf(s.tcp.Addr())] == nil {
+			return server.Serve(ctx, l, s.tcp, d.tls.anonymous(l.Network))
+		}
+		return server.Serve(ctx, l, s.tcp, nil)
 	}
 }
 

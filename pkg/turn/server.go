@@ -207,14 +207,10 @@ func (s *Server) ServePacket(ctx context.Context, network string, pc net.PacketC
 	return nil
 }
 
-// Serve serves the connections that ln, a TCP listener on the named network, accepts, until ctx ends and all have ended.
-// With conf each begins with a TLS handshake; connections out of which TLS was taken already come without.
-func (s *Server) Serve(ctx context.Context, network string, ln net.Listener, conf *tls.Config) error {
-	scheme := "tcp"
-	if conf != nil {
-		scheme = "tls"
-	}
-	ep := s.endpoint(network, scheme)
+// Serve serves the connections that ln, which belongs to a tcp or tls listener of the configuration, accepts, until ctx ends
+// and all have ended. With conf each begins with a TLS handshake; connections out of which TLS was taken already come without.
+func (s *Server) Serve(ctx context.Context, l Listen, ln net.Listener, conf *tls.Config) error {
+	ep := s.endpoint(l.Network, l.Proto)
 	handed := newHandover(ln.Addr())
 	if err := ep.start(nil, handed); err != nil {
 		return err

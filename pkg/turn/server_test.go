@@ -216,20 +216,20 @@ func serve(t *testing.T, change func(*Config, *Deps)) *bench {
 			t.Error(err)
 		}
 	})
-	listen := func(conf *tls.Config) netip.AddrPort {
+	listen := func(proto string, conf *tls.Config) netip.AddrPort {
 		ln, err := net.Listen("tcp", netip.AddrPortFrom(lo4, 0).String())
 		if err != nil {
 			t.Fatal(err)
 		}
 		work.Go(func() {
-			if err := b.s.Serve(ctx, "lo", ln, conf); err != nil {
+			if err := b.s.Serve(ctx, Listen{Proto: proto, Network: "lo"}, ln, conf); err != nil {
 				t.Error(err)
 			}
 		})
 		return pinhole.AddrPortOf(ln.Addr())
 	}
-	b.tcp = listen(nil)
-	b.tls = listen(testTLS(t))
+	b.tcp = listen("tcp", nil)
+	b.tls = listen("tls", testTLS(t))
 	t.Cleanup(func() {
 		cancel()
 		work.Wait()
