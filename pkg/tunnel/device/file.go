@@ -1,0 +1,50 @@
+package device
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// writeTemp writes and syncs a file beside another, readable by the owner alone, and returns its name.
+func writeTemp(file string, text []byte) (string, error) {
+	tmp, err := os.CreateTemp(filepath.Dir(file), "."+filepath.Base(file)+"-*")
+	if err != nil {
+		return "", err
+	}
+	_, err = tmp.Write(text)
+	if err == nil {
+		err = tmp.Sync()
+	}
+	if e := tmp.Close(); err == nil {
+		err = e
+	}
+	if err != nil {
+		os.Remove(tmp.Name())
+		return "", fmt.Errorf("write %s: %w", file, err)
+	}
+	return tmp.Name(), nil
+}
+
+// replaceFile has a file hold text: all of it or, after a crash, what it held.
+func replaceFile(file string, text []byte) error {
+	tmp, err := writeTemp(file, text)
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, file); err != nil {
+		os.Remove(tmp)
+		return err
+	}
+	return syncDir(filepath.Dir(file))
+}
+
+// syncDir has the names in a folder outlive a crash.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
