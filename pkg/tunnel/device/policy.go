@@ -51,3 +51,8 @@ func (p Policy) Allows(from, to Device, service string) bool {
 func is(d Device, name string) bool {
 	return name == Any || name == d.Name || slices.Contains(d.Groups, name)
 }
+
+// Reaches tells whether a device may reach any service of another.
+func (p Policy) Reaches(from, to Device) bool {
+	return slices.ContainsFunc(p, func(r Rule) bool { return is(from, r.From) && is(to, r.To) })
+}
