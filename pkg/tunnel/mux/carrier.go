@@ -1,0 +1,197 @@
+package mux
+
+import (
+	"context"
+	"math/rand/v2"
+	"net"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// datagramConn is what a carrier of QUIC also is: datagrams then go beside
+// its stream. SendDatagram must not keep b and not block; ReceiveDatagram ends
+// when the connection is closed or ctx ends.
+type datagramConn interface {
+	SendDatagram(b []byte) error
+	ReceiveDatagram(ctx context.Context) ([]byte, error)
+}
+
+// carrier is one connection that the session runs over. All of it is guarded
+// by the session's lock.
+type carrier struct {
+	conn    net.Conn
+	beside  datagramConn // or nil
+	cancel  context.CancelFunc
+	running int           // goroutines
+	gone    chan struct{} // closed when the last has ended
+	lost    bool
+	tell    bool // the writer's last frame is END
+
+	rtt      time.Duration // shortest
+	heard    time.Time     // when anything arrived last
+	waiting  time.Time     // since when something is outstanding; zero: nothing is
+	nextPing time.Time
+	pinged   time.Time // zero: no PING is under way
+	pingDue  bool
+	pongDue  bool
+	pong     uint64
+	watch    *time.Timer
+}
+
+func (s *Session) startCarrierLocked(conn net.Conn, rtt time.Duration) {
+	now := time.Now()
+	c := &carrier{conn: conn, cancel: func() {}, running: 2, gone: make(chan struct{}), rtt: rtt, heard: now, pingDue: true}
+	c.nextPing = now.Add(s.pingInterval())
+	if d, ok := conn.(datagramConn); ok {
+		ctx, cancel := context.WithCancel(context.Background())
+		c.beside, c.cancel = d, cancel
+		c.running++
+		s.running.Go(func() { s.readDatagrams(ctx, c) })
+	}
+	s.carrier, s.last = c, c
+	s.acked, s.ackDue = s.received, false
+	s.running.Go(func() { s.read(c) })
+	s.running.Go(func() { s.write(c) })
+	c.watch = time.AfterFunc(s.cfg.DeadAfter, func() { s.look(c) })
+}
+
+// pingInterval is PingEvery and up to a fifth more or less, so that thousands
+// of sessions do not fall into step.
+func (s *Session) pingInterval() time.Duration {
+	fifth := s.cfg.PingEvery / 5
+	return s.cfg.PingEvery - fifth + rand.N(2*fifth+1)
+}
+
+// look runs when a PING is due, or when the carrier may be dead.
+func (s *Session) look(c *carrier) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c.lost {
+		return
+	}
+	now := time.Now()
+	if !now.Before(c.nextPing) {
+		c.nextPing = now.Add(s.pingInterval())
+		c.pingDue = true
+		s.wake.Signal()
+	}
+	next := c.nextPing
+	if !c.waiting.IsZero() {
+		silent := c.waiting
+		if c.heard.After(silent) {
+			silent = c.heard
+		}
+		dead := silent.Add(s.cfg.DeadAfter)
+		if !now.Before(dead) {
+			s.loseLocked(c, errDead)
+			return
+		}
+		if dead.Before(next) {
+			next = dead
+		}
+	}
+	c.watch.Reset(next.Sub(now))
+}
+
+// outstandingLocked notes since when the peer owes an answer.
+func (s *Session) outstandingLocked(c *carrier) {
+	owed := s.ring.sent > s.ring.acked || !c.pinged.IsZero()
+	switch {
+	case !owed:
+		c.waiting = time.Time{}
+	case c.waiting.IsZero() && !c.lost:
+		c.waiting = time.Now()
+		c.watch.Reset(s.cfg.DeadAfter)
+	}
+}
+
+// lose gives c up because of err.
+func (s *Session) lose(c *carrier, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.loseLocked(c, err)
+}
+
+func (s *Session) loseLocked(c *carrier, err error) {
+	if c.lost {
+		return
+	}
+	s.log.Info("tunnel carrier lost", zap.Uint32("epoch", s.epoch), zap.Error(err))
+	s.dropLocked(c)
+	s.startLingerLocked()
+	s.signalLost()
+}
+
+// dropLocked has c's goroutines end.
+func (s *Session) dropLocked(c *carrier) {
+	c.lost = true
+	c.watch.Stop()
+	c.cancel()
+	if c.tell {
+		c.conn.SetReadDeadline(past())
+		c.conn.SetWriteDeadline(time.Now().Add(lastWord))
+	} else {
+		c.conn.SetDeadline(past())
+	}
+	if s.carrier == c {
+		s.carrier = nil
+	}
+	s.stats.DroppedCarrier += uint64(s.datagrams.clear())
+	s.wake.Broadcast()
+	s.changed.Broadcast()
+}
+
+// ended is called by each of c's goroutines as it ends; the last closes.
+func (s *Session) ended(c *carrier) {
+	s.mu.Lock()
+	c.running--
+	final := c.running == 0
+	if final && s.err != nil {
+		s.ring.drop()
+	}
+	s.mu.Unlock()
+	if final {
+		close(c.gone)
+		c.conn.Close()
+	}
+}
+
+// fence drops the carrier, if there is one, and waits until nothing reads or
+// writes it any more.
+func (s *Session) fence() {
+	s.mu.Lock()
+	c := s.last
+	if c != nil && !c.lost {
+		s.dropLocked(c)
+		s.startLingerLocked()
+	}
+	s.mu.Unlock()
+	if c != nil {
+		<-c.gone
+	}
+}
+
+func (s *Session) signalLost() {
+	select {
+	case s.lostc <- struct{}{}:
+	default:
+	}
+}
+
+// startLingerLocked gives the peer time to come back, if it does not have it already.
+func (s *Session) startLingerLocked() {
+	if s.err != nil || s.linger != nil {
+		return
+	}
+	var t *time.Timer
+	t = time.AfterFunc(s.cfg.Linger, func() {
+		s.mu.Lock()
+		over := s.linger == t
+		s.mu.Unlock()
+		if over {
+			s.end(&SessionError{Code: CodeLingered}, false)
+		}
+	})
+	s.linger = t
+}
