@@ -132,6 +132,8 @@ func mayImport() map[string][]string {
 		"internal/h323phone": {"pkg/h323", "internal/tpkt", "internal/per"},
 		// It is configured and fed like an ALG; pkg/splice, which joins the connections, is not.
 		"pkg/splice/forward": {"pkg/splice", "pkg/pinhole", "pkg/sharedport", "internal/gate"},
+		// Whom TURN's clients may reach is judged by the same list of special addresses.
+		"pkg/forwardproxy": {"pkg/splice", "pkg/pinhole", "pkg/turn/peerpolicy", "internal/gate"},
 	}
 }
 
