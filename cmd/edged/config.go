@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"edged.dev/edged/pkg/audiocall"
+	"edged.dev/edged/pkg/forwardproxy"
 	"edged.dev/edged/pkg/h323"
 	"edged.dev/edged/pkg/ils"
 	"edged.dev/edged/pkg/media"
@@ -43,6 +44,7 @@ type config struct {
 	TURN     turn.Config              `yaml:"turn" jsonschema_description:"STUN and TURN: without listeners the service is off"`
 	MSTURN   msturn.Config            `yaml:"msturn" jsonschema_description:"MS-TURN, the TURN of Office Communications Server 2007 and its clients: without listeners the service is off"`
 	Forwards []forward.Rule           `yaml:"forwards" jsonschema_description:"TCP ports that are forwarded unread, for who is on their allow-list"`
+	Proxy    forwardproxy.Config      `yaml:"proxy" jsonschema_description:"a forward proxy (HTTP CONNECT, SOCKS 5) for hosts that reach others through it alone: without listeners the service is off"`
 	Shared   []sharedport.Config      `yaml:"shared" jsonschema_description:"ports that services share, by the first bytes of each connection; one is needed only for what is not as by default"`
 	Blocked  []pinhole.Listen         `yaml:"blocked" jsonschema_description:"ports on which whoever comes is refused, counted and logged: tcp://NETWORK:PORT or udp://NETWORK:PORT"`
 	Profiles []profileName            `yaml:"profiles" jsonschema_description:"roles whose listeners are added where this file has none of that section: lcs-2005, ocs-2007-r2-edge, netmeeting, groove"`
@@ -137,6 +139,7 @@ func defaultConfig() config {
 		TFTP:     tftp.DefaultConfig(),
 		TURN:     turn.DefaultConfig(),
 		MSTURN:   msturn.DefaultConfig(),
+		Proxy:    forwardproxy.DefaultConfig(),
 		Limits:   limitsConfig{PerSource: perSourceConfig{MessagesPerSecond: 100, Connections: 64}},
 	}
 }

@@ -22,6 +22,7 @@ const (
 	handlerTURN    = "turn"
 	handlerMSTURN  = "msturn"
 	handlerForward = "forward"
+	handlerProxy   = "proxy"
 	handlerBlocked = "blocked"
 )
 
@@ -105,6 +106,11 @@ func (c *config) listeners() []portListener {
 		add(portListener{
 			Proto: "tcp", Network: r.Listen.Network, Port: r.Listen.Port, Handler: handlerForward, Scheme: "tcp",
 			To: r.To.String(), Ends: r.TLS == forward.TLSTerminate, Names: r.SNI, Classes: r.Classes, Key: fmt.Sprintf("forwards[%d]", i),
+		})
+	}
+	for i, l := range c.Proxy.Listen {
+		add(portListener{
+			Proto: "tcp", Network: l.Network, Port: l.Port, Handler: handlerProxy, Scheme: l.Proto, Key: fmt.Sprintf("proxy.listen[%d]", i),
 		})
 	}
 	return out

@@ -25,6 +25,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"edged.dev/edged/pkg/audiocall"
+	"edged.dev/edged/pkg/forwardproxy"
 	"edged.dev/edged/pkg/h323"
 	"edged.dev/edged/pkg/tftp"
 	"edged.dev/edged/pkg/tftp/rfc1350"
@@ -417,7 +418,11 @@ func otherMetrics(t *testing.T) (names []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	reg.MustRegister(server.Collector(), trivial.Collector(), files.Collector(), audio.Collector(), relay.Collector(), ocs.Collector())
+	proxy, err := forwardproxy.New(forwardproxy.DefaultConfig(), forwardproxy.Deps{}, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	reg.MustRegister(server.Collector(), trivial.Collector(), files.Collector(), audio.Collector(), relay.Collector(), ocs.Collector(), proxy.Collector())
 	families, err := reg.Gather()
 	if err != nil {
 		t.Fatal(err)
@@ -452,6 +457,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 		"edged_msturn_drops_total": true, "edged_msturn_requests_total": true,
 		"edged_turn_allocations": true, "edged_turn_allocations_total": true, "edged_turn_requests_total": true, "edged_turn_dropped_total": true,
 		"edged_turn_permissions_denied_total": true, "edged_turn_quota_rejections_total": true,
+		"edged_proxy_requests_total": true, "edged_proxy_refused_total": true, "edged_proxy_dropped_datagrams_total": true,
 		"edged_tftp_trivial_transfers_total": true, "edged_tftp_trivial_drops_total": true,
 	}
 	for _, name := range otherMetrics(t) {

@@ -89,6 +89,11 @@ func (c *config) claims(at pinhole.Listen) []claim {
 			out = append(out, claim{fmt.Sprintf("turn.listen[%d]", i), handlerTURN, turnMatches(l)})
 		}
 	}
+	for i, l := range c.Proxy.Listen {
+		if l.Transport() == at {
+			out = append(out, claim{fmt.Sprintf("proxy.listen[%d]", i), handlerProxy, proxyMatches(l)})
+		}
+	}
 	for i, r := range c.Forwards {
 		if r.Listen == at {
 			out = append(out, claim{fmt.Sprintf("forwards[%d]", i), handlerForward, forwardMatches(r)})

@@ -88,6 +88,7 @@ func buildServices(ctx context.Context, d *serviceDeps) ([]*service, error) {
 		{"audiocall", len(d.cfg.Audio.Listen) > 0, buildAudioCall},
 		{"msturn", len(d.cfg.MSTURN.Listen) > 0, buildMSTURN},
 		{"turn", len(d.cfg.TURN.Listen) > 0, buildTURN},
+		{"proxy", len(d.cfg.Proxy.Listen) > 0, buildProxy},
 		{"forwards", len(d.cfg.Forwards) > 0, buildForwards},
 		{"blocked", len(d.cfg.Blocked) > 0, buildBlocked},
 	}

@@ -37,6 +37,7 @@ func (c *config) validate() []keyText {
 	l = append(l, sectionFaults("tftp.trivial", c.TFTP.Trivial.Validate(c.networks()))...)
 	c.validateTURN(&l)
 	l = append(l, sectionFaults("msturn", c.MSTURN.Validate(c.networks()))...)
+	c.validateProxy(&l)
 	c.validateMediaPorts(&l)
 	ports := c.validatePorts(&l)
 	c.validateForwards(&l, ports)

@@ -104,8 +104,8 @@ func (s *Server) Drain() { s.gate.Drain() }
 // Open returns how many connections there are.
 func (s *Server) Open() int { return s.gate.Open() }
 
-// ServeListener serves the connections that ln accepts until ctx ends and all of them have ended. proto is HTTP or SOCKS5; what comes
-// inside TLS (HTTPS) comes decrypted, or as a [tls.Conn].
+// ServeListener serves the connections that ln accepts until ctx ends and all of them have ended. proto is HTTP,
+// HTTPS (which comes decrypted, or as a [tls.Conn]) or SOCKS5.
 func (s *Server) ServeListener(ctx context.Context, proto string, ln net.Listener) error {
 	return s.gate.Serve(ctx, ln, func(ctx context.Context, conn net.Conn) { s.serve(ctx, proto, conn) }, s.count.refuse)
 }
