@@ -24,7 +24,7 @@ type turnRig struct {
 
 // turnSection serves every transport; peers are in networks for documentation, which nobody may reach by default.
 const turnSection = `turn:
-  listen: ["udp://outside:3478", "tcp://outside:3478", "tls://outside:5349"]
+  listen: ["udp://outside:3478", "tcp://outside:3478", "tls://outside:5349", "dtls://outside:5349"]
   realm: example.org
   users: {alice: secret}
   quota: {per_user: 200}
@@ -72,36 +72,42 @@ func (tr *turnRig) uclient(t *testing.T, name string, server, peer netip.Addr, p
 func TestTURNClients(t *testing.T) {
 	tr := newTURNRig(t, `198.51.100.0/24, "2001:db8::/32"`, "")
 	v4, v6 := tr.GW.IPOn(outside, 4), tr.GW.IPOn(outside, 6)
-	for _, c := range []struct {
-		name         string
-		server, peer netip.Addr
-		port         string
-		args         string
-	}{
-		{"udp channels", v4, tr.peer.IP, "3478", "-c"},
-		{"udp send", v4, tr.peer.IP, "3478", "-c -s"},
-		{"udp rtp and rtcp", v4, tr.peer.IP, "3478", ""},
-		{"tcp channels", v4, tr.peer.IP, "3478", "-c -t"},
-		{"tcp send", v4, tr.peer.IP, "3478", "-c -t -s"},
-		{"tls channels", v4, tr.peer.IP, "5349", "-c -t -S"},
-		{"tls send", v4, tr.peer.IP, "5349", "-c -t -S -s"},
-		{"tcp relay", v4, tr.peer.IP, "3478", "-T -m 1"},
-		{"tcp relay over tls", v4, tr.peer.IP, "5349", "-T -S -m 1"},
-		{"client to client", v4, tr.peer.IP, "3478", "-y -c"},
-		{"client to client, tcp", v4, tr.peer.IP, "3478", "-y -c -t"},
-		{"ipv6", v6, tr.peer.IP6, "3478", "-c -x"},
-		{"ipv6 send", v6, tr.peer.IP6, "3478", "-c -x -s"},
-		{"ipv4 to ipv6", v4, tr.peer.IP6, "3478", "-c -x"},
-		{"ipv4 to ipv6, tcp", v4, tr.peer.IP6, "3478", "-c -x -t"},
-		{"random disconnects", v4, tr.peer.IP, "3478", "-c -G"},
-	} {
-		t.Run(strings.ReplaceAll(c.name, " ", "-"), func(t *testing.T) {
-			sent, received, out := tr.uclient(t, strings.ReplaceAll(c.name, " ", "-"), c.server, c.peer, c.port, strings.Fields(c.args)...)
-			if sent == 0 || sent != received {
-				t.Errorf("%d sent, %d received:\n%s", sent, received, out)
-			}
-		})
-	}
+	t.Run("matrix", func(t *testing.T) {
+		for _, c := range []struct {
+			name         string
+			server, peer netip.Addr
+			port         string
+			args         string
+		}{
+			{"udp channels", v4, tr.peer.IP, "3478", "-c"},
+			{"udp send", v4, tr.peer.IP, "3478", "-c -s"},
+			{"udp rtp and rtcp", v4, tr.peer.IP, "3478", ""},
+			{"tcp channels", v4, tr.peer.IP, "3478", "-c -t"},
+			{"tcp send", v4, tr.peer.IP, "3478", "-c -t -s"},
+			{"tls channels", v4, tr.peer.IP, "5349", "-c -t -S"},
+			{"tls send", v4, tr.peer.IP, "5349", "-c -t -S -s"},
+			{"dtls channels", v4, tr.peer.IP, "5349", "-c -S"},
+			{"dtls send", v4, tr.peer.IP, "5349", "-c -S -s"},
+			{"dtls over ipv6", v6, tr.peer.IP6, "5349", "-c -x -S"},
+			{"tcp relay", v4, tr.peer.IP, "3478", "-T -m 1"},
+			{"tcp relay over tls", v4, tr.peer.IP, "5349", "-T -S -m 1"},
+			{"client to client", v4, tr.peer.IP, "3478", "-y -c"},
+			{"client to client, tcp", v4, tr.peer.IP, "3478", "-y -c -t"},
+			{"ipv6", v6, tr.peer.IP6, "3478", "-c -x"},
+			{"ipv6 send", v6, tr.peer.IP6, "3478", "-c -x -s"},
+			{"ipv4 to ipv6", v4, tr.peer.IP6, "3478", "-c -x"},
+			{"ipv4 to ipv6, tcp", v4, tr.peer.IP6, "3478", "-c -x -t"},
+			{"random disconnects", v4, tr.peer.IP, "3478", "-c -G"},
+		} {
+			t.Run(strings.ReplaceAll(c.name, " ", "-"), func(t *testing.T) {
+				t.Parallel() // coturn's client waits most of the time
+				sent, received, out := tr.uclient(t, strings.ReplaceAll(c.name, " ", "-"), c.server, c.peer, c.port, strings.Fields(c.args)...)
+				if sent == 0 || sent != received {
+					t.Errorf("%d sent, %d received:\n%s", sent, received, out)
+				}
+			})
+		}
+	})
 	if n := tr.edge.Metric("edged_turn_relayed_packets_total", `direction="to_client"`); n < 100 && !t.Failed() {
 		t.Errorf("%v packets relayed to clients by the metrics", n)
 	}
@@ -139,7 +145,7 @@ func TestTURNSelf(t *testing.T) {
 		return string(b), err
 	}
 	out, err := run("test", "test", "--tls-name", "edge.example.org")
-	if err != nil || strings.Count(out, ": ok, 12 packets") != 6 || strings.Contains(out, "warning") {
+	if err != nil || strings.Count(out, ": ok, 12 packets") != 8 || strings.Contains(out, "warning") {
 		t.Errorf("%v: %s", err, out)
 	}
 	out, err = run("credential", "credential", "--user", "dave")

@@ -93,7 +93,7 @@ func (c *config) msturnAlone() (out []pinhole.Listen) {
 // turnHas tells whether TURN listens there, on UDP: both can share that port.
 func (c *config) turnHas(at pinhole.Listen) bool {
 	for _, l := range c.TURN.Listen {
-		if at.Proto == "udp" && l.Transport() == at {
+		if at.Proto == "udp" && pinhole.Listen(l) == at {
 			return true
 		}
 	}

@@ -238,10 +238,16 @@ func bindTURN(ctx context.Context, d *serviceDeps, nets pinhole.Networks) (socke
 // serveTURN returns what serves one socket. On a port that services share TLS has ended before.
 func serveTURN(d *serviceDeps, server *turn.Server) func(context.Context, socket) error {
 	return func(ctx context.Context, s socket) error {
-		if s.tcp == nil {
+		if s.item >= len(d.cfg.TURN.Listen) { // one of NAT behaviour discovery
 			return server.ServePacket(ctx, s.network, s.udp)
 		}
 		l := d.cfg.TURN.Listen[s.item]
+		switch l.Proto {
+		case "udp":
+			return server.ServePacket(ctx, s.network, s.udp)
+		case "dtls":
+			return server.ServeDTLS(ctx, s.network, s.udp, d.tls.anonymous(l.Network))
+		}
 		if l.Proto == "tls" && d.shared[pinhole.AddrPortOf(s.tcp.Addr())] == nil {
 			return server.Serve(ctx, l, s.tcp, d.tls.anonymous(l.Network))
 		}
@@ -265,8 +271,8 @@ func (c *config) validateTURN(l *faultList) {
 		*l = append(*l, sectionFaults("turn", err)...)
 	}
 	for i, ln := range c.TURN.Listen {
-		if ln.Proto == "tls" && len(c.TLS.Certificates) == 0 {
-			l.add(fmt.Sprintf("turn.listen[%d]", i), "tls needs a certificate under tls.certificates")
+		if (ln.Proto == "tls" || ln.Proto == "dtls") && len(c.TLS.Certificates) == 0 {
+			l.add(fmt.Sprintf("turn.listen[%d]", i), "%s needs a certificate under tls.certificates", ln.Proto)
 		}
 	}
 }

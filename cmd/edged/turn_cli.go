@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/pion/dtls/v3"
 	"github.com/pion/logging"
 	pion "github.com/pion/turn/v5"
 	"github.com/spf13/cobra"
@@ -89,8 +90,11 @@ func newTURNLogin(cfg *config, user string, until time.Time) (turnLogin, error) 
 
 // turnURL writes a server as RFC 7065 has it.
 func turnURL(proto string, at netip.AddrPort) string {
-	if proto == "tls" {
+	switch proto {
+	case "tls":
 		return "turns:" + at.String() + "?transport=tcp"
+	case "dtls":
+		return "turns:" + at.String() + "?transport=udp"
 	}
 	return "turn:" + at.String() + "?transport=" + proto
 }
@@ -110,7 +114,7 @@ func newTURNTestCmd() *cobra.Command {
 	var user, password, name string
 	var wait time.Duration
 	cmd := &cobra.Command{
-		Use:   "test [udp|tcp|tls://ADDRESS:PORT]",
+		Use:   "test [udp|tcp|tls|dtls://ADDRESS:PORT]",
 		Short: "Allocate at a TURN server and have packets relayed to oneself; without a server at each listener of the configuration",
 		Long: "Test logs in twice, permits one allocation to reach the other, and sends packets through both: first in Send indications,\n" +
 			"then by a channel. It prints what works, and what is wrong and why, and exits with 1 if anything is.",
@@ -186,8 +190,8 @@ func turnProbes(cfg *config, login turnProbe, args []string) (out []turnProbe, e
 	if len(args) == 1 {
 		var ok bool
 		login.proto, args[0], ok = strings.Cut(args[0], "://")
-		if login.at, err = netip.ParseAddrPort(args[0]); err != nil || !ok || !slices.Contains([]string{"udp", "tcp", "tls"}, login.proto) {
-			return nil, errors.New("the server is not written udp://ADDRESS:PORT, tcp:// or tls://")
+		if login.at, err = netip.ParseAddrPort(args[0]); err != nil || !ok || !slices.Contains([]string{"udp", "tcp", "tls", "dtls"}, login.proto) {
+			return nil, errors.New("the server is not written udp://ADDRESS:PORT, tcp://, tls:// or dtls://")
 		}
 		return []turnProbe{login}, nil
 	}
@@ -304,6 +308,9 @@ func (p turnProbe) dial(ctx context.Context, out io.Writer) (net.PacketConn, err
 		var lc net.ListenConfig
 		return lc.ListenPacket(ctx, network, ":0")
 	}
+	if p.proto == "dtls" {
+		return p.dialDTLS(ctx, out)
+	}
 	d := net.Dialer{Timeout: p.wait}
 	c, err := d.DialContext(ctx, "tcp", p.at.String())
 	if err != nil {
@@ -326,7 +333,12 @@ func (p turnProbe) secure(ctx context.Context, raw net.Conn, out io.Writer) (net
 		raw.Close()
 		return nil, fmt.Errorf("TLS handshake: %w", err)
 	}
-	chain := c.ConnectionState().PeerCertificates
+	p.verify(c.ConnectionState().PeerCertificates, out)
+	return c, nil
+}
+
+// verify says what is wrong with a certificate, and those that came with it.
+func (p turnProbe) verify(chain []*x509.Certificate, out io.Writer) {
 	v := x509.VerifyOptions{DNSName: p.name, Roots: p.roots, Intermediates: x509.NewCertPool()}
 	for _, cert := range chain[1:] {
 		v.Intermediates.AddCert(cert)
@@ -334,8 +346,51 @@ func (p turnProbe) secure(ctx context.Context, raw net.Conn, out io.Writer) (net
 	if _, err := chain[0].Verify(v); err != nil {
 		fmt.Fprintf(out, "%s: warning: browsers may refuse the certificate: %v\n", turnURL(p.proto, p.at), err)
 	}
-	return c, nil
 }
+
+// dialDTLS begins DTLS, as dial and secure do TLS.
+func (p turnProbe) dialDTLS(ctx context.Context, out io.Writer) (net.PacketConn, error) {
+	pc, err := net.ListenPacket("udp", ":0")
+	if err != nil {
+		return nil, err
+	}
+	check := func(raw [][]byte, _ [][]*x509.Certificate) error {
+		var chain []*x509.Certificate
+		for _, der := range raw {
+			cert, err := x509.ParseCertificate(der)
+			if err != nil {
+				return err
+			}
+			chain = append(chain, cert)
+		}
+		p.verify(chain, out)
+		return nil
+	}
+	c, err := dtls.ClientWithOptions(pc, net.UDPAddrFromAddrPort(p.at), dtls.WithServerName(p.name), dtls.WithInsecureSkipVerify(true), dtls.WithVerifyPeerCertificate(check))
+	if err != nil {
+		pc.Close()
+		return nil, fmt.Errorf("DTLS: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, p.wait)
+	defer cancel()
+	if err := c.HandshakeContext(ctx); err != nil {
+		c.Close()
+		return nil, fmt.Errorf("DTLS handshake (%w): does the daemon run, and is the port open in the firewall?", err)
+	}
+	return dtlsConn{c}, nil
+}
+
+// dtlsConn is a connection as a socket that has one peer.
+type dtlsConn struct{ *dtls.Conn }
+
+// ReadFrom implements [net.PacketConn].
+func (c dtlsConn) ReadFrom(b []byte) (int, net.Addr, error) {
+	n, err := c.Read(b)
+	return n, c.RemoteAddr(), err
+}
+
+// WriteTo implements [net.PacketConn].
+func (c dtlsConn) WriteTo(b []byte, _ net.Addr) (int, error) { return c.Write(b) }
 
 // explain says what an error of a step probably means.
 func (p turnProbe) explain(step string, err error) error {

@@ -66,7 +66,7 @@ func (c *config) validatePorts(l *faultList) map[pinhole.Listen]string {
 		}
 		at := pinhole.Listen{Proto: p.Proto, Network: p.Network, Port: p.Port}
 		twice := p.Handler == handlerSIP && written[p.String()] // sip says so
-		both := p.Handler == handlerTURN && p.Proto == "udp" && strings.HasPrefix(ports[at], "msturn.")
+		both := p.Handler == handlerTURN && p.Scheme == "udp" && strings.HasPrefix(ports[at], "msturn.")
 		sharing := c.shared(at) && c.claimed(at, p.Key) && c.claimed(at, ports[at])
 		if other := ports[at]; other != "" && !twice && !both && !sharing {
 			l.add(p.Key, "%s is also the %s port of %s", p, strings.ToUpper(p.Proto), other)

@@ -74,21 +74,22 @@ func (g *Gate) Serve(ctx context.Context, ln net.Listener, serve func(context.Co
 	defer cancel()
 	return Accept(ctx, ln, func(conn net.Conn) {
 		source := pinhole.AddrPortOf(conn.RemoteAddr()).Addr()
-		if why := g.enter(source); why != "" {
+		if why := g.Enter(source); why != "" {
 			refused(why)
 			conn.Close()
 			return
 		}
 		work.Go(func() {
-			defer g.leave(source)
+			defer g.Leave(source)
 			defer conn.Close()
 			serve(ctx, conn)
 		})
 	}, func(error) {})
 }
 
-// enter counts a connection in, or returns why it is refused.
-func (g *Gate) enter(source netip.Addr) string {
+// Enter counts a connection of a source in that [Gate.Serve] has not accepted, or returns why it is refused. Who was let in
+// must Leave.
+func (g *Gate) Enter(source netip.Addr) string {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	switch {
@@ -102,7 +103,8 @@ func (g *Gate) enter(source netip.Addr) string {
 	return ""
 }
 
-func (g *Gate) leave(source netip.Addr) {
+// Leave counts a connection out.
+func (g *Gate) Leave(source netip.Addr) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.open--

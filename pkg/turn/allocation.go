@@ -348,7 +348,7 @@ func (a *allocation) channelsTo(peer netip.Addr) (out []*channel) {
 type AllocationInfo struct {
 	User        string         `json:"user"`
 	Client      netip.AddrPort `json:"client"`
-	Transport   string         `json:"transport"` // udp, tcp or tls
+	Transport   string         `json:"transport"` // udp, tcp, tls or dtls
 	Relayed     netip.AddrPort `json:"relayed"`
 	Protocol    string         `json:"protocol"` // udp or tcp
 	Seconds     int            `json:"seconds"`

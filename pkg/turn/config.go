@@ -11,8 +11,8 @@ import (
 
 // Config is the section "turn" of the configuration.
 type Config struct {
-	// Listen are the listeners: udp, tcp or tls.
-	Listen []Listen `yaml:"listen" json:"listen" jsonschema:"description=listeners: udp://NETWORK:PORT (3478)\\, tcp://NETWORK:PORT\\, tls://NETWORK:PORT (5349 or 443)"`
+	// Listen are the listeners: udp, tcp, tls or dtls.
+	Listen []Listen `yaml:"listen" json:"listen" jsonschema:"description=listeners: udp://NETWORK:PORT (3478)\\, tcp://NETWORK:PORT\\, tls://NETWORK:PORT (5349 or 443)\\, dtls://NETWORK:PORT (5349)"`
 	// Realm is part of every key: a change makes hashed passwords worthless.
 	Realm string `yaml:"realm" json:"realm" jsonschema:"description=realm of the credentials; short is good: it is in every challenge"`
 	// Relay is the network of the peers, where relay ports are.
@@ -70,7 +70,7 @@ func (Password) MarshalText() ([]byte, error) { return []byte("***"), nil }
 
 // Listen is a listener, written "PROTO://NETWORK:PORT".
 type Listen struct {
-	// Proto is udp, tcp or tls.
+	// Proto is udp, tcp, tls or dtls.
 	Proto   string
 	Network string
 	Port    uint16
@@ -95,8 +95,11 @@ func (l Listen) String() string { return pinhole.Listen(l).String() }
 // Transport returns the listener with tcp or udp as its protocol.
 func (l Listen) Transport() pinhole.Listen {
 	p := pinhole.Listen(l)
-	if l.Proto == "tls" {
+	switch l.Proto {
+	case "tls":
 		p.Proto = "tcp"
+	case "dtls":
+		p.Proto = "udp"
 	}
 	return p
 }
@@ -116,7 +119,7 @@ func (c Config) Validate(nets pinhole.Networks) error {
 	var faults pinhole.Faults
 	fault := faults.Add
 	for i, l := range c.Listen {
-		if err := pinhole.Listen(l).Check(nets, "udp", "tcp", "tls"); err != nil {
+		if err := pinhole.Listen(l).Check(nets, "udp", "tcp", "tls", "dtls"); err != nil {
 			fault(fmt.Sprintf("listen[%d]", i), "%v", err)
 		}
 	}
@@ -179,7 +182,7 @@ func (c Config) validateLimits(nets pinhole.Networks, fault func(key, format str
 		fault("alternate_port", "needs a udp listener on a network with two IPv4 addresses")
 	}
 	for _, l := range c.Listen {
-		if l.Proto == "udp" && l.Port == c.AlternatePort {
+		if l.Transport().Proto == "udp" && l.Port == c.AlternatePort {
 			fault("alternate_port", "%d is the port of %s", c.AlternatePort, l)
 		}
 	}

@@ -20,13 +20,15 @@ type packetFront struct {
 	ep    *endpoint
 	conn  net.PacketConn
 	local netip.AddrPort
-	once  sync.Once
-	ended chan struct{} // closed when pion reads no more
-	octet [maxDatagram]byte
+	// dialect is asked first, see [Deps]; nil: there is none.
+	dialect func(front net.PacketConn, from netip.AddrPort, datagram []byte) bool
+	once    sync.Once
+	ended   chan struct{} // closed when pion reads no more
+	octet   [maxDatagram]byte
 }
 
 func newPacketFront(ep *endpoint, conn net.PacketConn) *packetFront {
-	return &packetFront{ep: ep, conn: conn, local: pinhole.AddrPortOf(conn.LocalAddr()), ended: make(chan struct{})}
+	return &packetFront{ep: ep, conn: conn, local: pinhole.AddrPortOf(conn.LocalAddr()), dialect: ep.s.deps.Dialect, ended: make(chan struct{})}
 }
 
 // ReadFrom handles datagrams until there is a request for pion. Only pion's one reader of this socket calls it.
@@ -57,7 +59,7 @@ func (f *packetFront) datagram(from netip.AddrPort, b []byte) []byte {
 	switch {
 	case from.Port() == 0:
 		s.count.drop("no_port")
-	case s.deps.Dialect != nil && s.deps.Dialect(f.conn, from, b):
+	case f.dialect != nil && f.dialect(f.conn, from, b):
 	case len(b) >= channelHead && b[0]>>6 == 1 && len(b) >= channelHead+int(binary.BigEndian.Uint16(b[2:])):
 		s.fromChannel(o, b)
 	case isSTUN(b):

@@ -159,7 +159,7 @@ type endpoint struct {
 	s       *Server
 	network string // of the listener
 	relay   string // of the peers
-	scheme  string // udp, tcp or tls, for people
+	scheme  string // udp, tcp, tls or dtls, for people
 
 	mu     sync.Mutex // guards what follows
 	engine string     // pion's nonce
@@ -190,15 +190,20 @@ func (s *Server) ServePacket(ctx context.Context, network string, pc net.PacketC
 		defer s.mu.Unlock()
 		delete(s.fronts, f.local)
 	}()
+	return s.serveFront(ctx, f)
+}
+
+// serveFront serves until ctx ends, or the socket is closed by somebody else, which is an error.
+func (s *Server) serveFront(ctx context.Context, f *packetFront) error {
 	if err := f.ep.start(f, nil); err != nil {
-		conn.Close()
+		f.conn.Close()
 		return err
 	}
 	select {
 	case <-ctx.Done():
 	case <-f.ended:
 	}
-	conn.Close()
+	f.conn.Close()
 	<-f.ended
 	s.closeAll(f.ep)
 	if ctx.Err() == nil {

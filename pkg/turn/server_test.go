@@ -168,6 +168,7 @@ type bench struct {
 	ports    *testPorts
 	udp, tcp netip.AddrPort
 	tls      netip.AddrPort
+	dtls     netip.AddrPort
 }
 
 const (
@@ -206,15 +207,21 @@ func serve(t *testing.T, change func(*Config, *Deps)) *bench {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	var work sync.WaitGroup
-	pc, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(lo4, 0)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	b.udp = pinhole.AddrPortOf(pc.LocalAddr())
-	work.Go(func() {
-		if err := b.s.ServePacket(ctx, "lo", pc); err != nil {
-			t.Error(err)
+	packets := func(serve func(context.Context, string, net.PacketConn) error) netip.AddrPort {
+		pc, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(lo4, 0)))
+		if err != nil {
+			t.Fatal(err)
 		}
+		work.Go(func() {
+			if err := serve(ctx, "lo", pc); err != nil {
+				t.Error(err)
+			}
+		})
+		return pinhole.AddrPortOf(pc.LocalAddr())
+	}
+	b.udp = packets(b.s.ServePacket)
+	b.dtls = packets(func(ctx context.Context, network string, pc net.PacketConn) error {
+		return b.s.ServeDTLS(ctx, network, pc, testTLS(t))
 	})
 	listen := func(proto string, conf *tls.Config) netip.AddrPort {
 		ln, err := net.Listen("tcp", netip.AddrPortFrom(lo4, 0).String())
@@ -250,11 +257,9 @@ func (b *bench) client(transport, user, password string) *pion.Client {
 	at := b.udp
 	switch transport {
 	case "udp":
-		pc, err := net.ListenPacket("udp4", "127.0.0.1:0")
-		if err != nil {
-			b.t.Fatal(err)
-		}
-		conn = pc
+		conn = b.socket()
+	case "dtls":
+		conn, at = b.dialDTLS(), b.dtls
 	default:
 		conn, at = pion.NewSTUNConn(b.dial(transport)), b.tcp
 	}
@@ -273,6 +278,17 @@ func (b *bench) client(transport, user, password string) *pion.Client {
 		b.t.Fatal(err)
 	}
 	return c
+}
+
+// socket returns a client's UDP socket.
+func (b *bench) socket() net.PacketConn {
+	b.t.Helper()
+	pc, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(func() { pc.Close() })
+	return pc
 }
 
 func (b *bench) dial(transport string) net.Conn {
@@ -334,7 +350,7 @@ func eventually(t *testing.T, what string, cond func() bool) {
 func TestRelay(t *testing.T) {
 	b := serve(t, nil)
 	peer := echo(t)
-	for _, transport := range []string{"udp", "tcp", "tls"} {
+	for _, transport := range []string{"udp", "tcp", "tls", "dtls"} {
 		t.Run(transport, func(t *testing.T) {
 			c := b.client(transport, testUser, testPass)
 			relay, err := c.Allocate()
