@@ -93,8 +93,8 @@ func (p *Page) relay(t *testing.T, url, password string, patience time.Duration)
 	return out
 }
 
-// browserTURN is an edge with TURN on all ports that browsers may use, and a host for one.
-func browserTURN(t *testing.T, name string) (*Rig, *Edge, *Host) {
+// browserTURN is an edge with TURN on all ports that browsers may use, and a host for one; more are lines of the section.
+func browserTURN(t *testing.T, name string, more ...string) (*Rig, *Edge, *Host) {
 	onlyEdged(t, "the reference has no TURN")
 	r := lab(t)
 	if _, err := exec.LookPath("chromium"); err != nil {
@@ -102,7 +102,7 @@ func browserTURN(t *testing.T, name string) (*Rig, *Edge, *Host) {
 	}
 	certs := newAuthority(t, r.Dir).issue(t, "edge", []string{"turn.example.org"}, r.GW.IPOn(outside, 4), r.GW.IPOn(outside, 6))
 	e := r.Edge(t, EdgeConfig{TLS: certs, More: "turn:\n  listen: [\"udp://outside:3478\", \"tcp://outside:3478\", \"tls://outside:443\"]\n" +
-		"  realm: example.org\n  users: {alice: secret}\n  quota: {per_user: 200}\n"})
+		"  realm: example.org\n  users: {alice: secret}\n  quota: {per_user: 200}\n" + indent(strings.Join(more, "\n"), "  ")})
 	return r, e, r.Outside(name)
 }
 

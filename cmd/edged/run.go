@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -181,6 +182,9 @@ func serveAll(ctx context.Context, services []*service) chan error {
 	for _, s := range services {
 		go func() {
 			err := s.serve(ctx)
+			if ctx.Err() != nil && errors.Is(err, net.ErrClosed) {
+				err = nil // its listener is of the shared ports, which have ended a moment before it
+			}
 			if err != nil {
 				err = fmt.Errorf("%s: %w", s.name, err)
 			}
