@@ -25,12 +25,14 @@ const (
 	// BadSRTP: where SRTP begins or ends at the edge, the packet does not bear the protection of its peer's keys, was seen
 	// before, is no RTP or RTCP, or is of one more source than a stream may have.
 	BadSRTP
+	// BadCheck: STUN where ICE ends at the edge that bears no credentials of the peer.
+	BadCheck
 	numReasons
 )
 
 // String returns the reason as the label of a metric.
 func (r Reason) String() string {
-	return [...]string{"unknown_source", "no_peer", "too_big", "congested", "send_error", "receive_queue", "bad_srtp"}[r]
+	return [...]string{"unknown_source", "no_peer", "too_big", "congested", "send_error", "receive_queue", "bad_srtp", "bad_check"}[r]
 }
 
 // Counters counts what arrives at one socket for one lease. One goroutine at a time writes packets

@@ -82,6 +82,8 @@ type association struct {
 
 	mu sync.Mutex
 	to netip.AddrPort
+	// abandon ends the handshake under way.
+	abandon context.CancelFunc
 }
 
 // associateLocked begins an association at a leg.
@@ -91,6 +93,9 @@ func (l *lease) associateLocked(g *leg, want pinhole.DTLS, at netip.AddrPort) (*
 		return nil, resourceError(os.NewSyscallError("fcntl", err))
 	}
 	a := &association{relay: l.relay, leg: g, want: want, at: at, fd: fd, in: make(chan []byte, maxWaiting), until: deadline.New()}
+	if !at.IsValid() {
+		a.to = g.latched // where ICE says that the peer is
+	}
 	a.ctx, a.stop = context.WithCancel(context.Background())
 	l.relay.work.Go(a.run)
 	return a, nil
@@ -101,11 +106,29 @@ func (a *association) fits(want pinhole.DTLS, at netip.AddrPort) bool {
 	return a != nil && a.at == at && a.want.Client == want.Client && a.want.Hash == want.Hash && bytes.Equal(a.want.Fingerprint, want.Fingerprint)
 }
 
-// receive takes a packet that came from the peer.
-func (a *association) receive(from *Sockaddr, b []byte) {
+// aim says where the peer is.
+func (a *association) aim(at netip.AddrPort) {
 	a.mu.Lock()
-	a.to = from.AddrPort()
+	defer a.mu.Unlock()
+	a.to = at
+}
+
+// receive takes a packet that came from the peer, or from who may be the peer: of those one is listened to at a time, and where
+// the peer was declared to be goes before all others.
+func (a *association) receive(from netip.AddrPort, b []byte) {
+	a.mu.Lock()
+	mine := !a.to.IsValid() || a.to == from || a.at == from
+	if mine && a.to.IsValid() && a.to != from && a.abandon != nil {
+		a.abandon()
+	}
+	if mine {
+		a.to = from
+	}
 	a.mu.Unlock()
+	if !mine {
+		a.leg.Drop(UnknownSource, 1)
+		return
+	}
 	select {
 	case a.in <- bytes.Clone(b):
 	default: // DTLS repeats what is lost
@@ -129,7 +152,16 @@ func (a *association) run() {
 		if a.want.Client {
 			return
 		}
+		a.yield()
 	}
+}
+
+// yield lets another source begin, unless the peer is confirmed.
+func (a *association) yield() {
+	a.relay.mu.Lock()
+	latched := a.leg.latched
+	a.relay.mu.Unlock()
+	a.aim(latched)
 }
 
 // first waits for the packet with which a client begins.
@@ -160,6 +192,9 @@ func (a *association) serve(first []byte) error {
 	defer func() { _ = conn.Close() }()
 	ctx, cancel := context.WithTimeout(a.ctx, handshakeTime)
 	defer cancel()
+	a.mu.Lock()
+	a.abandon = cancel
+	a.mu.Unlock()
 	if err := conn.HandshakeContext(ctx); err != nil {
 		return fmt.Errorf("handshake: %w", err)
 	}
@@ -240,8 +275,23 @@ func (a *association) tell(keys *pinhole.SRTP) error {
 	if a.leg.lease.closed || g == nil || g.association != a {
 		return pinhole.ErrClosed
 	}
-	_, err := g.rekey(keys)
-	return err
+	if _, err := g.rekey(keys); err != nil {
+		return err
+	}
+	a.leg.metLocked(a.target())
+	return nil
+}
+
+// metLocked confirms the source with which a handshake has succeeded.
+func (g *leg) metLocked(at netip.AddrPort) {
+	l := g.lease
+	if g.latched == at || l.remote[g.side].ICE != nil || !l.relay.cfg.Latch {
+		return
+	}
+	g.latched = at
+	if err := l.publishLocked(); err != nil {
+		l.relay.log.Error("media path refused a flow", zap.String("label", l.req.Label), zap.Error(err))
+	}
 }
 
 // target returns where the peer is: where it sends from, before that where it was declared.
@@ -269,6 +319,9 @@ func (a *association) ReadFrom(p []byte) (int, net.Addr, error) {
 // WriteTo implements [net.PacketConn]. What the kernel does not take is lost, as on any way.
 func (a *association) WriteTo(p []byte, _ net.Addr) (int, error) {
 	to := a.target()
+	if !to.IsValid() {
+		return len(p), nil // no check has come yet
+	}
 	var sa unix.Sockaddr = &unix.SockaddrInet6{Port: int(to.Port()), Addr: to.Addr().As16()}
 	if to.Addr().Is4() {
 		sa = &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}

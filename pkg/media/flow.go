@@ -29,7 +29,7 @@ type Flow struct {
 	tag uint32
 	// peer is where this flow's own peer is sent to.
 	peer Sockaddr
-	// wanted says who may confirm the source, nil once it is confirmed or if nobody may.
+	// wanted says who may confirm the source, nil once it is confirmed or if nobody may. With ICE it stays.
 	wanted *wanted
 }
 
@@ -42,6 +42,8 @@ type wanted struct {
 	// confirm it again.
 	barred netip.AddrPort
 	until  time.Time
+	// checks, if not nil, are the only way to confirm the source.
+	checks *checks
 }
 
 // Path moves packets between sockets. Its methods may be called concurrently, also by the path's own
@@ -58,24 +60,36 @@ type Path interface {
 	Serve(ctx context.Context) error
 }
 
-// Pick returns the flow of a packet that came from src at time now. A source that is confirmed by it is
+// Pick returns the flow of packet b that came from src at time now. A source that is confirmed by it is
 // published by Path.Set before Pick returns. It returns nil, and has counted the drop, if nobody
-// there may be heard. flows is what was last Set; it is never empty.
-func Pick(flows []*Flow, src *Sockaddr, now time.Time) *Flow {
+// there may be heard, or if the packet was for the edge itself. flows is what was last Set; it is never empty.
+func Pick(flows []*Flow, src *Sockaddr, now time.Time, b []byte) *Flow {
 	for _, f := range flows {
 		if f.From.Equal(src) {
 			return f
 		}
 	}
-	return admit(flows, src.AddrPort(), now)
+	return admit(flows, src.AddrPort(), now, b)
 }
 
-// admit confirms src for the flow that it fits best.
-func admit(flows []*Flow, src netip.AddrPort, now time.Time) *Flow {
+// admit confirms src for the flow that it fits best. Where the peer has keys, its packet must bear them.
+func admit(flows []*Flow, src netip.AddrPort, now time.Time, b []byte) *Flow {
+	if isSTUN(b) && offerCheck(flows, src, b) {
+		return nil
+	}
 	var best *Flow
-	bestRank := 0
+	bestRank, reason := 0, UnknownSource
 	for _, f := range flows {
-		if r := f.rank(src, now); r > bestRank {
+		r := f.rank(src, now)
+		if r <= bestRank {
+			continue
+		}
+		switch f.greet(src, b) {
+		case stranger:
+			reason = BadSRTP
+		case handshake:
+			return nil
+		case friend:
 			best, bestRank = f, r
 		}
 	}
@@ -84,7 +98,7 @@ func admit(flows []*Flow, src netip.AddrPort, now time.Time) *Flow {
 			return f
 		}
 	}
-	flows[0].Counters.Drop(UnknownSource, 1)
+	flows[0].Counters.Drop(reason, 1)
 	return nil
 }
 
@@ -92,7 +106,7 @@ func admit(flows []*Flow, src netip.AddrPort, now time.Time) *Flow {
 // share a host (a NAT, a server); NATs like to keep the port, so an equal port goes first.
 func (f *Flow) rank(src netip.AddrPort, now time.Time) int {
 	w := f.wanted
-	if w == nil || !src.IsValid() {
+	if w == nil || w.checks != nil || !src.IsValid() {
 		return 0
 	}
 	if src == w.barred && src != w.declared && now.Before(w.until) {
@@ -119,6 +133,14 @@ func (f *Flow) Header(n int) (h [TagLen]byte, ok bool) {
 		return h, true
 	}
 	return f.Prefix, f.Prefixed
+}
+
+// checks returns what answers the checks of the flow's peer, nil if it has to make none.
+func (f *Flow) checks() *checks {
+	if f == nil || f.wanted == nil {
+		return nil
+	}
+	return f.wanted.checks
 }
 
 // Owns tells whether an ICMP error about a packet to dst concerns this flow's peer.

@@ -41,9 +41,9 @@ type leg struct {
 	side    pinhole.Side
 	socket  int
 	latched netip.AddrPort
-	// barred must not be latched until the given time, see lateTime.
+	// barred must not be latched until the given time since the relay's epoch, see lateTime.
 	barred netip.AddrPort
-	until  time.Time
+	until  time.Duration
 	flow   *Flow
 	Counters
 }
@@ -148,11 +148,13 @@ func (l *lease) declareLocked(s pinhole.Side, remote pinhole.Remote, reachable b
 	if l.remote[s].Quiet && !remote.Quiet || l.remote[s].Addr != remote.Addr {
 		l.active = now
 	}
+	other := (l.remote[s].ICE == nil) != (remote.ICE == nil)
 	l.remote[s], l.reachable[s] = remote, reachable
 	// The source of an asymmetric peer says nothing of where it receives: a new port there changes no source.
-	keep := remote.Asymmetric && old[rtp].IsValid() && old[rtp].Addr() == remote.Addr.Addr()
+	// With ICE the peer goes on where it was nominated, until it is nominated elsewhere (RFC 8445 §9).
+	keep := remote.Asymmetric && old[rtp].IsValid() && old[rtp].Addr() == remote.Addr.Addr() || remote.ICE != nil
 	for c, g := range l.legs[s] {
-		if g != nil && !keep && (old[c] != l.declaredLocked(s, c) || old[rtp] != remote.Addr) {
+		if g != nil && (other || !keep && (old[c] != l.declaredLocked(s, c) || old[rtp] != remote.Addr)) {
 			g.rearm(old[c], now)
 		}
 	}
@@ -166,7 +168,7 @@ func (l *lease) declareLocked(s pinhole.Side, remote pinhole.Remote, reachable b
 
 // rearm forgets the latched source, and bars it for a while.
 func (g *leg) rearm(declared netip.AddrPort, now time.Time) {
-	g.barred, g.until = g.latched, now.Add(lateTime)
+	g.barred, g.until = g.latched, now.Add(lateTime).Sub(g.lease.relay.epoch)
 	if !g.barred.IsValid() {
 		g.barred = declared
 	}
@@ -208,7 +210,7 @@ func (l *lease) targetLocked(s pinhole.Side, c int) (*Socket, netip.AddrPort) {
 		}
 		return sock, g.latched
 	}
-	if !l.reachable[s] || l.elsewhereLocked(s, c) {
+	if !l.reachable[s] || l.elsewhereLocked(s, c) || l.remote[s].ICE != nil {
 		return sock, netip.AddrPort{}
 	}
 	return sock, declared
@@ -241,10 +243,13 @@ func (g *leg) flowLocked() *Flow {
 	_, peer := l.targetLocked(s, c)
 	f.peer = SockaddrOf(peer)
 	declared := l.declaredLocked(s, c)
+	if checks := g.checksLocked(); checks != nil {
+		f.wanted = &wanted{checks: checks}
+	}
 	switch {
 	case g.latched.IsValid():
 		f.From = SockaddrOf(g.latched)
-	case !declared.IsValid():
+	case !declared.IsValid(), l.remote[s].ICE != nil:
 	case !l.relay.cfg.Latch:
 		f.From = SockaddrOf(declared)
 	default:
@@ -255,7 +260,7 @@ func (g *leg) flowLocked() *Flow {
 
 // wantedLocked says who may confirm the source of the leg.
 func (g *leg) wantedLocked(declared netip.AddrPort) *wanted {
-	w := &wanted{declared: declared, barred: g.barred, until: g.until}
+	w := &wanted{declared: declared, barred: g.barred, until: g.lease.relay.epoch.Add(g.until)}
 	if host := g.lease.hostLocked(g.side, g.socket); host.IsValid() {
 		w.declared = netip.AddrPortFrom(host, declared.Port())
 		w.hosts[0] = host

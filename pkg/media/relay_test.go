@@ -56,7 +56,7 @@ func (p *heldPath) packet(local, src netip.AddrPort, b []byte) netip.AddrPort {
 		return netip.AddrPort{}
 	}
 	sa, now := SockaddrOf(src), time.Now()
-	f := Pick(flows, &sa, now)
+	f := Pick(flows, &sa, now, b)
 	if f == nil {
 		return netip.AddrPort{}
 	}

@@ -50,7 +50,7 @@ func (s *Shared) Pick(b []byte, src *Sockaddr, now time.Time) (*Flow, []byte) {
 	}
 	if !f.From.Equal(src) {
 		one := [1]*Flow{f}
-		f = admit(one[:], src.AddrPort(), now)
+		f = admit(one[:], src.AddrPort(), now, b[TagLen:])
 	}
 	return f, b[TagLen:]
 }

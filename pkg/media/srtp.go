@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -47,44 +48,89 @@ type Scratch struct {
 }
 
 // Protected tells whether packets must go through Convert, and so by no other way than user space.
-func (f *Flow) Protected() bool { return f.Counters.srtp.Load() != nil }
+func (f *Flow) Protected() bool { return f.checks() != nil || f.Counters.srtp.Load() != nil }
 
-// Convert counts packet b, which came at time now, and returns it as the peer is to get it: it is valid until s is
-// used again. It returns nil, and has counted the drop, for what is not RTP or RTCP, what does not bear the
-// peer's protection, and where no peer is known. It may be called concurrently.
-func (f *Flow) Convert(s *Scratch, now time.Time, b []byte) []byte {
+// Convert counts packet b, which came at time now, and returns it as the other peer is to get it, and the flow that says where
+// that is: the packet is valid until s is used again. It returns nil, and has counted the drop, for what is not RTP or
+// RTCP, what does not bear the peer's protection, and where no peer is known; what is for the edge itself it answers. It
+// may be called concurrently.
+func (f *Flow) Convert(s *Scratch, now time.Time, b []byte) (*Flow, []byte) {
 	c := f.Counters.srtp.Load()
 	if c == nil { // since just now
 		c = &conversion{}
 	}
-	if len(b) > 0 && b[0] >= 20 && b[0] <= 63 && c.from != nil && c.from.association != nil && f.From.Valid() {
-		c.from.association.receive(&f.From, b)
-		return nil
-	}
-	if len(b) < 8 || b[0]>>6 != 2 {
+	switch {
+	case f.checks() != nil && isSTUN(b):
+		if !f.checks().answer(f.From.AddrPort(), b) {
+			f.Counters.Drop(BadCheck, 1)
+		}
+		return nil, nil
+	case isDTLS(b) && c.from != nil && c.from.association != nil && f.From.Valid():
+		c.from.association.receive(f.From.AddrPort(), b)
+		return nil, nil
+	case len(b) < 8 || b[0]>>6 != 2:
 		f.Counters.Drop(BadSRTP, 1)
-		return nil
+		return nil, nil
 	}
-	control := f.Counters.kind == rtcpStream || b[1] >= 192 && b[1] <= 223 // RFC 5761 §4
+	control := f.controls(b)
 	var err error
 	if c.from != nil {
 		if b, err = c.from.open(s.plain[:0], b, control); err != nil {
 			f.Counters.Drop(BadSRTP, 1)
-			return nil
+			return nil, nil
 		}
 	}
 	f.Counters.Receive(now, b)
-	if !f.To.Valid() {
+	out := f
+	if checks := f.checks(); control && checks != nil && checks.control != nil {
+		out = checks.control
+	}
+	if !out.To.Valid() {
 		f.Counters.Drop(NoPeer, 1)
-		return nil
+		return nil, nil
 	}
 	if c.to != nil {
 		if b, err = c.to.seal(s.sealed[:0], b, control); err != nil {
 			f.Counters.Drop(BadSRTP, 1)
-			return nil
+			return nil, nil
 		}
 	}
-	return b
+	return out, b
+}
+
+// isDTLS tells whether a packet at a media port is DTLS (RFC 7983).
+func isDTLS(b []byte) bool { return len(b) > 0 && b[0] >= 20 && b[0] <= 63 }
+
+// controls tells whether an RTP or RTCP packet of the flow is RTCP (RFC 5761 §4).
+func (f *Flow) controls(b []byte) bool {
+	return f.Counters.kind == rtcpStream || b[1] >= 192 && b[1] <= 223
+}
+
+// greeting is what becomes of a packet whose source is not confirmed.
+type greeting uint8
+
+const (
+	// friend: nothing speaks against the source.
+	friend greeting = iota
+	// stranger: the packet does not bear the peer's keys.
+	stranger
+	// handshake: it was taken for one, which confirms its source if it succeeds.
+	handshake
+)
+
+// greet looks at a packet whose source is not confirmed, and changes nothing.
+func (f *Flow) greet(src netip.AddrPort, b []byte) greeting {
+	c := f.Counters.srtp.Load()
+	switch {
+	case c == nil || c.from == nil:
+		return friend
+	case c.from.association != nil && isDTLS(b):
+		c.from.association.receive(src, b)
+		return handshake
+	case len(b) < 8 || b[0]>>6 != 2 || !c.from.bears(b, f.controls(b)):
+		return stranger
+	}
+	return friend
 }
 
 // conversion is what becomes of the packets that arrive at a leg: from takes the protection off, to puts one on. Either
@@ -153,13 +199,19 @@ func (l *lease) rekeyLocked(s pinhole.Side, remote *pinhole.Remote) error {
 func (l *lease) associatedLocked(s pinhole.Side, guards [2]*guard, remote *pinhole.Remote) ([2]*guard, error) {
 	for c, g := range l.legs[s] {
 		at := declaredOf(remote, c)
+		shares := c == rtcp && at == remote.Addr // RFC 5761
+		if remote.ICE != nil {
+			at = netip.AddrPort{} // its checks say where it is
+		}
 		switch {
-		case g == nil, guards[c] != nil && guards[c].association.fits(*remote.DTLS, at):
+		case g == nil:
 			continue
-		case c == rtcp && at == remote.Addr: // RTCP shares the port (RFC 5761)
+		case shares:
 			guards[c] = guards[rtp]
 			continue
-		case !at.IsValid():
+		case guards[c] != nil && guards[c].association.fits(*remote.DTLS, at):
+			continue
+		case !at.IsValid() && remote.ICE == nil:
 			guards[c] = &guard{} // nothing passes
 			continue
 		}
@@ -293,6 +345,33 @@ func (g *guard) open(dst, b []byte, control bool) ([]byte, error) {
 		return g.oldIn.open(dst, b, control)
 	}
 	return plain, err
+}
+
+// bears tells whether the peer's keys open a packet, without its being seen: it is no replay afterwards.
+func (g *guard) bears(b []byte, control bool) bool {
+	g.receiving.Lock()
+	defer g.receiving.Unlock()
+	return g.in.bears(b, control) || g.oldIn.bears(b, control)
+}
+
+// bears does what the guard's does for one key. Another context tries it, as one that has opened a packet takes it no more.
+func (s *session) bears(b []byte, control bool) bool {
+	if s == nil {
+		return false
+	}
+	ssrc, err := s.source(b, control)
+	if err != nil {
+		return false
+	}
+	trial, err := newSession(s.suite, s.key, s.mki)
+	if err != nil {
+		return false
+	}
+	if roc, ok := s.context.ROC(ssrc); ok {
+		trial.context.SetROC(ssrc, roc)
+	}
+	_, err = trial.open(nil, b, control)
+	return err == nil
 }
 
 // seal protects a packet for the peer, and appends it to dst.

@@ -20,7 +20,7 @@ func (p *heldPath) convert(local, src netip.AddrPort, b []byte) []byte {
 	flows := p.flows[local]
 	p.mu.Unlock()
 	sa, now := SockaddrOf(src), time.Now()
-	f := Pick(flows, &sa, now)
+	f := Pick(flows, &sa, now, b)
 	switch {
 	case f == nil:
 		return nil
@@ -28,7 +28,8 @@ func (p *heldPath) convert(local, src netip.AddrPort, b []byte) []byte {
 		f.Counters.Receive(now, b)
 		return b
 	}
-	return bytes.Clone(f.Convert(new(Scratch), now, b))
+	_, out := f.Convert(new(Scratch), now, b)
+	return bytes.Clone(out)
 }
 
 // speech returns one with the given source and sequence number, and a payload that depends on it.
@@ -322,7 +323,7 @@ func FuzzConvert(f *testing.F) {
 		}
 		flow.Counters.srtp.Store(c)
 		sent := bytes.Clone(b)
-		out := flow.Convert(new(Scratch), time.Now(), b)
+		_, out := flow.Convert(new(Scratch), time.Now(), b)
 		if !bytes.Equal(sent, b) {
 			t.Fatal("the packet that came was changed")
 		}

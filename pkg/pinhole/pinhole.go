@@ -164,6 +164,8 @@ type Remote struct {
 	SRTP *SRTP
 	// DTLS, for kind RTP, in the place of SRTP: the relay and the peer find keys themselves.
 	DTLS *DTLS
+	// ICE, for kind RTP, has the peer prove where it is; nil: it is where it says or sends from.
+	ICE *ICE
 }
 
 // Local is the relay's own address at one end, as it is to be written into messages

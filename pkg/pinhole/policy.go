@@ -53,8 +53,8 @@ type Policy struct {
 // named (trunks have media servers of their own) but those of other networks, of the edge, loopback
 // and link-local. Multicast is only ever allowed by Allow, the unspecified address never.
 func (p Policy) Check(network string, r Remote) (reachable bool, err error) {
-	if !r.Addr.IsValid() {
-		return false, nil
+	if !r.Addr.IsValid() || r.ICE != nil {
+		return false, nil // with ICE the peer proves where it is, and before that nothing is sent
 	}
 	if err := p.check(network, r, r.Addr); err != nil {
 		return false, err

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -23,9 +24,13 @@ type Config struct {
 	Domains map[string]Domain `yaml:"domains" json:"domains,omitempty" jsonschema:"description=where requests for a host go; the key is the Request-URI's host or * for all others"`
 	// ICE tells what happens to ICE candidates in SDP.
 	ICE ICEMode `yaml:"ice" json:"ice,omitempty" jsonschema:"enum=strip,enum=relay,enum=pass,default=strip,description=ICE candidates in SDP: strip them or replace them by the relay's own or pass them"`
-	// MediaProfile is how RTP is protected on a network, by its name: what comes from there otherwise is refused, and what
-	// goes there is made so. Networks that are not named are as-offered: what a peer there and the other one agree on passes.
-	MediaProfile map[string]MediaProfile `yaml:"media_profile" json:"media_profile,omitempty" jsonschema:"description=how RTP is protected on a network: rtp (not at all) or srtp (SDES) or dtls-srtp or as-offered"`
+	// MediaProfile is how RTP is protected on a network, by its name, or for those who signal by one transport there, by
+	// PROTO://NETWORK, which goes first: what comes from there otherwise is refused, and what goes there is made so. What is not
+	// named is as-offered: what a peer there and the other one agree on passes.
+	MediaProfile map[string]MediaProfile `yaml:"media_profile" json:"media_profile,omitempty" jsonschema:"description=how RTP is protected on a network or for who signals by one transport there (PROTO://NETWORK): rtp (not at all) or srtp (SDES) or dtls-srtp or webrtc (with ICE) or as-offered"`
+	// Origins are patterns (path.Match) of the hosts whose web pages may open a WebSocket (RFC 7118 §7) besides the host that
+	// they ask for, with the port unless it is the scheme's own: www.example.org, localhost:8080, *.example.org.
+	Origins []string `yaml:"origins" json:"origins,omitempty" jsonschema:"description=hosts whose web pages may open a WebSocket besides the edge's own name: www.example.org or *.example.org or localhost:8080"`
 	// HideTopology removes the Via and Record-Route fields of a trusted network from what leaves it.
 	HideTopology bool `yaml:"hide_topology" json:"hide_topology,omitempty" jsonschema:"default=true,description=remove Via and Record-Route of a trusted network from what leaves it (put back on the way in)"`
 	// Keepalive is the interval of the OPTIONS pings that keep NAT bindings of registered clients open; 0 = off.
@@ -163,9 +168,20 @@ func (c Config) Validate(nets pinhole.Networks) error {
 		fault("ice", "%q is not strip, relay or pass", c.ICE)
 	}
 	for name, p := range c.MediaProfile {
-		known("media_profile."+name, name)
-		if !slices.Contains([]MediaProfile{AsOffered, PlainRTP, SDES, DTLS}, p) {
-			fault("media_profile."+name, "%q is not rtp, srtp, dtls-srtp or as-offered", p)
+		proto, network, cut := strings.Cut(name, "://")
+		if !cut {
+			network = name
+		} else if flow.ParseProto(proto) == 0 || proto != strings.ToLower(proto) {
+			fault("media_profile."+name, "protocol %q is not udp, tcp, tls, ws or wss", proto)
+		}
+		known("media_profile."+name, network)
+		if !slices.Contains([]MediaProfile{AsOffered, PlainRTP, SDES, DTLS, WebRTC}, p) {
+			fault("media_profile."+name, "%q is not rtp, srtp, dtls-srtp, webrtc or as-offered", p)
+		}
+	}
+	for i, o := range c.Origins {
+		if _, err := path.Match(o, "example.org"); err != nil || o == "" || strings.ContainsAny(o, "/@ ") {
+			fault(fmt.Sprintf("origins[%d]", i), "%q is not HOST or HOST:PORT, with * for any characters", o)
 		}
 	}
 	for key, d := range map[string]time.Duration{"keepalive": c.Keepalive, "probe": c.Probe, "ban": c.Ban} {

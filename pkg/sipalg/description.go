@@ -57,7 +57,7 @@ func (c *Core) relayBody(o offer) ([]byte, error) {
 }
 
 func (c *Core) rewriting(o *offer, places []sdp.Placement) sdp.Rewrite {
-	return sdp.Rewrite{Media: places, ICE: c.cfg.ICE.sdp(), Origin: true, Addr: c.scrubAddr(o)}
+	return sdp.Rewrite{Media: places, ICE: c.cfg.ICE.sdp(), Origin: true, Addr: c.scrubAddr(o), Session: c.webSession(o)}
 }
 
 // arrange opens or updates a pinhole for each m= line of the description that counts. It leaves the
@@ -166,10 +166,13 @@ func (c *Core) place(o *offer, i int) (sdp.Placement, error) {
 	for j := range i {
 		if other := c.sdp.Media(j); md.Port != 0 && other.Port == md.Port && other.Addr == md.Addr && (*o.streams)[j].lease != nil {
 			if (*o.streams)[j].keys != nil {
-				return sdp.Placement{Reject: true, Security: c.told(o, &(*o.streams)[j], i)}, nil // a stream of its own would be needed
+				return c.exclude(o, st, i), nil // a stream of its own would be needed
 			}
 			return c.places[j], nil
 		}
+	}
+	if st.keys.excludes(o) || !o.answer && md.Kind != sdp.RTP && c.profile(o, o.side) == WebRTC {
+		return c.exclude(o, st, i), nil // a browser's data channel
 	}
 	st.rejected = false
 	if err := c.lease(o, st, kind, i); err != nil {
@@ -245,7 +248,7 @@ func (c *Core) open(o *offer, st *stream, kind pinhole.Kind, md *sdp.Media) erro
 	s := o.session
 	var fam [2]pinhole.Family
 	fam[o.side] = pinhole.FamilyOf(md.Addr)
-	if fam[o.side] == pinhole.AnyFamily {
+	if fam[o.side] == pinhole.AnyFamily || c.proves(o, st, md) {
 		fam[o.side] = pinhole.FamilyOf(o.flow.Remote.Addr())
 	}
 	fam[o.side.Other()] = pinhole.FamilyOf(o.far)

@@ -32,6 +32,8 @@ const (
 	SDES MediaProfile = "srtp"
 	// DTLS is SRTP with keys that the peers find at their media ports.
 	DTLS MediaProfile = "dtls-srtp"
+	// WebRTC is DTLS as browsers speak it: with ICE, of which the edge is the lite half.
+	WebRTC MediaProfile = "webrtc"
 )
 
 // MediaProfile is how RTP is protected on a network.
@@ -43,6 +45,8 @@ var errKeying = errors.New("the media's protection is not what the network's pro
 // keying is how the media of a stream are protected on its two sides.
 type keying struct {
 	legs [2]keyedLeg
+	// excluded says that the edge has rejected the stream, see exclude.
+	excluded bool
 }
 
 // keyedLeg is one side of a keying.
@@ -58,6 +62,8 @@ type keyedLeg struct {
 	srtp *pinhole.SRTP
 	// dtls says who the peer is that finds keys with the relay, nil before the answer.
 	dtls *pinhole.DTLS
+	// web is what else is agreed on with a browser, nil: it is none.
+	web *webLeg
 }
 
 // protection is how an m-line's sender wants it protected.
@@ -86,8 +92,17 @@ func protectionOf(md *sdp.Media) protection {
 }
 
 func (c *Core) profile(o *offer, side pinhole.Side) MediaProfile {
-	if p := c.cfg.MediaProfile[o.session.networks[side]]; p != "" {
-		return p
+	if len(c.cfg.MediaProfile) == 0 {
+		return AsOffered
+	}
+	proto, network := o.flow.Proto, o.session.networks[side]
+	if side != o.side {
+		proto = o.proto
+	}
+	for _, key := range [...]string{proto.String() + "://" + network, network} {
+		if p := c.cfg.MediaProfile[key]; p != "" {
+			return p
+		}
 	}
 	return AsOffered
 }
@@ -121,11 +136,11 @@ func (c *Core) keysOffered(o *offer, st *stream, i int) (*keying, error) {
 	switch {
 	case !from.takes(has):
 		return nil, fmt.Errorf("media %d is %s: %w", i, md.Proto, errKeying)
-	case has != optional && to.takes(has):
+	case has != optional && to.takes(has) && from != WebRTC && to != WebRTC:
 		return nil, nil
 	}
 	var k keying
-	if st.keys != nil {
+	if st.keys != nil && !st.keys.excluded {
 		k = *st.keys
 	}
 	near, far := &k.legs[o.side], &k.legs[o.side.Other()]
@@ -133,7 +148,14 @@ func (c *Core) keysOffered(o *offer, st *stream, i int) (*keying, error) {
 	if err := c.takeOffer(near, i, has, from); err != nil {
 		return nil, fmt.Errorf("media %d: %w", i, err)
 	}
-	far.offer(map[MediaProfile]protection{SDES: withSDES, DTLS: withDTLS}[to])
+	if to == AsOffered && has != optional {
+		far.offer(has)
+	} else {
+		far.offer(map[MediaProfile]protection{SDES: withSDES, DTLS: withDTLS, WebRTC: withDTLS}[to])
+	}
+	if to == WebRTC && far.web == nil {
+		far.web = newWebLeg(i)
+	}
 	return &k, nil
 }
 
@@ -144,7 +166,7 @@ func (p MediaProfile) takes(has protection) bool {
 		return has == plain || has == optional
 	case SDES:
 		return has == withSDES || has == optional
-	case DTLS:
+	case DTLS, WebRTC:
 		return has == withDTLS
 	}
 	return true
@@ -154,7 +176,7 @@ func (p MediaProfile) takes(has protection) bool {
 func (c *Core) takeOffer(l *keyedLeg, i int, has protection, from MediaProfile) error {
 	switch {
 	case has == withDTLS:
-		return l.meet(&c.sdp, i, true)
+		return l.meet(&c.sdp, i, true, from == WebRTC)
 	case has != plain && from != PlainRTP:
 		err := l.take(c.sdp.Cryptos(i))
 		if err == nil || has != optional || from == SDES {
@@ -168,13 +190,20 @@ func (c *Core) takeOffer(l *keyedLeg, i int, has protection, from MediaProfile) 
 
 // meet takes what a description says of a peer that finds keys with the relay. It is the peer that begins unless it
 // insists: then the relay need not know where it sends from (RFC 5763 §5).
-func (l *keyedLeg) meet(s *sdp.Session, i int, offer bool) error {
+func (l *keyedLeg) meet(s *sdp.Session, i int, offer, browser bool) error {
 	md := s.Media(i)
 	hash, value, ok := s.Certificate(i)
 	if h, known := pinhole.FingerprintHash(hash); !ok || !known || len(value) != h.Size() {
 		return fmt.Errorf("no fingerprint that can be compared: %w", errKeying)
 	}
-	if offer && md.ICE {
+	var web *webLeg
+	switch {
+	case browser:
+		var err error
+		if web, err = l.web.heard(s, i, offer); err != nil {
+			return err
+		}
+	case offer && md.ICE:
 		return fmt.Errorf("ICE does not end here: %w", errKeying)
 	}
 	d := &pinhole.DTLS{Hash: hash, Fingerprint: value}
@@ -187,7 +216,7 @@ func (l *keyedLeg) meet(s *sdp.Session, i int, offer bool) error {
 	default:
 		return fmt.Errorf("setup %q: %w", setup, errKeying)
 	}
-	*l = keyedLeg{profile: l.profile, how: withDTLS, dtls: d}
+	*l = keyedLeg{profile: l.profile, how: withDTLS, dtls: d, web: web}
 	return nil
 }
 
@@ -250,7 +279,7 @@ func (c *Core) keysAnswered(o *offer, k keying, i int) (*keying, error) {
 	case has == plain:
 		return &k, nil
 	case has == withDTLS:
-		if err := leg.meet(&c.sdp, i, false); err != nil {
+		if err := leg.meet(&c.sdp, i, false, leg.web != nil); err != nil {
 			return nil, fmt.Errorf("media %d: %w", i, err)
 		}
 		return &k, nil
@@ -276,15 +305,31 @@ func (c *Core) keysAnswered(o *offer, k keying, i int) (*keying, error) {
 func (k *keying) protect(side pinhole.Side, r *pinhole.Remote) {
 	if k != nil {
 		r.SRTP, r.DTLS = k.legs[side].srtp, k.legs[side].dtls
+		k.legs[side].web.protect(r)
 	}
 }
 
 // told returns what the receiver of m-line i is told of its protection, nil if that stays as it is.
 func (c *Core) told(o *offer, st *stream, i int) *sdp.Security {
-	if st.keys == nil || c.sdp.Media(i).Kind != sdp.RTP {
+	if st.keys == nil || c.sdp.Media(i).Kind != sdp.RTP && !st.keys.excluded {
 		return nil
 	}
 	leg := &st.keys.legs[o.side.Other()]
+	sec := c.toldKeys(o, leg, i)
+	if leg.web != nil || st.keys.legs[o.side].web != nil {
+		sec.Ends = true
+	}
+	if leg.web != nil {
+		sec.MID = leg.web.mid
+		if st.lease != nil {
+			sec.Attributes = append(sec.Attributes, leg.web.told(st.lease.Local(o.side.Other()))...)
+		}
+	}
+	return sec
+}
+
+// toldKeys returns what is told of the keys alone.
+func (c *Core) toldKeys(o *offer, leg *keyedLeg, i int) *sdp.Security {
 	if o.answer {
 		sec := &sdp.Security{Profile: leg.profile}
 		switch {
@@ -296,7 +341,14 @@ func (c *Core) told(o *offer, st *stream, i int) *sdp.Security {
 		}
 		return sec
 	}
-	sec := &sdp.Security{Profile: profileFor(leg.how, string(c.sdp.Media(i).Proto))}
+	md := c.sdp.Media(i)
+	if md.Kind != sdp.RTP {
+		return &sdp.Security{Profile: string(md.Proto)}
+	}
+	sec := &sdp.Security{Profile: profileFor(leg.how, string(md.Proto))}
+	if leg.web != nil {
+		sec.Profile = "UDP/TLS/RTP/SAVPF" // JSEP (RFC 8829 §5.1.2)
+	}
 	if leg.how == withDTLS {
 		sec.Attributes = c.certificate("actpass")
 	}
@@ -333,6 +385,7 @@ func (k *keying) fork() *keying {
 		keys.Out = newKey(suite)
 		near.srtp = &keys
 	}
-	f.legs[pinhole.Far].srtp, f.legs[pinhole.Far].dtls = nil, nil
+	far := &f.legs[pinhole.Far]
+	far.srtp, far.dtls, far.web = nil, nil, far.web.fork()
 	return &f
 }

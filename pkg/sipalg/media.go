@@ -39,6 +39,7 @@ type offer struct {
 	side    pinhole.Side
 	flow    flow.Flow // it came by
 	far     netip.Addr
+	proto   flow.Proto // of the other side
 	answer  bool
 	early   bool // no 2xx yet: silence is no fault
 	stale   bool // it may have been said before: it declares nothing
@@ -50,7 +51,7 @@ func (c *Core) rewriteRequestBody(t *tx, l *local, dest flow.Flow) ([]byte, erro
 	if has, err := c.describes(); !has {
 		return nil, err
 	}
-	o := offer{session: t.session, side: pinhole.Side(t.fromSide), flow: t.up, far: dest.Remote.Addr()}
+	o := offer{session: t.session, side: pinhole.Side(t.fromSide), flow: t.up, far: dest.Remote.Addr(), proto: dest.Proto}
 	s := t.session
 	if s == nil || !negotiates(t.method) {
 		return c.scrub(l)
@@ -96,7 +97,7 @@ func (c *Core) rewriteResponseBody(t *tx, f flow.Flow, up *local) ([]byte, error
 		return c.scrub(up)
 	}
 	o := offer{
-		session: s, streams: &d.streams, side: pinhole.Side(t.fromSide).Other(), flow: f, far: t.up.Remote.Addr(),
+		session: s, streams: &d.streams, side: pinhole.Side(t.fromSide).Other(), flow: f, far: t.up.Remote.Addr(), proto: t.up.Proto,
 		answer: t.offered, early: !d.confirmed && !(t.invite && m.Status() >= 200),
 	}
 	if t.invite && t.dialog == nil && t.state == txAccepted && d.confirmed {
@@ -160,6 +161,9 @@ func (c *Core) remoteOf(o *offer, st *stream, md *sdp.Media) pinhole.Remote {
 	r := pinhole.Remote{Source: src, Trusted: c.servers[src], Quiet: md.Hold || md.Direction != sdp.SendRecv} // hold: RFC 3264 §8.4
 	r.Quiet = r.Quiet && md.Kind != sdp.T120                                                                  // there it says who shares something
 	switch {
+	case c.proves(o, st, md):
+		r.Addr = netip.AddrPortFrom(src, discard) // not its candidates: its checks say where it is
+		return r
 	case md.Addr.IsValid() && !md.Addr.IsUnspecified():
 		r.Addr = netip.AddrPortFrom(md.Addr, md.Port)
 	case st.lease != nil && md.Addr.IsValid() && !md.Unset:

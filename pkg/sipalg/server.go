@@ -113,7 +113,7 @@ func New(cfg Config, deps Deps, log *zap.Logger) (*Server, error) {
 }
 
 func transportConfig(cfg Config, l Limits) transport.Config {
-	return transport.Config{PerSource: cmp.Or(l.Connections, 1<<20), Dscp: cfg.DSCP}
+	return transport.Config{PerSource: cmp.Or(l.Connections, 1<<20), Dscp: cfg.DSCP, Origins: cfg.Origins}
 }
 
 // ServePacket serves SIP over UDP on pc, which is bound on the named network, until ctx ends.

@@ -241,7 +241,7 @@ func (l *loop) pass(e *entry, first, n int) (packets int) {
 			}
 			size = len(b)
 		} else if !f.From.Equal(&l.names[i]) {
-			if f = media.Pick(flows.all, &l.names[i], l.now); f == nil {
+			if f = media.Pick(flows.all, &l.names[i], l.now, b[:min(size, len(b))]); f == nil {
 				continue
 			}
 			flows = e.flows.Load()
@@ -300,8 +300,8 @@ func (l *loop) convert(e *entry, f *media.Flow, b []byte, size int) {
 	}
 	l.queue.flush() // the others of the round keep their place
 	for ; len(b) > 0; b = b[min(size, len(b)):] {
-		if out := f.Convert(l.scratch, l.now, b[:min(size, len(b))]); out != nil {
-			l.queue.add(e, f, out, len(out))
+		if to, out := f.Convert(l.scratch, l.now, b[:min(size, len(b))]); out != nil {
+			l.queue.add(e, to, out, len(out))
 			l.queue.flush() // the scratch is free again
 		}
 	}

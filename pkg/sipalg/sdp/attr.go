@@ -37,7 +37,8 @@ func interesting(name []byte) bool {
 		'm'<<16 | 'i'<<8 | 'd', 'g'<<16 | 'r'<<8 | 'o', 'p'<<16 | 'a'<<8 | 't', 'c'<<16 | 'a'<<8 | 'n',
 		'a'<<16 | 'l'<<8 | 't', 'e'<<16 | 'n'<<8 | 'd', 'x'<<16 | '-'<<8 | 'c',
 		'c'<<16 | 'r'<<8 | 'y', 'f'<<16 | 'i'<<8 | 'n', 'k'<<16 | 'e'<<8 | 'y', 'z'<<16 | 'r'<<8 | 't',
-		't'<<16 | 'l'<<8 | 's', 'e'<<16 | 'n'<<8 | 'c':
+		't'<<16 | 'l'<<8 | 's', 'e'<<16 | 'n'<<8 | 'c',
+		'e'<<16 | 'x'<<8 | 't', 'm'<<16 | 's'<<8 | 'i', 's'<<16 | 's'<<8 | 'r', 'r'<<16 | 'i'<<8 | 'd', 's'<<16 | 'i'<<8 | 'm':
 		return true
 	}
 	return false
@@ -57,33 +58,41 @@ func (s *Session) named(name []byte, start, value, end, next int) {
 		m.Direction = Inactive
 	case "rtcp-mux", "rtcp-mux-only":
 		m.MuxRTCP = true
+		s.mark(markTransport, start, value, end, next)
 	case "bundle-only":
 		m.BundleOnly = true
+		s.mark(markTransport, start, value, end, next)
+	case "rtcp-rsize", "extmap", "extmap-allow-mixed", "msid", "msid-semantic", "ssrc", "ssrc-group", "rid", "simulcast":
+		s.mark(markTransport, start, value, end, next)
+	case "rtcp-fb":
+		s.mark(markFeedback, start, value, end, next)
 	case "setup":
 		m.Setup = bytes.Trim(v, " \t")
-		s.keying(start, value, end, next)
+		s.mark(markKeying, start, value, end, next)
 	case "mid":
 		m.MID = bytes.Trim(v, " \t")
+		s.mark(markTransport, start, value, end, next)
 	case "group":
+		s.mark(markTransport, start, value, end, next)
 		if prefixFold(v, "bundle ") && len(s.groups) < maxGroups {
 			s.groups = append(s.groups, v[len("bundle "):])
 		}
 	case "crypto":
 		m.Cryptos++
-		s.keying(start, value, end, next)
+		s.mark(markKeying, start, value, end, next)
 	case "fingerprint":
 		m.Fingerprint = true
-		s.keying(start, value, end, next)
+		s.mark(markKeying, start, value, end, next)
 	case "key-mgmt", "zrtp-hash", "tls-id", "encryption":
-		s.keying(start, value, end, next)
+		s.mark(markKeying, start, value, end, next)
 	default:
 		s.addressed(name, start, value, end, next)
 	}
 }
 
-// keying marks a line that says how media are protected.
-func (s *Session) keying(start, value, end, next int) {
-	s.marks = append(s.marks, mark{kind: markKeying, media: s.current(), start: start, from: value, to: end, next: next})
+// mark marks an attribute.
+func (s *Session) mark(k markKind, start, value, end, next int) {
+	s.marks = append(s.marks, mark{kind: k, media: s.current(), start: start, from: value, to: end, next: next})
 }
 
 // addressed marks the attributes that name addresses, and those of ICE.
@@ -108,11 +117,13 @@ func (s *Session) addressed(name []byte, start, value, end, next int) {
 		k = markICEOptions
 	case string(name) == "ice-ufrag":
 		m.ICE = true
+	case string(name) == "ice-lite":
+		m.Lite = true
 	case string(name) == "end-of-candidates" || prefixFold(name, "ice-"):
 	default:
 		return
 	}
-	s.marks = append(s.marks, mark{kind: k, media: s.current(), start: start, from: value, to: end, next: next})
+	s.mark(k, start, value, end, next)
 }
 
 // rtcp reads "a=rtcp:53020" or "a=rtcp:53020 IN IP6 2001:db8::1" (RFC 3605 §2.1).

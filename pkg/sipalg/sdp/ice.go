@@ -11,6 +11,8 @@ const hostPriority = 126<<24 + 65535<<8 + 256
 
 func (w *writer) editICE(k *mark) {
 	switch {
+	case w.ends(int(k.media)):
+		w.drop(k)
 	case w.r.ICE == Pass:
 	case w.r.ICE == Strip:
 		w.drop(k)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/hex"
+	"slices"
 	"strconv"
 )
 
@@ -18,6 +19,12 @@ type Security struct {
 	Profile string
 	// Attributes are put where the m-line is not rejected, without "a=". All lines of SRTP's keys are removed.
 	Attributes []string
+	// Ends says that the sender's transport ends at the edge, whatever Rewrite.ICE is: what it says of ICE, of multiplexing
+	// and bundling (rtcp-mux, mid, group), of its sources (ssrc, msid) and of extensions of the packets' headers is removed, and
+	// feedback (rtcp-fb) where Profile has none.
+	Ends bool
+	// MID is put as a=mid, also where the m-line is rejected; empty: there is none.
+	MID string
 }
 
 // Crypto is an a=crypto line that can be used as it is: one key, and no session parameters but those that may be ignored.
@@ -186,4 +193,53 @@ func (w *writer) editKeying(k *mark) {
 	if drop {
 		w.drop(k)
 	}
+}
+
+// ends tells whether the sender's transport of m-line i ends at the edge; at the session level (-1), whether that of any does.
+func (w *writer) ends(i int) bool {
+	if i < 0 {
+		return slices.ContainsFunc(w.r.Media, func(p Placement) bool { return p.Security != nil && p.Security.Ends })
+	}
+	sec := w.security(i)
+	return sec != nil && sec.Ends
+}
+
+// editTransport removes a line that is between the sender and the edge.
+func (w *writer) editTransport(k *mark) {
+	switch {
+	case !w.ends(int(k.media)):
+	case k.kind == markFeedback && k.media >= 0 && suffixFold([]byte(w.security(int(k.media)).Profile), "f"):
+	default:
+		w.drop(k)
+	}
+}
+
+// Credentials returns what a=ice-ufrag and a=ice-pwd (RFC 8839 §5.4) say of m-line i, at its level or the session's. It is not ok
+// if one is missing, or cannot be.
+func (s *Session) Credentials(i int) (ufrag, pwd string, ok bool) {
+	ufrag, pwd = s.ice(i, "ice-ufrag:"), s.ice(i, "ice-pwd:")
+	return ufrag, pwd, len(ufrag) >= 4 && len(pwd) >= 22
+}
+
+// ice returns the value of an attribute of ICE, empty if it is none of ICE's characters.
+func (s *Session) ice(i int, name string) string {
+	for _, level := range [...]int{i, -1} {
+		for n := range s.marks {
+			k := &s.marks[n]
+			if k.kind != markICE || int(k.media) != level || !prefixFold(s.raw[k.start+2:], name) {
+				continue
+			}
+			v := bytes.Trim(s.raw[k.from:k.to], " \t")
+			if len(v) > 256 || bytes.ContainsFunc(v, notICE) {
+				return ""
+			}
+			return string(v)
+		}
+	}
+	return ""
+}
+
+// notICE tells whether a character is none of RFC 8839's ice-char.
+func notICE(r rune) bool {
+	return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '+' && r != '/'
 }

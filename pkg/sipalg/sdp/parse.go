@@ -39,6 +39,8 @@ const (
 	markICE        // a=ice-* and a=end-of-candidates
 	markICEOptions // a=ice-options
 	markKeying     // a=crypto, a=fingerprint and others of SRTP's keys
+	markTransport  // what two browsers' transports have to know: see Security.Ends
+	markFeedback   // a=rtcp-fb
 	markPutConn    // empty: where a c= line would stand
 	markPutAttr    // empty: where another a= line may stand
 )

@@ -43,6 +43,8 @@ type Rewrite struct {
 	ICE ICE
 	// Origin asks for the address in o= to be rewritten too (never the other fields of it).
 	Origin bool
+	// Session are attributes to be put at the session level, without "a=".
+	Session []string
 	// Addr is the edge's address on the receiver's network. It replaces a host's address where there
 	// is no placement to take one from: o=, and c= of m-lines that have none. If it is not valid, the
 	// first placement's address does.
@@ -168,6 +170,8 @@ func (w *writer) edit(k *mark) {
 		w.editPath(k)
 	case markKeying:
 		w.editKeying(k)
+	case markTransport, markFeedback:
+		w.editTransport(k)
 	case markPutConn:
 		w.putConn(k)
 	case markPutAttr:
@@ -203,8 +207,20 @@ func (w *writer) editConn(k *mark) {
 
 func (w *writer) editMedia(k *mark) {
 	w.ice = iceState{}
+	if k.media == 0 {
+		w.newLines(k.start, w.r.Session)
+	}
 	w.editPort(k)
 	w.editProfile(k)
+}
+
+// newLines writes attributes at offset i, a line's start.
+func (w *writer) newLines(i int, attributes []string) {
+	for _, line := range attributes {
+		w.newLine(i)
+		w.dst = append(append(w.dst, "a="...), line...)
+		w.endLine()
+	}
 }
 
 func (w *writer) editPort(k *mark) {
@@ -302,6 +318,11 @@ func (w *writer) rtcpValue(k *mark, port uint16, addr netip.Addr) {
 // where the sender's will come later (RFC 8838), and how the media are protected.
 func (w *writer) putAttr(k *mark) {
 	p, ok := w.placed(int(k.media))
+	if sec := w.security(int(k.media)); sec != nil && sec.MID != "" {
+		w.newLine(k.start)
+		w.dst = append(append(w.dst, "a=mid:"...), sec.MID...)
+		w.endLine()
+	}
 	if !ok {
 		return
 	}
@@ -315,16 +336,12 @@ func (w *writer) putAttr(k *mark) {
 		}
 		w.endLine()
 	}
-	if w.r.ICE == Relay && m.ICE && m.Candidates == 0 && !m.Stream {
+	if w.r.ICE == Relay && m.ICE && m.Candidates == 0 && !m.Stream && !w.ends(int(k.media)) {
 		w.newLine(k.start)
 		w.ownCandidates(p, m, false)
 	}
 	if p.Security != nil {
-		for _, line := range p.Security.Attributes {
-			w.newLine(k.start)
-			w.dst = append(append(w.dst, "a="...), line...)
-			w.endLine()
-		}
+		w.newLines(k.start, p.Security.Attributes)
 	}
 }
 

@@ -132,6 +132,8 @@ type Media struct {
 	// applies (RFC 8122).
 	Cryptos     int
 	Fingerprint bool
+	// Lite says that the sender is a lite agent of ICE (RFC 8445 §2.5).
+	Lite bool
 	// Path is the first URI of the MSRP path.
 	Path MSRPPath
 
