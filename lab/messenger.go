@@ -43,14 +43,15 @@ func (h *Host) Messenger(t testing.TB, user string, to netip.AddrPort, proto str
 	return m
 }
 
-// messenger starts a client, and does not wait for anything.
-func (h *Host) messenger(t testing.TB, user string, to netip.AddrPort, proto string) *Messenger {
+// messenger starts a client, and does not wait for anything. It connects through an HTTP proxy if that is named: host, port,
+// user and password.
+func (h *Host) messenger(t testing.TB, user string, to netip.AddrPort, proto string, proxy ...string) *Messenger {
 	t.Helper()
 	bin, err := sipecli()
 	must(t, "build sipecli", err)
 	m := &Messenger{User: user, Host: h, home: filepath.Join(h.dir, "messenger-"+user)}
 	must(t, "home", os.MkdirAll(m.home, 0o700))
-	m.proc = h.Start(t, "messenger-"+user, bin, m.home, user+"@example.org", "pw-"+user, to.String(), proto)
+	m.proc = h.Start(t, "messenger-"+user, append([]string{bin, m.home, user + "@example.org", "pw-" + user, to.String(), proto}, proxy...)...)
 	t.Cleanup(func() {
 		if m.count("error", badSignature) > 0 && !m.meddled {
 			t.Errorf("%s was sent a bad signature: %q", m.User, m.events("error"))

@@ -325,8 +325,8 @@ static void start_purple(const char *home)
 
 int main(int argc, char **argv)
 {
-	if (argc != 6) {
-		fprintf(stderr, "usage: %s HOME USER@DOMAIN PASSWORD SERVER:PORT tcp|tls\n", argv[0]);
+	if (argc != 6 && argc != 10) {
+		fprintf(stderr, "usage: %s HOME USER@DOMAIN PASSWORD SERVER:PORT tcp|tls [PROXY PORT USER PASSWORD]\n", argv[0]);
 		return 2;
 	}
 	signal(SIGPIPE, SIG_IGN);
@@ -341,6 +341,15 @@ int main(int argc, char **argv)
 	purple_account_set_string(account, "transport", argv[5]);
 	purple_account_set_string(account, "authentication", "ntlm");
 	purple_account_set_bool(account, "dont-publish", TRUE);
+	if (argc == 10) {
+		PurpleProxyInfo *proxy = purple_proxy_info_new();
+		purple_proxy_info_set_type(proxy, PURPLE_PROXY_HTTP);
+		purple_proxy_info_set_host(proxy, argv[6]);
+		purple_proxy_info_set_port(proxy, atoi(argv[7]));
+		purple_proxy_info_set_username(proxy, argv[8]);
+		purple_proxy_info_set_password(proxy, argv[9]);
+		purple_account_set_proxy_info(account, proxy);
+	}
 	connect_signals();
 	purple_accounts_add(account);
 	purple_account_set_enabled(account, "sipecli", TRUE);

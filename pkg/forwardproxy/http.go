@@ -91,7 +91,9 @@ func parseConnect(head []byte) (connectRequest, error) {
 func (q *connectRequest) field(name, value string) error {
 	switch name {
 	case "proxy-authorization":
-		q.login = value
+		if _, _, basic := readBasic(value); basic || q.login == "" { // some offer Basic and NTLM at once
+			q.login = value
+		}
 	case "connection", "proxy-connection":
 		switch {
 		case strings.EqualFold(value, "close"):

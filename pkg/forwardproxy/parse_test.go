@@ -22,6 +22,8 @@ func TestParseConnect(t *testing.T) {
 			connectRequest{host: "sip.example.org", port: 443, keep: true}, nil},
 		{"curl", "CONNECT Example.ORG:443 HTTP/1.1\r\nHost: example.org:443\r\nProxy-Authorization: Basic YTpi\r\n\r\n",
 			connectRequest{host: "example.org", port: 443, keep: true, login: "Basic YTpi"}, nil},
+		{"libpurple", "CONNECT a:1 HTTP/1.1\r\nProxy-Authorization: Basic YTpi\r\nProxy-Authorization: NTLM TlRM\r\n\r\n",
+			connectRequest{host: "a", port: 1, keep: true, login: "Basic YTpi"}, nil},
 		{"ipv6", "CONNECT [2001:db8::1]:5061 HTTP/1.1\r\n\r\n", connectRequest{host: "2001:db8::1", port: 5061, keep: true}, nil},
 		{"mapped", "CONNECT [::ffff:127.0.0.1]:443 HTTP/1.1\r\n\r\n", connectRequest{host: "127.0.0.1", port: 443, keep: true}, nil},
 		{"close", "CONNECT a:1 HTTP/1.1\r\nConnection: close\r\n\r\n", connectRequest{host: "a", port: 1}, nil},

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -122,11 +123,11 @@ func newHouseWith(t *testing.T, cfg Config, users string, dial DialFunc) *house 
 		*x.at = ln.Addr().String()
 		go func() { ended <- s.ServeListener(ctx, x.proto, ln) }()
 	}
-	h.stop = func() error {
+	h.stop = sync.OnceValue(func() error {
 		cancel()
 		return errors.Join(<-ended, <-ended, <-ended)
-	}
-	t.Cleanup(cancel)
+	})
+	t.Cleanup(func() { h.stop() })
 	return h
 }
 
