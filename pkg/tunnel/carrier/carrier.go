@@ -1,0 +1,168 @@
+package carrier
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"sync/atomic"
+	"time"
+)
+
+// Rung is a way to carry bytes, the better the smaller.
+type Rung uint8
+
+// The rungs, in the order of the ladder.
+const (
+	QUIC      Rung = iota + 1 // UDP 443
+	TLS                       // TCP 443, directly
+	Connect                   // TCP 443, by CONNECT of an HTTP proxy
+	SOCKS5                    // TCP 443, by a SOCKS5 proxy
+	WSS                       // WebSocket in TLS of the web, TCP 443: for proxies that look inside
+	WS                        // WebSocket, port 80
+	LongLived                 // endless HTTP requests, port 80
+	KeepAlive                 // pairs of HTTP requests of 32 KiB, port 80
+	Polling                   // HTTP requests and answers, port 80
+)
+
+var rungNames = [...]string{QUIC: "quic", TLS: "tls", Connect: "connect", SOCKS5: "socks5", WSS: "wss", WS: "ws",
+	LongLived: "longlived", KeepAlive: "keepalive", Polling: "polling"}
+
+// Rungs returns all, the best first.
+func Rungs() []Rung {
+	return []Rung{QUIC, TLS, Connect, SOCKS5, WSS, WS, LongLived, KeepAlive, Polling}
+}
+
+// String returns the rung's name in configuration, metrics and logs.
+func (r Rung) String() string {
+	if r == 0 || int(r) >= len(rungNames) {
+		return fmt.Sprintf("rung %d", uint8(r))
+	}
+	return rungNames[r]
+}
+
+// MarshalText writes the name.
+func (r Rung) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// UnmarshalText reads a name.
+func (r *Rung) UnmarshalText(b []byte) error {
+	if i := slices.Index(rungNames[:], string(b)); i > 0 {
+		*r = Rung(i)
+		return nil
+	}
+	return fmt.Errorf("%q is none of %v", b, Rungs())
+}
+
+// Carrier is an open pipe between a device and a relay. Conn begins behind the preamble; give Conn, not the Carrier, to
+// who looks for datagrams: on QUIC it has SendDatagram([]byte) error and ReceiveDatagram(context.Context) ([]byte, error).
+// Closing it closes everything below.
+type Carrier struct {
+	net.Conn
+	Rung Rung
+	Path string        // "direct", or the proxy's URL without a login; at the relay "direct" always
+	RTT  time.Duration // of the probe's short echo; 0 at the relay
+
+	state tls.ConnectionState
+	tls   *tls.Conn // of TLS over TCP that can be dropped; else nil
+	exact *recordConn
+}
+
+// PeerState returns what the tunnel's TLS has found out about the other end.
+func (c *Carrier) PeerState() tls.ConnectionState { return c.state }
+
+// ErrWrapped is returned by Unwrap where there is no plain TCP below the TLS.
+var ErrWrapped = errors.New("no plain TCP connection below")
+
+// unwrapTime bounds how long the other end's close_notify may take.
+const unwrapTime = 10 * time.Second
+
+// Unwrap ends the tunnel's TLS by a close_notify each way and returns the TCP connection below, of which not one byte
+// has been read too much; it is the caller's. Both ends call it, behind a byte that they have agreed on, and nobody reads
+// or writes meanwhile. Only a carrier for bulk can be unwrapped. After an error, close the carrier.
+func (c *Carrier) Unwrap() (*net.TCPConn, error) {
+	if c.exact == nil || c.exact.loose.Load() {
+		return nil, ErrWrapped
+	}
+	tcp := c.exact.tcp
+	tcp.SetDeadline(time.Now().Add(unwrapTime))
+	if err := c.tls.CloseWrite(); err != nil {
+		return nil, fmt.Errorf("close_notify: %w", err)
+	}
+	// CloseWrite leaves a write deadline in the past behind.
+	tcp.SetReadDeadline(time.Now().Add(unwrapTime))
+	var b [1]byte
+	switch n, err := c.tls.Read(b[:]); {
+	case n > 0:
+		return nil, errors.New("unwrap: data instead of close_notify")
+	case !errors.Is(err, io.EOF):
+		return nil, fmt.Errorf("unwrap: %w", err)
+	}
+	return tcp, tcp.SetDeadline(time.Time{})
+}
+
+// recordConn hands at most one TLS record to each Read, in two pieces, so that crypto/tls reads nothing of what
+// comes behind the last one; loose once there will be no Unwrap, because it costs a second system call for each.
+type recordConn struct {
+	net.Conn
+	tcp   *net.TCPConn
+	loose atomic.Bool
+
+	header [5]byte // RFC 8446 §5.1: type, version, length
+	have   int     // octets of the header
+	left   int     // octets of the record's body that are still to be read
+}
+
+// Read belongs to one reader, which crypto/tls is.
+func (c *recordConn) Read(b []byte) (int, error) {
+	if c.left == 0 && c.have == 0 && c.loose.Load() {
+		return c.Conn.Read(b)
+	}
+	if c.left == 0 {
+		want := len(c.header) - c.have
+		n, err := c.Conn.Read(b[:min(len(b), want)])
+		copy(c.header[c.have:], b[:n])
+		if c.have += n; c.have == len(c.header) {
+			c.left = int(c.header[3])<<8 | int(c.header[4])
+			c.have = 0
+		}
+		return n, err
+	}
+	n, err := c.Conn.Read(b[:min(len(b), c.left)])
+	c.left -= n
+	return n, err
+}
+
+// newRecordConn wraps what is a TCP connection, or has one below that it changes nothing of; else it returns nil.
+func newRecordConn(raw net.Conn) *recordConn {
+	below := raw
+	for range 4 {
+		if tcp, ok := below.(*net.TCPConn); ok {
+			return &recordConn{Conn: raw, tcp: tcp}
+		}
+		w, ok := below.(interface{ NetConn() net.Conn })
+		if _, isTLS := below.(*tls.Conn); !ok || isTLS {
+			return nil
+		}
+		below = w.NetConn()
+	}
+	return nil
+}
+
+// secure runs the tunnel's TLS over raw, as a client or a server. exact is nil where it could not be dropped again.
+func secure(ctx context.Context, raw net.Conn, cfg *tls.Config, client bool) (conn *tls.Conn, exact *recordConn, err error) {
+	if exact = newRecordConn(raw); exact != nil {
+		raw = exact
+	}
+	if client {
+		conn = tls.Client(raw, cfg)
+	} else {
+		conn = tls.Server(raw, cfg)
+	}
+	if err := conn.HandshakeContext(ctx); err != nil {
+		return nil, nil, fmt.Errorf("tunnel TLS: %w", err)
+	}
+	return conn, exact, nil
+}

@@ -1,0 +1,157 @@
+package carrier
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/quic-go/quic-go"
+)
+
+const (
+	quicIdle   = 60 * time.Second       // without any packet; sessions ping more often
+	quicLinger = 500 * time.Millisecond // for what was written last to arrive, after Close
+)
+
+func quicConfig() *quic.Config {
+	return &quic.Config{
+		HandshakeIdleTimeout: tlsTime / 2, MaxIdleTimeout: quicIdle, EnableDatagrams: true,
+		InitialStreamReceiveWindow: 1 << 20, MaxStreamReceiveWindow: 16 << 20,
+		InitialConnectionReceiveWindow: 1 << 20, MaxConnectionReceiveWindow: 16 << 20,
+		MaxIncomingStreams: 1, MaxIncomingUniStreams: -1,
+	}
+}
+
+// quicConn is the one stream of a QUIC connection as a net.Conn, with the connection's datagrams (RFC 9221).
+type quicConn struct {
+	*quic.Stream
+	conn  *quic.Conn
+	below func() // ends what the connection was made on; nil at the relay
+	once  sync.Once
+}
+
+func (c *quicConn) LocalAddr() net.Addr  { return c.conn.LocalAddr() }
+func (c *quicConn) RemoteAddr() net.Addr { return c.conn.RemoteAddr() }
+
+// SendDatagram sends one datagram, which may be lost. One that is too large for the path is an error.
+func (c *quicConn) SendDatagram(b []byte) error { return c.conn.SendDatagram(b) }
+
+// ReceiveDatagram waits for the next datagram.
+func (c *quicConn) ReceiveDatagram(ctx context.Context) ([]byte, error) {
+	return c.conn.ReceiveDatagram(ctx)
+}
+
+// Close ends both directions at once for the caller; what was written still has a moment to arrive.
+func (c *quicConn) Close() error {
+	c.once.Do(func() {
+		c.Stream.CancelRead(0)
+		_ = c.Stream.Close()
+		c.Stream.SetWriteDeadline(time.Unix(1, 0))
+		time.AfterFunc(quicLinger, func() {
+			_ = c.conn.CloseWithError(0, "")
+			if c.below != nil {
+				c.below()
+			}
+		})
+	})
+	return nil
+}
+
+// dialQUIC connects to address, HOST:PORT. The relay sees nothing of the stream before the preamble.
+func dialQUIC(ctx context.Context, address string, cfg *tls.Config) (*quicConn, time.Duration, error) {
+	to, err := net.DefaultResolver.LookupNetIP(ctx, "ip", hostOf(address))
+	if err != nil {
+		return nil, 0, err
+	}
+	udp, err := net.ResolveUDPAddr("udp", net.JoinHostPort(to[0].Unmap().String(), portOf(address)))
+	if err != nil {
+		return nil, 0, err
+	}
+	pc, err := new(net.ListenConfig).ListenPacket(ctx, "udp", ":0")
+	if err != nil {
+		return nil, 0, err
+	}
+	transport := &quic.Transport{Conn: pc}
+	below := func() {
+		_ = transport.Close()
+		pc.Close()
+	}
+	conn, err := transport.Dial(ctx, udp, cfg, quicConfig())
+	if err != nil {
+		below()
+		return nil, 0, fmt.Errorf("quic: %w", err)
+	}
+	stream, err := conn.OpenStream()
+	if err != nil {
+		_ = conn.CloseWithError(0, "")
+		below()
+		return nil, 0, fmt.Errorf("quic: %w", err)
+	}
+	return &quicConn{Stream: stream, conn: conn, below: below}, conn.ConnectionStats().MinRTT, nil
+}
+
+// ServeQUIC serves rung quic on pc until ctx ends; then it closes pc and waits for what it serves.
+func (s *Server) ServeQUIC(ctx context.Context, pc net.PacketConn) error {
+	defer pc.Close()
+	transport := &quic.Transport{Conn: pc, VerifySourceAddress: s.crowded}
+	defer func() { _ = transport.Close() }()
+	l, err := transport.Listen(s.TLS, quicConfig())
+	if err != nil {
+		return fmt.Errorf("quic: %w", err)
+	}
+	defer func() { _ = l.Close() }()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for {
+		conn, err := l.Accept(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, quic.ErrServerClosed):
+			return err
+		case err != nil:
+			return fmt.Errorf("quic: %w", err)
+		}
+		wg.Go(func() { s.serveQUIC(ctx, conn) })
+	}
+}
+
+// crowded makes strangers prove their address by a further turn while many handshakes are under way (RFC 9000 §8.1.2).
+func (s *Server) crowded(net.Addr) bool { return s.begun.Load() > crowd }
+
+const crowd = 64 // handshakes at once, on all rungs
+
+func (s *Server) serveQUIC(ctx context.Context, conn *quic.Conn) {
+	stop := context.AfterFunc(ctx, func() { _ = conn.CloseWithError(0, "") })
+	defer stop()
+	if !s.enter() {
+		s.counted[reasonFull].Add(1)
+		_ = conn.CloseWithError(0, "full")
+		return
+	}
+	first, cancel := context.WithTimeout(ctx, tlsTime)
+	stream, err := conn.AcceptStream(first)
+	cancel()
+	if err != nil {
+		s.begun.Add(-1)
+		s.counted[reasonPreamble].Add(1)
+		_ = conn.CloseWithError(0, "")
+		return
+	}
+	c := &quicConn{Stream: stream, conn: conn}
+	s.serve(ctx, &Carrier{Conn: c, Rung: QUIC, Path: "direct", state: conn.ConnectionState().TLS})
+}
+
+func hostOf(address string) string {
+	host, _, _ := net.SplitHostPort(address)
+	return host
+}
+
+func portOf(address string) string {
+	_, port, _ := net.SplitHostPort(address)
+	return port
+}

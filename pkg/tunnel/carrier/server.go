@@ -1,0 +1,145 @@
+package carrier
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+const (
+	tlsTime      = 10 * time.Second // for the tunnel's TLS handshake
+	preambleTime = 30 * time.Second // for the probes and the preamble
+	defaultOpen  = 1024             // connections that are not yet past the preamble
+)
+
+// Server is the relay's side of the rungs. It listens nowhere; connections are given to it. Set the fields before
+// first use; a func that is nil refuses what it is for.
+type Server struct {
+	// TLS is the tunnel's: it demands the device's certificate.
+	TLS *tls.Config
+	// Session, Bulk and Enrol take carriers over: they block as long as they use them and close them. They are called
+	// concurrently. PeerState of the carrier says who it is.
+	Session func(context.Context, *Carrier)
+	Bulk    func(context.Context, *Carrier, [16]byte)
+	Enrol   func(context.Context, *Carrier)
+	// Handshakes bounds the connections that are not yet past the preamble, on all rungs together; 0: 1024.
+	Handshakes int
+	Log        *zap.Logger
+
+	begun   atomic.Int64
+	counted [len(reasons)]atomic.Uint64
+}
+
+// Why a server let a connection go.
+const (
+	reasonFull = iota
+	reasonTLS
+	reasonPreamble
+	reasonService
+	reasonUpgrade
+)
+
+var reasons = [...]string{reasonFull: "full", reasonTLS: "tls", reasonPreamble: "preamble", reasonService: "service", reasonUpgrade: "upgrade"}
+
+// Refused returns how many connections were let go, by reason: full (too many at once), tls (the tunnel's handshake),
+// preamble, service (nobody takes sessions, bulk or enrolments), upgrade (no WebSocket handshake).
+func (s *Server) Refused() map[string]uint64 {
+	out := map[string]uint64{}
+	for i, name := range reasons {
+		out[name] = s.counted[i].Load()
+	}
+	return out
+}
+
+func (s *Server) refuse(reason int, conn net.Conn, err error) {
+	s.counted[reason].Add(1)
+	s.log().Debug("tunnel connection refused", zap.String("reason", reasons[reason]), zap.Stringer("source", conn.RemoteAddr()), zap.Error(err))
+	conn.Close()
+}
+
+func (s *Server) log() *zap.Logger {
+	if s.Log == nil {
+		return zap.NewNop()
+	}
+	return s.Log
+}
+
+// enter takes one of the places for connections that have not yet said what they want.
+func (s *Server) enter() bool {
+	limit := int64(s.Handshakes)
+	if limit == 0 {
+		limit = defaultOpen
+	}
+	if s.begun.Add(1) > limit {
+		s.begun.Add(-1)
+		return false
+	}
+	return true
+}
+
+var errFull = errors.New("too many handshakes at once")
+
+// ServeConn serves a TCP connection that begins with the tunnel's TLS: rungs tls, connect and socks5, which look alike
+// from here. It returns when the connection has ended; ctx ends it.
+func (s *Server) ServeConn(ctx context.Context, conn net.Conn) { s.ServeVirtual(ctx, conn, TLS) }
+
+// ServeVirtual serves a byte pipe of any rung below QUIC, such as a virtual connection of package groove.
+func (s *Server) ServeVirtual(ctx context.Context, conn net.Conn, rung Rung) {
+	if !s.enter() {
+		s.refuse(reasonFull, conn, errFull)
+		return
+	}
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	secured, exact, err := s.handshake(ctx, conn)
+	if err != nil {
+		s.begun.Add(-1)
+		s.refuse(reasonTLS, conn, err)
+		return
+	}
+	c := &Carrier{Conn: secured, Rung: rung, Path: "direct", state: secured.ConnectionState(), tls: secured, exact: exact}
+	s.serve(ctx, c)
+}
+
+func (s *Server) handshake(ctx context.Context, conn net.Conn) (*tls.Conn, *recordConn, error) {
+	ctx, cancel := context.WithTimeout(ctx, tlsTime)
+	defer cancel()
+	return secure(ctx, conn, s.TLS, false)
+}
+
+// serve reads the preamble and hands the carrier on. It gives the place of enter back.
+func (s *Server) serve(ctx context.Context, c *Carrier) {
+	c.SetDeadline(time.Now().Add(preambleTime))
+	what, ticket, err := readPreamble(c.Conn)
+	s.begun.Add(-1)
+	if err != nil {
+		s.refuse(reasonPreamble, c, err)
+		return
+	}
+	c.SetDeadline(time.Time{})
+	if what != sayBulk && c.exact != nil {
+		c.exact.loose.Store(true)
+	}
+	switch {
+	case what == saySession && s.Session != nil:
+		s.Session(ctx, c)
+	case what == sayBulk && s.Bulk != nil:
+		s.Bulk(ctx, c, ticket)
+	case what == sayEnrol && s.Enrol != nil:
+		s.Enrol(ctx, c)
+	default:
+		s.refuse(reasonService, c, errors.New("nobody takes "+string(rune(what))))
+	}
+}
+
+// HTTPServer returns a server for the fronts on ports 80 and 443, with limits that a slow or hostile client meets:
+// 10 s for a header of at most 16 KiB, 60 s between requests. Handlers set the times for bodies themselves.
+func HTTPServer(h http.Handler) *http.Server {
+	return &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 60 * time.Second, MaxHeaderBytes: 16 << 10}
+}
