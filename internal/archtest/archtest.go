@@ -122,7 +122,7 @@ func mayImport() map[string][]string {
 		"pkg/tftp":       alg,
 		"pkg/audiocall":  alg,
 		"pkg/turn":       alg,
-		"pkg/tunnel":     {},
+		"pkg/tunnel":     {"pkg/pinhole", "internal/gate", "pkg/splice"},
 		"pkg/splice":     {},
 		"pkg/sharedport": alg,
 		"pkg/refuse":     alg,

@@ -48,7 +48,7 @@ func mutual(k Key, alpn, serverName string, admit func(ID) error) (*tls.Config, 
 		return nil, err
 	}
 	return &tls.Config{
-		Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13, NextProtos: []string{alpn}, ServerName: serverName,
+		Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13, NextProtos: []string{alpn}, ServerName: serverName, DynamicRecordSizingDisabled: true,
 		ClientAuth: tls.RequireAnyClientCert, InsecureSkipVerify: true, SessionTicketsDisabled: true, //nolint:gosec // VerifyConnection pins the key
 		VerifyConnection: func(s tls.ConnectionState) error {
 			id, err := PeerID(s)

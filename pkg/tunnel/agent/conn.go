@@ -1,0 +1,125 @@
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"edged.dev/edged/pkg/tunnel/device"
+	"edged.dev/edged/pkg/tunnel/mux"
+	"edged.dev/edged/pkg/tunnel/sealed"
+)
+
+// chunk is how much is written to TLS at once: its record then fits into one frame of the session.
+const chunk = 16<<10 - 64
+
+// handshakeTime bounds the handshake of two devices, and the called one's answer.
+const handshakeTime = 20 * time.Second
+
+// Conn is a stream to another device: TLS from end to end. It is a net.Conn whose directions end separately.
+type Conn struct {
+	*tls.Conn
+	stream *mux.Stream
+	peer   device.ID
+	sealed *sealed.Conn // nil without datagrams
+}
+
+// ErrCut says that the stream ended without the other device's word. Whoever is between could end it like that.
+var ErrCut = errors.New("the stream is cut off")
+
+// whole is a stream beneath TLS. crypto/tls takes an end at a record's boundary for the peer's, with or without
+// close_notify (RFC 8446 §6.1); here it is an error, as is that of the session.
+type whole struct{ *mux.Stream }
+
+// Read reads from the stream. It never returns an error that is io.EOF.
+func (w whole) Read(b []byte) (int, error) {
+	n, err := w.Stream.Read(b)
+	if errors.Is(err, io.EOF) {
+		err = fmt.Errorf("%w: %v", ErrCut, err) //nolint:errorlint // an io.EOF in the chain would be the orderly end again
+	}
+	return n, err
+}
+
+// handshake secures a stream. The configuration pins the other's key.
+func handshake(ctx context.Context, s *mux.Stream, cfg *tls.Config, client, datagrams bool, peer device.ID) (*Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, handshakeTime)
+	defer cancel()
+	c := &Conn{stream: s, peer: peer}
+	if c.Conn = tls.Server(whole{s}, cfg); client {
+		c.Conn = tls.Client(whole{s}, cfg)
+	}
+	if err := c.HandshakeContext(ctx); err != nil {
+		return nil, fmt.Errorf("handshake with %s: %w", peer.Short(), err)
+	}
+	if datagrams {
+		state := c.ConnectionState()
+		var err error
+		if c.sealed, err = sealed.New(s, &state, client); err != nil {
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+// Peer returns whose key is at the other end.
+func (c *Conn) Peer() device.ID { return c.peer }
+
+// Datagrams returns what seals and opens the stream's datagrams; nil if it has none.
+func (c *Conn) Datagrams() *sealed.Conn { return c.sealed }
+
+// Write writes b in records that fit frames.
+func (c *Conn) Write(b []byte) (total int, err error) {
+	for len(b) > 0 && err == nil {
+		var n int
+		n, err = c.Conn.Write(b[:min(len(b), chunk)])
+		total += n
+		b = b[n:]
+	}
+	return total, err
+}
+
+// CloseWrite ends the direction to the other device, after what was written: by TLS's own end, so that nobody between
+// can end it instead, and then that of the stream.
+func (c *Conn) CloseWrite() error {
+	if err := c.Conn.CloseWrite(); err != nil {
+		return err
+	}
+	c.stream.SetWriteDeadline(time.Time{}) // crypto/tls leaves one that is over
+	return c.stream.CloseWrite()
+}
+
+// Reset ends both directions at both ends; what is under way is lost.
+func (c *Conn) Reset(code mux.Code) { c.stream.Reset(code) }
+
+// Close ends both directions. What was written arrives.
+func (c *Conn) Close() error {
+	err := c.Conn.Close()
+	c.stream.SetWriteDeadline(time.Time{})
+	c.stream.Close()
+	return err
+}
+
+// answer tells the calling device how it went: 0 and the stream is the service's, or why not.
+func (c *Conn) answer(code mux.Code) error {
+	c.SetWriteDeadline(time.Now().Add(handshakeTime))
+	defer c.SetWriteDeadline(time.Time{})
+	_, err := c.Write([]byte{byte(code)})
+	return err
+}
+
+// answered reads what answer wrote.
+func (c *Conn) answered(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { c.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	var code [1]byte
+	if _, err := io.ReadFull(c, code[:]); err != nil {
+		return err
+	}
+	if code[0] != byte(mux.CodeClosed) {
+		return &mux.ResetError{Code: mux.Code(code[0])}
+	}
+	return nil
+}

@@ -1,0 +1,123 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"sync"
+
+	"go.uber.org/zap"
+
+	"edged.dev/edged/internal/gate"
+	"edged.dev/edged/pkg/tunnel/mux"
+)
+
+// ServeTCP brings connections of a listener to the forward's service until ctx ends. It closes the listener.
+func (a *Agent) ServeTCP(ctx context.Context, ln net.Listener, f Forward) error {
+	flows := f.Flows
+	if flows == 0 {
+		flows = DefaultFlows
+	}
+	g := gate.New(flows, 0)
+	return g.Serve(ctx, ln, func(ctx context.Context, conn net.Conn) { a.forwardTCP(ctx, conn, f) }, func(why string) {
+		a.count.refused.WithLabelValues("flows").Inc()
+		a.log.Warn("connection refused", zap.Stringer("listen", f.Listen), zap.String("reason", why))
+	})
+}
+
+// forwardTCP joins one connection to the service, or resets it.
+func (a *Agent) forwardTCP(ctx context.Context, conn net.Conn, f Forward) {
+	defer conn.Close()
+	local, ok := conn.(*net.TCPConn)
+	if !ok {
+		return
+	}
+	c, err := a.Dial(ctx, f.Device, f.Service)
+	if err != nil {
+		a.log.Warn("connection not forwarded", zap.Stringer("listen", f.Listen), zap.Error(err))
+		gate.Reset(local)
+		return
+	}
+	a.join(ctx, local, c)
+}
+
+// serveTCP connects another device to a service of this site.
+func (a *Agent) serveTCP(ctx context.Context, c *Conn, s Service) {
+	conn, err := a.dial.DialContext(ctx, "tcp", s.TCP)
+	if err != nil {
+		a.count.refused.WithLabelValues("unreachable").Inc()
+		a.log.Warn("service not reached", zap.String("tcp", s.TCP), zap.Error(err))
+		if c.answer(mux.CodeHostNotReachable) == nil {
+			c.Close()
+		}
+		return
+	}
+	defer conn.Close()
+	if err := c.answer(mux.CodeClosed); err != nil {
+		c.Reset(mux.CodeHostNotReachable)
+		return
+	}
+	a.join(ctx, conn.(*net.TCPConn), c) //nolint:forcetypeassert // what dialing tcp gives
+}
+
+// join moves bytes, their ends and resets both ways until both have ended or ctx does.
+func (a *Agent) join(ctx context.Context, local *net.TCPConn, c *Conn) {
+	defer context.AfterFunc(ctx, func() {
+		c.Reset(mux.CodeCanceled)
+		local.Close()
+	})()
+	var ways sync.WaitGroup
+	ways.Go(func() {
+		n, rerr, werr := a.copy(c, local)
+		a.count.sent.Add(uint64(n))
+		switch {
+		case rerr != nil:
+			c.Reset(mux.CodeCanceled)
+		case werr != nil:
+			local.CloseRead()
+		default:
+			c.CloseWrite()
+		}
+	})
+	n, rerr, werr := a.copy(local, c)
+	a.count.received.Add(uint64(n))
+	switch {
+	case rerr != nil:
+		gate.Reset(local)
+	case werr != nil:
+		c.Reset(mux.CodeCanceled)
+	default:
+		local.CloseWrite()
+	}
+	ways.Wait()
+	c.Close()
+}
+
+// copyBuffer is a few records.
+const copyBuffer = 4 * chunk
+
+// copy moves one way and tells whose error ended it; at the end of from both are nil.
+func (a *Agent) copy(to io.Writer, from io.Reader) (total int64, rerr, werr error) {
+	buf, ok := a.count.buffers.Get().(*[]byte)
+	if !ok {
+		b := make([]byte, copyBuffer)
+		buf = &b
+	}
+	defer a.count.buffers.Put(buf)
+	for {
+		n, err := from.Read(*buf)
+		if n > 0 {
+			if _, werr = to.Write((*buf)[:n]); werr != nil {
+				return total, nil, werr
+			}
+			total += int64(n)
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			return total, nil, nil
+		case err != nil:
+			return total, err, nil
+		}
+	}
+}
