@@ -4,7 +4,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 FUZZTIME ?= 60s
 
-.PHONY: help build demo test packages need-go fmt vet unit oracle fuzz fuzz-short lab lab-user lab-full bench-sip bench-media bench-turn bench-tcp bench-h323 bench-ft soak-tcp tables lint cover clean
+.PHONY: help build demo test packages need-go fmt vet unit oracle fuzz fuzz-short lab lab-user lab-full bench-sip bench-media bench-turn bench-tcp bench-h323 bench-ft bench-mailbox soak-mailbox soak-tcp tables lint cover clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -79,6 +79,12 @@ bench-h323: need-go ## H.323 call set-ups against the kernel's helper; needs roo
 
 bench-ft: need-go ## a Messenger file transfer through the gateway against HAProxy; needs root
 	go run ./bench/ft
+
+bench-mailbox: need-go ## durable messages a second against JetStream and a plain log; a module of its own
+	cd bench/mailbox && go run . -out ../out/mailbox.json
+
+soak-mailbox: need-go ## 100,000 messages to 100 devices while their store is killed at random
+	EDGED_SOAK=1 go test -count=1 -timeout 1h -v -run 'TestKill' ./pkg/tunnel/mailbox/...
 
 soak-tcp: need-go ## 100 random streams of 1 GiB through a joined pair of connections; half an hour
 	EDGED_SOAK=1 go test -count=1 -timeout 3h -v -run 'TestStreams/loop' ./pkg/splice
