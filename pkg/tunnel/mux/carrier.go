@@ -11,7 +11,8 @@ import (
 
 // datagramConn is what a carrier of QUIC also is: datagrams then go beside
 // its stream. SendDatagram must not keep b and not block; ReceiveDatagram ends
-// when the connection is closed or ctx ends.
+// when the connection is closed or ctx ends. A carrier that only sometimes has
+// them says so by a method Datagrams() bool.
 type datagramConn interface {
 	SendDatagram(b []byte) error
 	ReceiveDatagram(ctx context.Context) ([]byte, error)
@@ -43,7 +44,7 @@ func (s *Session) startCarrierLocked(conn net.Conn, rtt time.Duration) {
 	now := time.Now()
 	c := &carrier{conn: conn, cancel: func() {}, running: 2, gone: make(chan struct{}), rtt: rtt, heard: now, pingDue: true}
 	c.nextPing = now.Add(s.pingInterval())
-	if d, ok := conn.(datagramConn); ok {
+	if d := besideOf(conn); d != nil {
 		ctx, cancel := context.WithCancel(context.Background())
 		c.beside, c.cancel = d, cancel
 		c.running++
@@ -54,6 +55,14 @@ func (s *Session) startCarrierLocked(conn net.Conn, rtt time.Duration) {
 	s.running.Go(func() { s.read(c) })
 	s.running.Go(func() { s.write(c) })
 	c.watch = time.AfterFunc(s.cfg.DeadAfter, func() { s.look(c) })
+}
+
+func besideOf(conn net.Conn) datagramConn {
+	if m, ok := conn.(interface{ Datagrams() bool }); ok && !m.Datagrams() {
+		return nil
+	}
+	d, _ := conn.(datagramConn)
+	return d
 }
 
 // pingInterval is PingEvery and up to a fifth more or less, so that thousands

@@ -152,9 +152,10 @@ type hello struct {
 	received      uint64 // counted bytes that arrived whole
 }
 
-func (h hello) appendTo(b []byte) []byte {
-	var f [headerLen + helloLen]byte
-	header{typeHello, 0, helloLen, 0}.put(f[:])
+// frame returns the whole frame.
+func (h hello) frame() []byte {
+	f := make([]byte, headerLen+helloLen)
+	header{typeHello, 0, helloLen, 0}.put(f)
 	p := f[headerLen:]
 	p[0], p[1] = h.version, h.flags
 	copy(p[4:], h.id[:])
@@ -163,7 +164,7 @@ func (h hello) appendTo(b []byte) []byte {
 	binary.BigEndian.PutUint32(p[28:], h.sessionWindow)
 	binary.BigEndian.PutUint32(p[32:], h.streams)
 	binary.BigEndian.PutUint64(p[36:], h.received)
-	return append(b, f[:]...)
+	return f
 }
 
 // parseHello reads a payload of at least helloLen bytes.

@@ -68,7 +68,7 @@ func (s *Session) callLocked(ctx context.Context, conn net.Conn, flags uint8) er
 
 	free := s.bound(ctx, conn)
 	defer free()
-	if _, err := conn.Write(mine.appendTo(nil)); err != nil {
+	if _, err := conn.Write(mine.frame()); err != nil {
 		return fmt.Errorf("hello: %w", err)
 	}
 	start := time.Now()
@@ -126,7 +126,7 @@ func (s *Session) answer(conn net.Conn, theirs hello, free func() bool) error {
 
 	s.mu.Lock()
 	mine, ended := s.helloLocked(0), s.err != nil
-	known := theirs.received >= s.ring.acked && theirs.received <= s.ring.sent
+	known := s.ring.keeps(theirs.received)
 	s.mu.Unlock()
 	if ended {
 		return fault(CodeEmptySession, "session %s has ended", s.id)
@@ -136,7 +136,7 @@ func (s *Session) answer(conn net.Conn, theirs hello, free func() bool) error {
 		s.end(lost, false)
 		return lost
 	}
-	_, werr := conn.Write(mine.appendTo(nil))
+	_, werr := conn.Write(mine.frame())
 	if werr == nil && !free() {
 		werr = errors.New("out of time")
 	}

@@ -263,7 +263,7 @@ func TestReplayedHello(t *testing.T) {
 			a, b := loopback(t)
 			defer a.Close()
 			r.connections.Go(func() { r.serve(b) })
-			if _, err := a.Write(c.hello.appendTo(nil)); err != nil {
+			if _, err := a.Write(c.hello.frame()); err != nil {
 				t.Fatal(err)
 			}
 			_, err := readHello(a)

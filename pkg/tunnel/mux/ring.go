@@ -1,6 +1,9 @@
 package mux
 
-import "sync"
+import (
+	"encoding/binary"
+	"sync"
+)
 
 // chunkSize is what the ring grows and shrinks by: four of the largest frames.
 const chunkSize = 4 * maxFrame
@@ -11,10 +14,11 @@ type chunk struct {
 	n   int    // used
 }
 
-// chunks and pieces are shared by all sessions: an idle session holds none.
+// chunkPool and piecePool are shared by all sessions: an idle session holds
+// nothing, and what a busy one gave back serves the next.
 var (
-	chunkPool = sync.Pool{New: func() any { return new(chunk) }}
-	piecePool = sync.Pool{New: func() any { return new(piece) }}
+	chunkPool = sync.Pool{New: func() any { return new(chunk) }} //nolint:gochecknoglobals // 10,000 sessions share them
+	piecePool = sync.Pool{New: func() any { return new(piece) }} //nolint:gochecknoglobals // 10,000 sessions share them
 )
 
 // ring keeps the counted frames that the peer has not acknowledged.
@@ -57,19 +61,48 @@ func (r *ring) reserve(n int) []byte {
 	return b
 }
 
-// next returns the waiting bytes that lie together, at most limit, and counts
-// them as sent. They stay where they are until written is called.
+// next returns the waiting frames that lie together, at most limit bytes, at
+// least one frame, and counts them as sent. They stay where they are until
+// written is called.
 func (r *ring) next(limit int) []byte {
 	for _, c := range r.chunks {
 		if at := r.sent - c.off; r.sent >= c.off && at < uint64(c.n) {
 			b := c.buf[at:c.n]
-			b = b[:min(len(b), limit)]
+			b = b[:wholeFrames(b, limit)]
 			r.writing, r.pin = true, r.sent
 			r.sent += uint64(len(b))
 			return b
 		}
 	}
 	return nil
+}
+
+// wholeFrames returns the length of the frames at the beginning of b that fit
+// into limit, at least of the first.
+func wholeFrames(b []byte, limit int) int {
+	n := 0
+	for n < len(b) {
+		size := headerLen + int(binary.BigEndian.Uint16(b[n+2:]))
+		if n > 0 && n+size > limit {
+			break
+		}
+		n += size
+	}
+	return n
+}
+
+// boundary says whether a frame begins, or will begin, at the offset.
+func (r *ring) boundary(off uint64) bool {
+	for _, c := range r.chunks {
+		if off >= c.off && off-c.off < uint64(c.n) {
+			at, n := int(off-c.off), 0
+			for n < at {
+				n += headerLen + int(binary.BigEndian.Uint16(c.buf[n+2:]))
+			}
+			return n == at
+		}
+	}
+	return off == r.end
 }
 
 // written says that the carrier has taken what next returned.
@@ -91,10 +124,15 @@ func (r *ring) ack(received uint64) bool {
 	return true
 }
 
+// keeps says whether everything from the peer's count of bytes on is there.
+func (r *ring) keeps(received uint64) bool {
+	return received >= r.acked && received <= r.sent && r.boundary(received)
+}
+
 // resume goes on at the peer's count of bytes; false if that is not kept. It
 // must not be called while the writer writes.
 func (r *ring) resume(received uint64) (replay int, ok bool) {
-	if received < r.acked || received > r.sent {
+	if !r.keeps(received) {
 		return 0, false
 	}
 	replay = int(r.sent - received)

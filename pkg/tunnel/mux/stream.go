@@ -1,6 +1,7 @@
 package mux
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -328,7 +329,7 @@ func (st *Stream) WriteTo(w io.Writer) (int64, error) {
 		switch {
 		case werr != nil:
 			return total, werr
-		case rerr == io.EOF:
+		case errors.Is(rerr, io.EOF):
 			return total, nil
 		case rerr != nil:
 			return total, rerr
