@@ -10,6 +10,8 @@ import (
 	"slices"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Rung is a way to carry bytes, the better the smaller.
@@ -100,6 +102,7 @@ func (c *Carrier) Unwrap() (*net.TCPConn, error) {
 	case !errors.Is(err, io.EOF):
 		return nil, fmt.Errorf("unwrap: %w", err)
 	}
+	limitUnsent(tcp, 0)
 	return tcp, tcp.SetDeadline(time.Time{})
 }
 
@@ -137,22 +140,71 @@ func (c *recordConn) Read(b []byte) (int, error) {
 
 // newRecordConn wraps what is a TCP connection, or has one below that it changes nothing of; else it returns nil.
 func newRecordConn(raw net.Conn) *recordConn {
-	below := raw
-	for range 4 {
-		if tcp, ok := below.(*net.TCPConn); ok {
-			return &recordConn{Conn: raw, tcp: tcp}
-		}
-		w, ok := below.(interface{ NetConn() net.Conn })
-		if _, isTLS := below.(*tls.Conn); !ok || isTLS {
-			return nil
-		}
-		below = w.NetConn()
+	tcp, plain := tcpBelow(raw)
+	if !plain {
+		return nil
 	}
-	return nil
+	return &recordConn{Conn: raw, tcp: tcp}
+}
+
+// tcpBelow returns the TCP connection that carries raw, if one does, and whether it does so as it is.
+func tcpBelow(raw net.Conn) (tcp *net.TCPConn, plain bool) {
+	plain = true
+	for range 8 {
+		switch c := raw.(type) {
+		case *net.TCPConn:
+			return c, plain
+		case *webSocket:
+			raw, plain = c.Conn, false
+		case interface{ NetConn() net.Conn }:
+			// What has a state of TLS is TLS: crypto/tls, or what a shared port has made of it.
+			if _, secured := raw.(interface{ ConnectionState() tls.ConnectionState }); secured {
+				plain = false
+			}
+			raw = c.NetConn()
+		default:
+			return nil, false
+		}
+	}
+	return nil, false
+}
+
+// unsentLimit is how much the kernel holds of what was not sent yet (TCP_NOTSENT_LOWAT), in bytes. More would only make
+// datagrams wait behind bulk, since the order is decided before.
+const unsentLimit = 128 << 10
+
+// limitUnsent sets the limit; 0 is the system's.
+func limitUnsent(tcp *net.TCPConn, limit int) {
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) {
+		unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, limit)
+	})
+}
+
+// tlsPipe is the tunnel's TLS over a byte pipe.
+type tlsPipe struct {
+	*tls.Conn
+	raw net.Conn
+}
+
+// closeTime is how long a close_notify may wait for room; crypto/tls would wait for 5 s.
+const closeTime = 250 * time.Millisecond
+
+// Close says close_notify, if that can be said at once, and closes the pipe.
+func (p *tlsPipe) Close() error {
+	late := time.AfterFunc(closeTime, func() { p.raw.Close() })
+	defer late.Stop()
+	return p.Conn.Close()
 }
 
 // secure runs the tunnel's TLS over raw, as a client or a server. exact is nil where it could not be dropped again.
 func secure(ctx context.Context, raw net.Conn, cfg *tls.Config, client bool) (conn *tls.Conn, exact *recordConn, err error) {
+	if tcp, _ := tcpBelow(raw); tcp != nil {
+		limitUnsent(tcp, unsentLimit)
+	}
 	if exact = newRecordConn(raw); exact != nil {
 		raw = exact
 	}

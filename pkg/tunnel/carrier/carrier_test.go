@@ -27,7 +27,8 @@ func TestRungs(t *testing.T) {
 	for _, c := range []struct {
 		rung  Rung
 		proxy string
-	}{{QUIC, ""}, {TLS, ""}, {Connect, "http://" + proxy}, {WSS, ""}, {WSS, "http://" + proxy}, {WS, ""}} {
+	}{{QUIC, ""}, {TLS, ""}, {Connect, "http://" + proxy}, {WSS, ""}, {WSS, "http://" + proxy}, {WS, ""},
+		{LongLived, ""}, {KeepAlive, ""}, {Polling, ""}, {KeepAlive, "http://" + proxy}, {Polling, "http://" + proxy}} {
 		t.Run(fmt.Sprint(c.rung, " ", c.proxy != ""), func(t *testing.T) {
 			d := r.dialer(c.proxy, func(d *Dialer) { d.Rungs = []Rung{c.rung}; d.NoDirect = true })
 			got, err := d.Dial(within(t))

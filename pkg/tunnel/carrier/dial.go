@@ -7,6 +7,7 @@ import (
 	"net"
 	"time"
 
+	"edged.dev/edged/pkg/tunnel/groove"
 	"edged.dev/edged/pkg/tunnel/proxydial"
 )
 
@@ -35,7 +36,7 @@ func (d *Dialer) open(ctx context.Context, w way) (c *Carrier, rtt time.Duration
 	defer cancel()
 	c = &Carrier{Rung: w.rung, Path: w.proxy.String()}
 	if w.rung == QUIC {
-		conn, rtt, err := dialQUIC(ctx, d.quicAddress(), d.TLS)
+		conn, rtt, err := d.dialQUIC(ctx)
 		if err != nil {
 			return nil, 0, err
 		}
@@ -51,7 +52,7 @@ func (d *Dialer) open(ctx context.Context, w way) (c *Carrier, rtt time.Duration
 		raw.Close()
 		return nil, 0, err
 	}
-	c.Conn, c.state = c.tls, c.tls.ConnectionState()
+	c.Conn, c.state = &tlsPipe{c.tls, raw}, c.tls.ConnectionState()
 	return c, rtt, nil
 }
 
@@ -108,17 +109,26 @@ func (d *Dialer) webTLS(ctx context.Context, raw net.Conn) (net.Conn, error) {
 	return conn, err
 }
 
-// overHTTP opens a rung of port 80. authorize gives the value of Proxy-Authorization for a request; nil: none.
+// overHTTP opens a rung of port 80. authorize gives the value of Proxy-Authorization for a request; nil: none. dial may be
+// called again as long as the connection lives.
 func (d *Dialer) overHTTP(ctx context.Context, rung Rung, proxied bool, authorize func(method, uri string) string,
 	dial func(context.Context) (net.Conn, error)) (net.Conn, error) {
-	if rung != WS {
-		return nil, fmt.Errorf("%w: %v", ErrNoWay, rung)
+	host := d.httpAddress()
+	if mode, ok := grooveMode(rung); ok {
+		name := d.Name
+		if name == "" {
+			name = d.Relay
+		}
+		conn, err := groove.Dial(ctx, mode, groove.Target{Relay: name, Host: host, Proxied: proxied, Authorize: authorize}, dial)
+		if err != nil {
+			return nil, err
+		}
+		return conn, nil
 	}
 	conn, err := dial(ctx)
 	if err != nil {
 		return nil, err
 	}
-	host := d.httpAddress()
 	uri, value := WebSocketPath, ""
 	if proxied {
 		uri = "http://" + host + uri
@@ -131,4 +141,27 @@ func (d *Dialer) overHTTP(ctx context.Context, rung Rung, proxied bool, authoriz
 		conn.Close()
 	}
 	return ws, err
+}
+
+// grooveMode returns the carriage of package groove that a rung is.
+func grooveMode(r Rung) (groove.Mode, bool) {
+	switch r {
+	case LongLived:
+		return groove.LongLived, true
+	case KeepAlive:
+		return groove.KeepAlive, true
+	case Polling:
+		return groove.Polling, true
+	}
+	return 0, false
+}
+
+// RungOf returns the rung that a virtual connection of package groove is.
+func RungOf(m groove.Mode) Rung {
+	for _, r := range []Rung{LongLived, KeepAlive} {
+		if mode, _ := grooveMode(r); mode == m {
+			return r
+		}
+	}
+	return Polling
 }

@@ -34,6 +34,8 @@ type Dialer struct {
 	TLS *tls.Config
 	// Proxy says which proxies there are and logs in there.
 	Proxy *proxydial.Dialer
+	// UDP opens a socket for rung quic; nil: one of the system's choice. It is closed with the carrier.
+	UDP func(context.Context) (net.PacketConn, error)
 	// Rungs are those to be tried; nil: all. NoDirect: nothing is tried without a proxy, if there is one.
 	Rungs    []Rung
 	NoDirect bool

@@ -2,7 +2,6 @@ package carrier
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -61,8 +60,9 @@ func (c *quicConn) Close() error {
 	return nil
 }
 
-// dialQUIC connects to address, HOST:PORT. The relay sees nothing of the stream before the preamble.
-func dialQUIC(ctx context.Context, address string, cfg *tls.Config) (*quicConn, time.Duration, error) {
+// dialQUIC connects to the relay. It sees nothing of the stream before the preamble.
+func (d *Dialer) dialQUIC(ctx context.Context) (*quicConn, time.Duration, error) {
+	address := d.quicAddress()
 	to, err := net.DefaultResolver.LookupNetIP(ctx, "ip", hostOf(address))
 	if err != nil {
 		return nil, 0, err
@@ -71,7 +71,11 @@ func dialQUIC(ctx context.Context, address string, cfg *tls.Config) (*quicConn, 
 	if err != nil {
 		return nil, 0, err
 	}
-	pc, err := new(net.ListenConfig).ListenPacket(ctx, "udp", ":0")
+	open := d.UDP
+	if open == nil {
+		open = func(ctx context.Context) (net.PacketConn, error) { return new(net.ListenConfig).ListenPacket(ctx, "udp", ":0") }
+	}
+	pc, err := open(ctx)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -80,7 +84,7 @@ func dialQUIC(ctx context.Context, address string, cfg *tls.Config) (*quicConn, 
 		_ = transport.Close()
 		pc.Close()
 	}
-	conn, err := transport.Dial(ctx, udp, cfg, quicConfig())
+	conn, err := transport.Dial(ctx, udp, d.TLS, quicConfig())
 	if err != nil {
 		below()
 		return nil, 0, fmt.Errorf("quic: %w", err)

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httputil"
 	"sync"
 	"testing"
 	"time"
@@ -17,6 +18,7 @@ import (
 	"go.uber.org/zap/zaptest"
 
 	"edged.dev/edged/pkg/tunnel/device"
+	"edged.dev/edged/pkg/tunnel/groove"
 	"edged.dev/edged/pkg/tunnel/proxydial"
 )
 
@@ -51,7 +53,16 @@ func newRig(t *testing.T) *rig {
 	r.tlsPort = r.listen(ctx, &wg, func(c net.Conn) { r.shared(ctx, c) })
 	l := listenTCP(t)
 	r.httpPort = portNumber(l.Addr())
-	front := HTTPServer(r.server.Handler(ctx))
+	carriage, err := groove.New(groove.Config{Polling: true}, groove.Deps{Tunnel: "relay.example.org",
+		Virtual: func(ctx context.Context, c *groove.Conn) { r.server.ServeVirtual(ctx, c, RungOf(c.Mode)) }}, zaptest.NewLogger(t, zaptest.Level(zap.WarnLevel)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	wg.Go(func() { _ = carriage.Run(ctx) })
+	mux := http.NewServeMux()
+	mux.Handle("/2.0/", carriage)
+	mux.Handle("/", r.server.Handler(ctx))
+	front := HTTPServer(mux)
 	wg.Go(func() { _ = front.Serve(l) })
 	context.AfterFunc(ctx, func() { front.Close() })
 	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
@@ -226,7 +237,7 @@ func (r *rig) dialer(proxy string, change func(*Dialer)) *Dialer {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	d := &Dialer{Relay: "127.0.0.1", TLS: cfg, Proxy: p, PortTLS: r.tlsPort, PortQUIC: r.quicPort, PortHTTP: r.httpPort,
+	d := &Dialer{Relay: "127.0.0.1", Name: "relay.example.org", TLS: cfg, Proxy: p, PortTLS: r.tlsPort, PortQUIC: r.quicPort, PortHTTP: r.httpPort,
 		Limits: Limits{Echo: 10 * time.Second, Cross: 15 * time.Second}, Attempt: 30 * time.Second, Log: zaptest.NewLogger(r.t)}
 	if change != nil {
 		change(d)
@@ -267,12 +278,13 @@ func connectProxy(t *testing.T) (addr string, served func() []string) {
 	t.Helper()
 	var mu sync.Mutex
 	var list []string
+	plain := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.Out.Header.Del("Upgrade") }, FlushInterval: -1}
 	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		mu.Lock()
 		list = append(list, r.Method)
 		mu.Unlock()
 		if r.Method != http.MethodConnect {
-			http.Error(w, "no", http.StatusForbidden)
+			plain.ServeHTTP(w, r)
 			return
 		}
 		to, err := net.Dial("tcp", r.Host)

@@ -103,7 +103,7 @@ func (s *Server) ServeVirtual(ctx context.Context, conn net.Conn, rung Rung) {
 		s.refuse(reasonTLS, conn, err)
 		return
 	}
-	c := &Carrier{Conn: secured, Rung: rung, Path: "direct", state: secured.ConnectionState(), tls: secured, exact: exact}
+	c := &Carrier{Conn: &tlsPipe{secured, conn}, Rung: rung, Path: "direct", state: secured.ConnectionState(), tls: secured, exact: exact}
 	s.serve(ctx, c)
 }
 
