@@ -73,7 +73,9 @@ func (d *Dialer) dialQUIC(ctx context.Context) (*quicConn, time.Duration, error)
 	}
 	open := d.UDP
 	if open == nil {
-		open = func(ctx context.Context) (net.PacketConn, error) { return new(net.ListenConfig).ListenPacket(ctx, "udp", ":0") }
+		open = func(ctx context.Context) (net.PacketConn, error) {
+			return new(net.ListenConfig).ListenPacket(ctx, "udp", ":0")
+		}
 	}
 	pc, err := open(ctx)
 	if err != nil {
