@@ -59,10 +59,10 @@ func ocsRoles() []roleRow {
 		{"26", []string{"out tcp 49152 closed", "out tcp 65335 closed"}}, {"27", []string{"out tcp 443 web"}},
 		{"28", []string{"out tcp 8010 blocked", "out tcp 8011 blocked", "out tcp 5041 blocked"}}, {"29", []string{"out tcp 135 blocked"}},
 		{"30", []string{next, frontEnd}}, {"31", media}, {"32", []string{"in tcp 5061 sips"}}, {"33", []string{"in tcp 5060 sip"}},
-		{"34", []string{"out tcp 443 web"}}, {"35", []string{"out tcp 5061 sips"}}, {"36", []string{"in tcp 5062 blocked"}},
+		{"34", []string{"out tcp 443 web"}}, {"35", []string{"out tcp 5061 sips"}}, {"36", []string{"in tcp 5062 sips"}},
 		{"37", []string{"out tcp 443 sips"}}, {"38", []string{"out tcp 443 psom"}}, {"39", []string{"out tcp 443 turn"}},
 		{"40", []string{"in udp 3478 turn", "out udp 3478 turn"}}, {"41", media}, {"42", []string{"in tcp 8057 blocked"}},
-		{"43", []string{"in tcp 443 turn", "in tcp 5061 sips", "in tcp 5062 blocked", "in udp 3478 turn"}},
+		{"43", []string{"in tcp 443 turn", "in tcp 5061 sips", "in tcp 5062 sips", "in udp 3478 turn"}},
 		{"44", []string{"out tcp 443 sips", "out tcp 5061 sips", "out tcp 3478 blocked", "out udp 3478 turn"}},
 		{"45", []string{"in tcp 5060 sip", "in tcp 5061 sips"}}, {"46", []string{"out tcp 443 sips"}}, {"47", media}, {"48", files},
 		{"49", []string{"out tcp 443 sips", "out tcp 443 psom"}}, {"50", []string{"in tcp 8057 blocked", "out tcp 8057 blocked"}},
@@ -106,7 +106,7 @@ func TestRoles(t *testing.T) {
 	s.edge = s.rig.Edge(t, EdgeConfig{
 		Roles: []string{"lcs-2005", "ocs-2007-r2-edge", "netmeeting", "groove"}, TLS: s.certs,
 		Domains: fmt.Sprintf("example.org: {network: inside, server: \"tls:%v:5061\"}", s.pool.IP), SIP: "probe: 0s\n",
-		More: fmt.Sprintf("ils: {server: builtin}\nmsturn: {users: {alice: secret}}\nforwards:\n"+
+		More: fmt.Sprintf("ils: {server: builtin}\nmsturn: {users: {alice: secret}, secrets: [\"a secret\"], mras: {host: av.example.org}}\nforwards:\n"+
 			"  - {name: web, listen: \"tcp://outside:443\", sni: [web.example.org], to: \"%v:443\", allow: [198.51.100.0/24]}\n"+
 			"  - {name: psom, listen: \"tcp://outside:443\", sni: [conf.example.org], to: \"%v:8057\", allow: [198.51.100.0/24]}\n", s.pool.IP, s.pool.IP),
 	})

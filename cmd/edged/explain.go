@@ -130,7 +130,7 @@ func (c *config) judgePort(l leg, network string, port uint16, all []portListene
 		return stateBlocked, strings.TrimSuffix("logged; "+missing, "; ")
 	}
 	fits := func(p portListener) bool {
-		return p.Handler == l.want || l.want == wantTURN && p.Handler == handlerMSTURN || p.Handler == handlerForward && p.forwards(l.want)
+		return p.Handler == l.want || l.want == wantTURN && p.Handler == handlerMSTURN || l.want == wantMRAS && p.Handler == handlerSIP || p.Handler == handlerForward && p.forwards(l.want)
 	}
 	if i := slices.IndexFunc(here, fits); i >= 0 {
 		return c.judgeFitting(here[i:], l.want)
@@ -180,7 +180,9 @@ func (c *config) notServed(want string) string {
 			return "needs msturn.users"
 		}
 	case wantMRAS:
-		return "A/V authentication is not served by this version"
+		if !c.MSTURN.MRAS.On() {
+			return "needs msturn.mras.host"
+		}
 	case wantGroove:
 		return "Groove's relay is not served by this version"
 	}

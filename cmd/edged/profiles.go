@@ -77,6 +77,7 @@ func lcsProfile() profile {
 func ocsProfile() profile {
 	// Without credentials nobody could use the relay.
 	relays := func(c *config, _ string) bool { return len(c.MSTURN.Users)+len(c.MSTURN.Secrets) > 0 }
+	hands := func(c *config, _ string) bool { return c.MSTURN.MRAS.On() }
 	p := profile{
 		name: profileOCS, partners: true,
 		needs: []need{
@@ -86,7 +87,7 @@ func ocsProfile() profile {
 		},
 		listen: []profileListener{
 			{"sip", "tcp://IN:5060", nil}, {"sip", "tls://IN:5061", nil},
-			{"sip", "tls://OUT:5061", nil}, {"sip", "tls://OUT:443", nil},
+			{"sip", "tls://OUT:5061", nil}, {"sip", "tls://OUT:443", nil}, {"sip", "tls://IN:5062", hands},
 			{"msturn", "udp://IN:3478", relays}, {"msturn", "tcp://IN:443", relays},
 			{"msturn", "udp://OUT:3478", relays}, {"msturn", "tcp://OUT:443", relays},
 		},

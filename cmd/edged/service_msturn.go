@@ -42,6 +42,7 @@ func buildMSTURN(ctx context.Context, d *serviceDeps) (*service, error) {
 		return nil, err
 	}
 	d.dialect = dialect(server, nets, cfg.Listen)
+	d.withRelayAuth(server)
 	d.reg.MustRegister(server.Collector())
 	return &service{
 		serve: func(ctx context.Context) error {

@@ -28,7 +28,7 @@ func buildSIP(ctx context.Context, d *serviceDeps) (*service, error) {
 	server, err := sipalg.New(d.cfg.SIP, sipalg.Deps{
 		Networks: nets, Opener: d.opener, Conferences: d.conferences, Limits: sipLimits(d.cfg), TLS: d.tls, Listeners: len(socks),
 		RouteTo: newRouteTable(nets).network, Resolve: newResolvers(nets, d.cfg.SIP.Listen).targets, StateDir: d.cfg.State.Dir,
-		Contents: d.contents, Fingerprint: d.fingerprint,
+		Contents: d.contents, Answers: d.answers, Fingerprint: d.fingerprint,
 		Record: func(r sipalg.Record) {
 			queue.add(r)
 			d.events.publish("call_ended", r)

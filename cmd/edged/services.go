@@ -61,6 +61,8 @@ type serviceDeps struct {
 	conferences pinhole.Opener
 	// contents is set by TFTP: it looks at what SIP messages carry besides session descriptions.
 	contents sipalg.ContentEditor
+	// answers is set by MS-TURN: it answers requests for credentials.
+	answers sipalg.Answerer
 	// shared are the ports that services share.
 	shared sharedPorts
 	// kernel is set by the relay, nil if it has none.
@@ -82,11 +84,11 @@ func buildServices(ctx context.Context, d *serviceDeps) ([]*service, error) {
 		// H.323 opens T.120 too: what is said there is checked whether there are listeners or not.
 		{"t120", len(d.cfg.T120.Listen) > 0 || len(d.cfg.H323.Listen) > 0, buildT120},
 		{"tftp", d.cfg.TFTP.Ports.First > 0, buildTFTP},
+		{"msturn", len(d.cfg.MSTURN.Listen) > 0, buildMSTURN},
 		{"sip", len(d.cfg.SIP.Listen) > 0, buildSIP},
 		{"trivial", len(d.cfg.TFTP.Trivial.Listen) > 0, buildTrivial},
 		{"h323", len(d.cfg.H323.Listen) > 0, buildH323},
 		{"audiocall", len(d.cfg.Audio.Listen) > 0, buildAudioCall},
-		{"msturn", len(d.cfg.MSTURN.Listen) > 0, buildMSTURN},
 		{"turn", len(d.cfg.TURN.Listen) > 0, buildTURN},
 		{"proxy", len(d.cfg.Proxy.Listen) > 0, buildProxy},
 		{"forwards", len(d.cfg.Forwards) > 0, buildForwards},

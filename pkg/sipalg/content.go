@@ -93,7 +93,7 @@ type contentLeg struct {
 
 // carries tells whether a method's messages are looked at.
 func carries(method string) bool {
-	return method == "MESSAGE" || method == "INVITE" || method == "INFO"
+	return method == "MESSAGE" || method == "INVITE" || method == "INFO" || method == "SERVICE"
 }
 
 // editRequestContent shows the request at hand to the editor. body is what the body has become already, nil if

@@ -1,6 +1,7 @@
 package sipalg
 
 import (
+	"bytes"
 	"encoding/base64"
 	"slices"
 	"strings"
@@ -265,4 +266,80 @@ func TestContentPartEncodings(t *testing.T) {
 			t.Errorf("%s: %d contents", c.encoding, len(seen))
 		}
 	}
+}
+
+// answererFunc answers by a function.
+type answererFunc func(Question) (Reply, bool)
+
+func (f answererFunc) Answer(_ time.Time, q Question) (Reply, bool) { return f(q) }
+
+// TestAnswered: a service of the edge answers in place of whom a request is for, with a body or without; what it does not
+// answer, and what is signed, goes on.
+func TestAnswered(t *testing.T) {
+	w := newWorld(t, nil)
+	alice, bob := w.alice(), w.bob()
+	var asked []Question
+	reply, ok := Reply{Status: 200, Reason: "OK", Type: "application/a+xml", Body: []byte("<a/>\r\n")}, true
+	w.core.answers = answererFunc(func(q Question) (Reply, bool) {
+		q.Type, q.Body = bytes.Clone(q.Type), bytes.Clone(q.Body)
+		asked = append(asked, q)
+		return reply, ok
+	})
+	send := func(method, body string, extra ...string) {
+		d := alice.dial("sip:bob@example.com")
+		raw := d.text(method, "", extra...)
+		if body != "" {
+			raw = withType(strings.Replace(raw, "Content-Length: 0\r\n\r\n", "", 1), "application/q+xml; a=b", body)
+		}
+		w.put(flow.UDP, alice.addr, alice.first, raw)
+	}
+	send("SERVICE", "<q/>")
+	got := alice.expect("200")
+	if got.get("Content-Type") != "application/a+xml" || got.body != "<a/>\r\n" || got.get("Content-Length") != "6" {
+		t.Errorf("answer %q", got.raw)
+	}
+	bob.nothing()
+	if len(asked) != 1 || asked[0].Method != "SERVICE" || string(asked[0].Type) != "application/q+xml; a=b" || string(asked[0].Body) != "<q/>" ||
+		asked[0].From != "sip:alice@example.com" || asked[0].Sender.Network != "inside" || asked[0].Sender.Addr != alice.addr.Addr() {
+		t.Errorf("asked %+v", asked)
+	}
+	reply = Reply{Status: 400, Reason: "Bad Request"}
+	send("SERVICE", "<q/>")
+	alice.expect("400")
+	ok = false
+	for _, s := range []struct{ method, body, line string }{{"SERVICE", "<q/>", ""}, {"SERVICE", "", ""}, {"SERVICE", "<q/>", sign("s1")}} {
+		ok = s.line != "" // that it would be answered makes no difference then
+		var extra []string
+		if s.line != "" {
+			extra = []string{s.line}
+		}
+		send(s.method, s.body, extra...)
+		req := bob.expect(s.method)
+		bob.reply(req, nil, 200, "")
+		alice.expect("200")
+	}
+	w.clean()
+}
+
+// TestServiceContent: answers to SERVICE are shown to the editor and edited.
+func TestServiceContent(t *testing.T) {
+	w := newWorld(t, nil)
+	e := w.withEditor(func(c Content) Verdict {
+		if c.Status == 0 {
+			return Verdict{}
+		}
+		return Verdict{Body: []byte("<b/>")}
+	})
+	alice, bob := w.alice(), w.bob()
+	alice.dial("sip:bob@example.com").send("SERVICE", "")
+	req := bob.expect("SERVICE")
+	raw := strings.Replace(bob.response(req, nil, 200, ""), "Content-Length: 0\r\n\r\n", "", 1)
+	w.replyBy(bob.proto, bob.addr, withType(raw, "application/a+xml", "<a/>"))
+	if got := alice.expect("200"); got.body != "<b/>" || got.get("Content-Length") != "4" {
+		t.Errorf("%q", got.raw)
+	}
+	if seen := e.take(); len(seen) != 1 || seen[0].Method != "SERVICE" || seen[0].Status != 200 || seen[0].Sender.Network != "outside" {
+		t.Errorf("%+v", seen)
+	}
+	w.clean()
 }

@@ -131,6 +131,9 @@ func (c *Core) dispatch(f flow.Flow, via *sipmsg.Via, key uint64, inDialog bool)
 	if m.Method() == "REGISTER" && c.earlyRefresh(f, via) {
 		return
 	}
+	if !inDialog && c.answered(f, via) {
+		return
+	}
 	var h hop
 	var s *session
 	var side pinhole.Side

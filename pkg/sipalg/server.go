@@ -55,6 +55,8 @@ type Deps struct {
 	Listeners int
 	// Contents looks at what messages carry besides session descriptions; nil: it passes.
 	Contents ContentEditor
+	// Answers answers requests in place of whom they are for; nil: all go on.
+	Answers Answerer
 	// Record is called at the end of each call, on any goroutine; it may be nil.
 	Record func(Record)
 }
@@ -94,7 +96,7 @@ func New(cfg Config, deps Deps, log *zap.Logger) (*Server, error) {
 	s.outputs.New = func() any { return new(Output) }
 	s.core = NewCore(cfg, deps.Limits, deps.Networks, deps.Opener, deps.RouteTo, log)
 	s.core.idle, s.core.contents, s.core.conferences = s.mediaIdle, deps.Contents, deps.Conferences
-	s.core.fingerprint = deps.Fingerprint
+	s.core.fingerprint, s.core.answers = deps.Fingerprint, deps.Answers
 	s.transport = transport.New(transportConfig(cfg, deps.Limits), deps.Networks, deps.TLS, s, log)
 	s.work.Go(func() {
 		if s.transport.WaitServing(s.ctx, deps.Listeners) == nil {

@@ -8,17 +8,60 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"net/netip"
+	"sync"
 	"time"
 
 	"edged.dev/edged/pkg/turn/timelimited"
 )
 
-// users knows who may allocate, and makes nonces; it is not changed once made.
+// maxLearned bounds the credentials of others that are remembered.
+const maxLearned = 16384
+
+// users knows who may allocate, and makes nonces.
 type users struct {
 	realm   string
 	static  map[string]Secret
 	secrets []Secret
 	seal    [32]byte // of nonces
+
+	mu      sync.Mutex // guards what follows
+	learned map[string]lesson
+}
+
+// lesson is what is known of a name that another service has given out.
+type lesson struct {
+	candidate
+	until time.Time
+}
+
+// learn takes a name and password of another service; false if there are too many.
+func (u *users) learn(now time.Time, name string, password []byte, user string, until time.Time) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if len(u.learned) >= maxLearned {
+		for known, l := range u.learned {
+			if now.After(l.until) {
+				delete(u.learned, known)
+			}
+		}
+	}
+	if len(u.learned) >= maxLearned {
+		return false
+	}
+	if u.learned == nil {
+		u.learned = map[string]lesson{}
+	}
+	u.learned[name] = lesson{candidate{u.key(name, password), user}, until}
+	return true
+}
+
+func (u *users) taught(name string, now time.Time) []candidate {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if l, ok := u.learned[name]; ok && !now.After(l.until) {
+		return []candidate{l.candidate}
+	}
+	return nil
 }
 
 func newUsers(realm string, static map[string]Secret, secrets []Secret) *users {
@@ -37,6 +80,9 @@ type candidate struct {
 func (u *users) lookup(name string, now time.Time) []candidate {
 	if password, ok := u.static[name]; ok {
 		return []candidate{{u.key(name, []byte(password)), name}}
+	}
+	if known := u.taught(name, now); known != nil {
+		return known
 	}
 	until, user, ok := timelimited.Parse(name)
 	if !ok || now.After(until) {

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"edged.dev/edged/pkg/pinhole"
+	"edged.dev/edged/pkg/turn/mras"
 )
 
 // Config is the section "msturn" of the configuration.
@@ -25,6 +26,8 @@ type Config struct {
 	PerUser int `yaml:"per_user" json:"per_user,omitempty" jsonschema:"minimum=1,default=32,description=allocations of one user at the same time"`
 	// Bandwidth bounds what is relayed for one user, in kbit/s, both directions together; 0 = any.
 	Bandwidth int `yaml:"bandwidth" json:"bandwidth,omitempty" jsonschema:"minimum=0,default=20000,description=kbit/s that are relayed for one user, both directions together; 0 = no limit"`
+	// MRAS hands credentials out.
+	MRAS mras.Config `yaml:"mras" json:"mras,omitzero" jsonschema:"description=A/V authentication service (MRAS): answers clients' requests for credentials by SIP SERVICE"`
 	// Peers says whom clients reach.
 	Peers PeersConfig `yaml:"peers" json:"peers,omitempty" jsonschema:"description=hosts that clients reach through the relay, beside public ones and each other's relay ports"`
 }
@@ -37,7 +40,9 @@ type PeersConfig struct {
 }
 
 // DefaultConfig returns the defaults; the service is off as long as Listen is empty.
-func DefaultConfig() Config { return Config{Realm: "edged", PerUser: 32, Bandwidth: 20000} }
+func DefaultConfig() Config {
+	return Config{Realm: "edged", PerUser: 32, Bandwidth: 20000, MRAS: mras.DefaultConfig()}
+}
 
 // Secret is a text that is never printed.
 type Secret string
@@ -115,5 +120,6 @@ func (c Config) Validate(nets pinhole.Networks) error {
 	if c.Bandwidth < 0 {
 		fault("bandwidth", "%d is negative", c.Bandwidth)
 	}
+	c.MRAS.Validate(&faults, nets, len(c.Secrets) > 0)
 	return faults.Err()
 }

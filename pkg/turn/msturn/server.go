@@ -70,6 +70,12 @@ func New(cfg Config, deps Deps, log *zap.Logger) (*Server, error) {
 // Collector returns the metrics.
 func (s *Server) Collector() prometheus.Collector { return collector{s} }
 
+// Learn has credentials of another service taken until their time is over; user is for whose limits they count. It returns
+// false if there are too many.
+func (s *Server) Learn(name string, password []byte, user string, until time.Time) bool {
+	return s.core.users.learn(time.Now(), name, password, user, until)
+}
+
 // Open returns how many allocations there are.
 func (s *Server) Open() int { return s.core.open() }
 
