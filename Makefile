@@ -4,7 +4,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 FUZZTIME ?= 60s
 
-.PHONY: help build demo test packages need-go fmt vet unit oracle fuzz fuzz-short lab lab-user lab-full bench-sip bench-media bench-turn bench-tcp bench-h323 bench-ft bench-mailbox soak-mailbox soak-tcp tables lint cover clean
+.PHONY: help build demo test packages need-go fmt vet unit oracle fuzz fuzz-short lab lab-user lab-full package image test-system bench-sip bench-media bench-turn bench-tcp bench-h323 bench-ft bench-mailbox soak-mailbox soak-tcp tables lint cover clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -61,6 +61,16 @@ lab-user: need-go ## the lab's calls again with edged as nobody, without a capab
 
 lab-full: ## the lab with the full loads: 1,000 calls at 50 a second each way
 	EDGED_LAB_FULL=1 $(MAKE) lab
+
+package: need-go ## deb and rpm for amd64 and arm64 into bin/packages
+	@tools/package.sh
+
+image: build ## the container image edged:latest, with docker or buildah; no network needed
+	@tools/image.sh
+
+test-system: build package ## the deb in a booted Debian, the image as a container; needs root, debootstrap, systemd-container, buildah
+	@go build -o bin/labreport ./tools/labreport
+	@go test -tags lab,system -count=1 -timeout 20m -json -run '^(TestPackage|TestImage)$$' ./lab | bin/labreport -noskip
 
 bench-sip: need-go ## calls a second against Kamailio and rtpengine; needs root
 	go run ./bench/sip

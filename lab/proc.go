@@ -37,19 +37,25 @@ func (h *Host) Start(t testing.TB, name string, argv ...string) *Proc {
 // start is Start of a program that gets files as its descriptors 3, 4, ...
 func (h *Host) start(t testing.TB, name string, files []*os.File, argv ...string) *Proc {
 	t.Helper()
-	p := &Proc{Name: name, Log: filepath.Join(h.dir, name+".log"), done: make(chan struct{})}
+	argv = append(slices.Clone(h.by), argv...)
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Dir, cmd.ExtraFiles = h.dir, files
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	return h.launch(t, name, cmd)
+}
+
+// launch starts a command in the host's namespace.
+func (h *Host) launch(t testing.TB, name string, cmd *exec.Cmd) *Proc {
+	t.Helper()
+	p := &Proc{Name: name, Log: filepath.Join(h.dir, name+".log"), cmd: cmd, done: make(chan struct{})}
 	out, err := os.OpenFile(p.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	must(t, name, err)
 	defer func() { _ = out.Close() }()
-	fmt.Fprintf(out, "# ip netns exec %s %s\n", h.ns, strings.Join(argv, " "))
-	argv = append(slices.Clone(h.by), argv...)
-	p.cmd = exec.Command(argv[0], argv[1:]...)
-	p.cmd.Dir, p.cmd.Stdout, p.cmd.Stderr = h.dir, out, out
-	p.cmd.ExtraFiles = files
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	p.stdin, err = p.cmd.StdinPipe()
+	fmt.Fprintf(out, "# ip netns exec %s %s\n", h.ns, strings.Join(cmd.Args, " "))
+	cmd.Stdout, cmd.Stderr = out, out
+	p.stdin, err = cmd.StdinPipe()
 	must(t, name, err)
-	must(t, name, h.Do(p.cmd.Start))
+	must(t, name, h.Do(cmd.Start))
 	go p.wait()
 	t.Cleanup(func() {
 		p.Stop(syscall.SIGTERM)

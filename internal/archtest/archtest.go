@@ -134,8 +134,6 @@ func mayImport() map[string][]string {
 		"pkg/splice/forward": {"pkg/splice", "pkg/pinhole", "pkg/sharedport", "internal/gate"},
 		// Whom TURN's clients may reach is judged by the same list of special addresses.
 		"pkg/forwardproxy": {"pkg/splice", "pkg/pinhole", "pkg/turn/peerpolicy", "internal/gate"},
-		// It is configured like an ALG.
-		"pkg/tunnel/link": {"pkg/pinhole"},
 		// It publishes relays of others.
 		"pkg/tunnel/groove": {"pkg/splice", "pkg/pinhole", "internal/gate"},
 	}
