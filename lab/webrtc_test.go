@@ -9,6 +9,7 @@ import (
 	"math"
 	"net/netip"
 	"os"
+	"strings"
 	"testing"
 	"time"
 )
@@ -54,14 +55,14 @@ func TestBrowser(t *testing.T) {
 // webPhone is a page with SIP.js, registered through the edge over wss.
 type webPhone struct {
 	*Page
-	user string
-	hz   int
+	hz int
 }
 
 // webRig is a browser outside and a plain phone inside, both at the registrar inside.
 type webRig struct {
 	*trio
-	web *webPhone
+	web  *webPhone
+	page func(camera bool) *webPhone
 }
 
 // newWebRig starts all of them; sip are more lines of edged's section.
@@ -81,14 +82,27 @@ func newWebRig(t *testing.T, sip string) *webRig {
 		Domains: fmt.Sprintf("example.org: {network: inside, server: \"udp:%v:5060\"}", w.registrar.IP),
 	})
 	w.alice = in.Phone(t, PhoneConfig{User: "alice", Hz: 440, Register: true, Proxy: netip.AddrPortFrom(w.registrar.IP, 5060).String()})
-	w.web = &webPhone{Page: browser.Open(t, out.Site(t, files)+"/webrtc/phone.html"), user: "carol", hz: 700}
-	w.web.Until(t, 20*time.Second, "SIP.js is there", "window.phone?.ready")
-	w.web.Eval(t, fmt.Sprintf("phone.start({server: 'wss://%v:7443', user: 'carol', domain: 'example.org', password: '', hz: %d})", r.GW.IPOn(outside, 4), w.web.hz), nil)
-	w.web.Until(t, 20*time.Second, "the page is registered", "phone.registered")
+	w.page = func(camera bool) *webPhone {
+		p := &webPhone{Page: browser.Open(t, out.Site(t, files)+"/webrtc/phone.html"), hz: 700}
+		p.Until(t, 20*time.Second, "SIP.js is there", "window.phone?.ready")
+		p.Eval(t, fmt.Sprintf("phone.start({server: 'wss://%v:7443', user: 'carol', domain: 'example.org', password: '', hz: %d, camera: %v})",
+			r.GW.IPOn(outside, 4), p.hz, camera), nil)
+		p.Until(t, 20*time.Second, "the page is registered", "phone.registered")
+		return p
+	}
+	w.web = w.page(false)
 	return w
 }
 
-// hears waits until the page hears a tone.
+// dial lets the page call alice.
+func (w *webRig) dial(t *testing.T) {
+	t.Helper()
+	w.alice.Forget()
+	w.web.Eval(t, "phone.dial('sip:alice@example.org')", nil)
+	w.alice.Expect(t, 20*time.Second, "CALL_ESTABLISHED")
+}
+
+// hears waits until the page hears a tone, 0 is none.
 func (p *webPhone) hears(t *testing.T, hz int) {
 	t.Helper()
 	var got float64
@@ -100,10 +114,9 @@ func (p *webPhone) hears(t *testing.T, hz int) {
 		_ = p.Try("phone.stats()", &stats)
 		t.Fatalf("the page hears %.0f Hz, not %d: %v", got, hz, stats)
 	}
-	t.Logf("the page hears %.0f Hz", got)
 }
 
-// converse wants both to hear each other.
+// converse wants both to hear each other. A phone that was put on hold records nothing any more.
 func (w *webRig) converse(t *testing.T) {
 	t.Helper()
 	w.web.hears(t, w.alice.Hz)
@@ -114,23 +127,120 @@ func (w *webRig) converse(t *testing.T) {
 	wantSound(t, w.alice, w.web.hz, time.Second)
 }
 
-const webProfiles = "media_profile: {\"wss://outside\": webrtc, outside: rtp, inside: rtp}"
+// again wants both to hear each other, by what arrives at alice.
+func (w *webRig) again(t *testing.T, when string) {
+	t.Helper()
+	w.web.hears(t, w.alice.Hz)
+	lan := w.rig.Capture("lan", "udp")
+	pass(700 * time.Millisecond)
+	if s := heardOnWire(rtpTo(lan.Stop(t), w.rig.GW, w.alice.ip())); !s.near(w.web.hz) || s.Voiced < 400*time.Millisecond {
+		t.Errorf("%s alice gets %v", when, s)
+	}
+}
 
-// TestWebRTCCalls: a browser calls a plain phone, and is called by it; either ends the call.
-func TestWebRTCCalls(t *testing.T) {
+const webProfiles = "media_profile: {\"wss://outside\": webrtc, inside: rtp}"
+
+// TestWebRTCBrowserCalls: a browser calls a plain phone, holds and resumes the call, takes other candidates and ends it. RTCP comes
+// to the phone's own port for it, though the browser has it at RTP's; a camera is refused, and the call goes on.
+func TestWebRTCBrowserCalls(t *testing.T) {
 	w := newWebRig(t, webProfiles)
-	w.alice.Forget()
-	w.web.Eval(t, "phone.dial('sip:alice@example.org')", nil)
-	w.alice.Expect(t, 20*time.Second, "CALL_ESTABLISHED")
+	lan := w.rig.Capture("lan", "udp")
+	w.dial(t)
 	w.converse(t)
+	w.web.Eval(t, "phone.hold(true)", nil)
+	w.web.hears(t, 0)
+	w.web.Eval(t, "phone.hold(false)", nil)
+	w.again(t, "after the browser has resumed")
+	var before, after string
+	const ufrag = "phone.pc().localDescription.sdp.match(/ice-ufrag:(.*)/)[1]"
+	w.web.Eval(t, ufrag, &before)
+	w.web.Eval(t, "phone.restart()", nil)
+	w.web.Eval(t, ufrag, &after)
+	w.web.Until(t, 10*time.Second, "ICE is connected", "['connected', 'completed'].includes(phone.pc().iceConnectionState)")
+	w.again(t, "after the ICE restart")
+	if before == after {
+		t.Error("ICE has not restarted")
+	}
+	w.web.Until(t, 15*time.Second, "the phone's report", "phone.stats().then(s => s['remote-inbound-rtp-audio']?.roundTripTime !== undefined)")
 	w.web.Eval(t, "phone.hangup()", nil)
 	w.alice.Expect(t, 10*time.Second, "CALL_CLOSED")
+	w.wantReports(t, lan.Stop(t))
+	w.edge.Clean(t)
 
-	w.alice.Forget()
-	w.alice.Dial(t, "sip:carol@example.org")
-	w.alice.Expect(t, 20*time.Second, "CALL_ESTABLISHED")
+	w.web = w.page(true)
+	w.dial(t)
 	w.converse(t)
+	var video string
+	w.web.Eval(t, "phone.pc().remoteDescription.sdp.match(/m=video (.*)/)[0]", &video)
+	if !strings.HasPrefix(video, "m=video 0 UDP/TLS/RTP/SAVPF ") {
+		t.Errorf("the camera's m-line is answered with %q", video)
+	}
 	w.alice.Hangup(t)
 	w.web.Until(t, 10*time.Second, "the call's end", "phone.state === 'Terminated'")
 	w.edge.Clean(t)
+}
+
+// wantReports looks for RTCP among what arrived at alice: at odd ports.
+func (w *webRig) wantReports(t *testing.T, all []Packet) {
+	t.Helper()
+	odd := 0
+	for _, p := range all {
+		if p.Dst.Addr() != w.alice.ip() || len(p.Payload) < 8 || p.Payload[1] < 192 || p.Payload[1] > 223 || p.Payload[0]>>6 != 2 {
+			continue
+		}
+		if p.Dst.Port()%2 == 0 {
+			t.Errorf("RTCP at %v", p.Dst)
+		}
+		odd++
+	}
+	if odd == 0 {
+		t.Error("no RTCP at the phone's port for it")
+	}
+}
+
+// TestWebRTCPhoneCalls: a plain phone calls a browser, holds and resumes the call, and ends it; then the browser does.
+func TestWebRTCPhoneCalls(t *testing.T) {
+	w := newWebRig(t, webProfiles)
+	for _, ends := range []func(){
+		func() { w.alice.Hangup(t) },
+		func() { w.web.Eval(t, "phone.hangup()", nil); w.alice.Expect(t, 10*time.Second, "CALL_CLOSED") },
+	} {
+		w.alice.Forget()
+		w.alice.Dial(t, "sip:carol@example.org")
+		w.alice.Expect(t, 20*time.Second, "CALL_ESTABLISHED")
+		w.converse(t)
+		w.alice.Command(t, "hold", "")
+		w.web.hears(t, 0)
+		w.alice.Command(t, "resume", "")
+		w.again(t, "after alice has resumed")
+		ends()
+		w.web.Until(t, 10*time.Second, "the call's end", "phone.state === 'Terminated'")
+	}
+	if faults := w.web.Errors(); len(faults) > 0 {
+		t.Errorf("the page complains: %q", faults)
+	}
+	w.edge.Clean(t)
+}
+
+// TestWebRTCControl: without media_profile the two do not hear each other, and where the browser's network is plain it is refused.
+func TestWebRTCControl(t *testing.T) {
+	for name, sip := range map[string]string{"off": "media_profile: {}", "plain": "media_profile: {outside: rtp, inside: rtp}"} {
+		t.Run(name, func(t *testing.T) {
+			w := newWebRig(t, sip)
+			w.web.Eval(t, "phone.dial('sip:alice@example.org')", nil)
+			w.web.Until(t, 20*time.Second, "an end, or a call", "phone.status || ['Established', 'Terminated'].includes(phone.state)")
+			var status int
+			w.web.Eval(t, "phone.status", &status)
+			if name == "plain" && status != 488 {
+				t.Errorf("the browser is refused with %d", status)
+			}
+			if status == 0 {
+				pass(2 * time.Second)
+				if s := w.alice.Heard(t); s.near(w.web.hz) {
+					t.Error("they hear each other: the control is broken")
+				}
+			}
+			t.Logf("status %d", status)
+		})
+	}
 }
