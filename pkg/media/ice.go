@@ -3,7 +3,6 @@ package media
 import (
 	"bytes"
 	"net/netip"
-	"slices"
 
 	"github.com/pion/stun/v4"
 	"go.uber.org/zap"
@@ -100,21 +99,20 @@ func (c *checks) answer(src netip.AddrPort, b []byte) bool {
 	if own == nil {
 		return false
 	}
-	to := SockaddrOf(src)
-	reply := respond(m, src, own.Pwd)
-	if reply == nil || sendTo(c.sock.FD, reply.Raw, &to) != nil {
-		c.leg.Drop(SendError, 1)
-		return true
-	}
-	if reply.Type.Class == stun.ClassSuccessResponse && m.Contains(stun.AttrUseCandidate) {
+	reply, err := respond(m, src, own.Pwd)
+	if err == nil && reply.Type == stun.BindingSuccess && m.Contains(stun.AttrUseCandidate) {
 		c.leg.nominate(src)
+	}
+	if to := SockaddrOf(src); err != nil || sendTo(c.sock.FD, reply.Raw, &to) != nil {
+		c.leg.Drop(SendError, 1) // the peer asks again
 	}
 	return true
 }
 
 // authentic returns the credentials that a Binding request bears (RFC 8445 §7.3, RFC 8489 §9.1.3), nil if it bears none of the peer's.
+// What stands behind MESSAGE-INTEGRITY, and so is not authentic, the decoder has left out.
 func (c *checks) authentic(m *stun.Message) *pinhole.ICE {
-	if m.Type != stun.BindingRequest || !sealed(m) {
+	if m.Type != stun.BindingRequest {
 		return nil
 	}
 	name, err := m.Get(stun.AttrUsername)
@@ -129,25 +127,9 @@ func (c *checks) authentic(m *stun.Message) *pinhole.ICE {
 	return nil
 }
 
-// integritySHA256 is MESSAGE-INTEGRITY-SHA256 (RFC 8489 §14.6), which may follow the other one.
-const integritySHA256 stun.AttrType = 0x001c
-
-// sealed tells whether the message ends with MESSAGE-INTEGRITY and FINGERPRINT: what else stood behind the first would not be authentic.
-func sealed(m *stun.Message) bool {
-	last := len(m.Attributes) - 1
-	if last < 1 || m.Attributes[last].Type != stun.AttrFingerprint {
-		return false
-	}
-	if m.Attributes[last-1].Type == integritySHA256 {
-		last--
-	}
-	return last > 0 && m.Attributes[last-1].Type == stun.AttrMessageIntegrity &&
-		!slices.ContainsFunc(m.Attributes[:last-1], func(a stun.RawAttribute) bool { return a.Type == stun.AttrMessageIntegrity })
-}
-
 // respond returns the response to an authentic request: with an error where the peer takes the edge's role, or demands what is not
 // known here (RFC 8445 §7.3.1.1, RFC 8489 §6.3.1).
-func respond(m *stun.Message, src netip.AddrPort, pwd string) *stun.Message {
+func respond(m *stun.Message, src netip.AddrPort, pwd string) (*stun.Message, error) {
 	seal := []stun.Setter{stun.NewShortTermIntegrity(pwd), stun.Fingerprint}
 	what := []stun.Setter{stun.NewTransactionIDSetter(m.TransactionID)}
 	var unknown stun.UnknownAttributes
@@ -165,17 +147,13 @@ func respond(m *stun.Message, src netip.AddrPort, pwd string) *stun.Message {
 	default:
 		what = append(what, stun.BindingSuccess, &stun.XORMappedAddress{IP: src.Addr().AsSlice(), Port: int(src.Port())})
 	}
-	reply, err := stun.Build(append(what, seal...)...)
-	if err != nil {
-		return nil
-	}
-	return reply
+	return stun.Build(append(what, seal...)...)
 }
 
 // known tells whether a check may have the attribute.
 func known(t stun.AttrType) bool {
 	switch t {
-	case stun.AttrUsername, stun.AttrMessageIntegrity, integritySHA256, stun.AttrPriority, stun.AttrUseCandidate:
+	case stun.AttrUsername, stun.AttrMessageIntegrity, stun.AttrMessageIntegritySHA256, stun.AttrPriority, stun.AttrUseCandidate:
 		return true
 	}
 	return false

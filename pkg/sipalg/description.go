@@ -160,7 +160,10 @@ func (c *Core) place(o *offer, i int) (sdp.Placement, error) {
 			}
 			return sdp.Placement{Security: told}, nil
 		}
-		return sdp.Placement{}, nil
+		if st.lease == nil && c.profile(o, o.side) == WebRTC {
+			return c.exclude(o, st, i), nil
+		}
+		return sdp.Placement{Security: c.told(o, st, i)}, nil
 	}
 	// Bundled m= lines share the port of the first one (RFC 8843 §7.2).
 	for j := range i {

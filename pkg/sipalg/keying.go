@@ -321,6 +321,9 @@ func (c *Core) told(o *offer, st *stream, i int) *sdp.Security {
 	}
 	if leg.web != nil {
 		sec.MID = leg.web.mid
+		if md := c.sdp.Media(i); md.Hold && md.Direction == sdp.SendRecv {
+			sec.Attributes = append(sec.Attributes, "sendonly") // a hold by 0.0.0.0 (RFC 2543) says nothing to a browser
+		}
 		if st.lease != nil {
 			sec.Attributes = append(sec.Attributes, leg.web.told(st.lease.Local(o.side.Other()))...)
 		}

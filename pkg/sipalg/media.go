@@ -163,6 +163,7 @@ func (c *Core) remoteOf(o *offer, st *stream, md *sdp.Media) pinhole.Remote {
 	switch {
 	case c.proves(o, st, md):
 		r.Addr = netip.AddrPortFrom(src, discard) // not its candidates: its checks say where it is
+		r.Quiet = md.Direction != sdp.SendRecv
 		return r
 	case md.Addr.IsValid() && !md.Addr.IsUnspecified():
 		r.Addr = netip.AddrPortFrom(md.Addr, md.Port)

@@ -50,6 +50,7 @@ func (s *Session) named(name []byte, start, value, end, next int) {
 	switch string(name) {
 	case "sendrecv":
 		m.Direction = SendRecv
+		s.mark(markSendRecv, start, value, end, next)
 	case "sendonly":
 		m.Direction = SendOnly
 	case "recvonly":

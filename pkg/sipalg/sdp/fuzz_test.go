@@ -51,7 +51,31 @@ func FuzzSDP(f *testing.F) {
 			}
 			checkPlacements(t, &s, &again, r)
 		}
+		checkEnds(t, &s)
 	})
+}
+
+// checkEnds rewrites a description whose transports end at the edge: nothing of them is left, and what is put is read.
+func checkEnds(t *testing.T, s *Session) {
+	t.Helper()
+	r := Rewrite{ICE: Pass, Addr: netip.MustParseAddr("203.0.113.250"), Session: []string{"ice-lite"}}
+	r.Media = placements(s, r.Addr, r.Addr)
+	for i := range r.Media {
+		r.Media[i].Security = &Security{Profile: "RTP/AVP", Ends: true, MID: "m"}
+	}
+	out := s.AppendRewritten(nil, r)
+	var again Session
+	if len(out) > MaxBytes || len(s.marks) > maxMarks/2 {
+		return
+	}
+	if err := again.Parse(out); err != nil {
+		t.Fatalf("%v: reparse of %q from %q", err, out, s.Raw())
+	}
+	for i := range again.NumMedia() {
+		if m := again.Media(i); m.ICE || m.MuxRTCP || m.BundleOnly || m.InBundle || m.Cryptos > 0 || m.Fingerprint || string(m.MID) != "m" || !m.Lite {
+			t.Fatalf("m-line %d is %+v: %q from %q", i, m, out, s.Raw())
+		}
+	}
 }
 
 // FuzzMultipart checks that taking apart and putting together changes nothing, and that RewriteBody and

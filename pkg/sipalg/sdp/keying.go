@@ -21,7 +21,7 @@ type Security struct {
 	Attributes []string
 	// Ends says that the sender's transport ends at the edge, whatever Rewrite.ICE is: what it says of ICE, of multiplexing
 	// and bundling (rtcp-mux, mid, group), of its sources (ssrc, msid) and of extensions of the packets' headers is removed, and
-	// feedback (rtcp-fb) where Profile has none.
+	// feedback (rtcp-fb) where Profile has none. So is a=sendrecv where the address says hold, which is not written: say it by Attributes.
 	Ends bool
 	// MID is put as a=mid, also where the m-line is rejected; empty: there is none.
 	MID string
@@ -208,6 +208,7 @@ func (w *writer) ends(i int) bool {
 func (w *writer) editTransport(k *mark) {
 	switch {
 	case !w.ends(int(k.media)):
+	case k.kind == markSendRecv && (k.media < 0 || !w.s.media[k.media].heldByAddress()):
 	case k.kind == markFeedback && k.media >= 0 && suffixFold([]byte(w.security(int(k.media)).Profile), "f"):
 	default:
 		w.drop(k)

@@ -41,6 +41,7 @@ const (
 	markKeying     // a=crypto, a=fingerprint and others of SRTP's keys
 	markTransport  // what two browsers' transports have to know: see Security.Ends
 	markFeedback   // a=rtcp-fb
+	markSendRecv   // a=sendrecv
 	markPutConn    // empty: where a c= line would stand
 	markPutAttr    // empty: where another a= line may stand
 )

@@ -98,11 +98,14 @@ func (w *writer) placed(i int) (*Placement, bool) {
 // want returns the address that m-line i is to show.
 func (w *writer) want(i int) netip.Addr {
 	a := w.r.Media[i].Addr.Addr().Unmap()
-	if w.s.media[i].heldByAddress() {
+	if w.held(i) {
 		return unspecified(a)
 	}
 	return a
 }
+
+// held tells whether the address of m-line i itself says hold. Where ICE ends here it only says that there is no candidate to name.
+func (w *writer) held(i int) bool { return w.s.media[i].heldByAddress() && !w.ends(i) }
 
 // plan chooses the session level's address: that of the first rewritten m-line that goes by it.
 func (w *writer) plan() {
@@ -170,7 +173,7 @@ func (w *writer) edit(k *mark) {
 		w.editPath(k)
 	case markKeying:
 		w.editKeying(k)
-	case markTransport, markFeedback:
+	case markTransport, markFeedback, markSendRecv:
 		w.editTransport(k)
 	case markPutConn:
 		w.putConn(k)
@@ -294,7 +297,7 @@ func (w *writer) editRTCP(k *mark) {
 	m := &w.s.media[k.media]
 	rtcp := rtcpOf(p, m)
 	addr, own := rtcp.Addr(), rtcp.Addr() != p.Addr.Addr().Unmap()
-	if m.heldByAddress() {
+	if w.held(int(k.media)) {
 		addr, own = unspecified(addr), false
 	}
 	if !k.named && !own {
@@ -331,7 +334,7 @@ func (w *writer) putAttr(k *mark) {
 		rtcp != netip.AddrPortFrom(p.Addr.Addr().Unmap(), p.Addr.Port()+1) {
 		w.newLine(k.start)
 		w.dst = strconv.AppendUint(append(w.dst, "a=rtcp:"...), uint64(rtcp.Port()), 10)
-		if rtcp.Addr() != p.Addr.Addr().Unmap() && !m.heldByAddress() {
+		if rtcp.Addr() != p.Addr.Addr().Unmap() && !w.held(int(k.media)) {
 			w.dst = appendConn(append(w.dst, ' '), rtcp.Addr())
 		}
 		w.endLine()
