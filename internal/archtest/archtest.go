@@ -134,6 +134,10 @@ func mayImport() map[string][]string {
 		"pkg/splice/forward": {"pkg/splice", "pkg/pinhole", "pkg/sharedport", "internal/gate"},
 		// Whom TURN's clients may reach is judged by the same list of special addresses.
 		"pkg/forwardproxy": {"pkg/splice", "pkg/pinhole", "pkg/turn/peerpolicy", "internal/gate"},
+		// It is configured like an ALG.
+		"pkg/tunnel/link": {"pkg/pinhole"},
+		// It judges the product, and has nothing of it.
+		"internal/groovepeer": {},
 		// It publishes relays of others.
 		"pkg/tunnel/groove": {"pkg/splice", "pkg/pinhole", "internal/gate"},
 	}
@@ -141,7 +145,7 @@ func mayImport() map[string][]string {
 
 // inTestsToo are packages that tests of any part may import: they hold no product.
 func inTestsToo() []string {
-	return []string{"internal/golden", "internal/natsim", "internal/tpkt/tpkttest", "pkg/pinhole/pinholetest"}
+	return []string{"internal/golden", "internal/groovepeer", "internal/natsim", "internal/tpkt/tpkttest", "pkg/pinhole/pinholetest"}
 }
 
 func checkImports(f file) []string {

@@ -15,7 +15,12 @@ type line struct {
 	d    *dialling
 	conn net.Conn
 	br   *bufio.Reader
+	last time.Time // of a response
 }
+
+// reuseTime is how long a connection may have been idle to be used again. Proxies close theirs after a minute or two,
+// and a request that goes into such an end is lost.
+const reuseTime = 30 * time.Second
 
 // do sends a request and returns the body of its response.
 func (l *line) do(ctx context.Context, method string, body []byte, wait time.Duration) ([]byte, error) {
@@ -23,12 +28,11 @@ func (l *line) do(ctx context.Context, method string, body []byte, wait time.Dur
 	if method == "POST" {
 		length = int64(len(body))
 	}
-	if l.conn == nil {
-		conn, err := l.d.dial(ctx)
-		if err != nil {
-			return nil, err
-		}
-		l.conn, l.br = conn, bufio.NewReaderSize(conn, maxHead)
+	if time.Since(l.last) > reuseTime {
+		l.close()
+	}
+	if err := l.connect(ctx); err != nil {
+		return nil, err
 	}
 	conn := l.conn
 	defer context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })()
@@ -37,6 +41,7 @@ func (l *line) do(ctx context.Context, method string, body []byte, wait time.Dur
 		return nil, ctx.Err()
 	}
 	b, persist, err := l.exchange(append(l.d.head(method, length), body...))
+	l.last = time.Now()
 	if err != nil || !persist {
 		l.close()
 	}
@@ -133,7 +138,7 @@ func (d *dialling) keepAlive(ctx context.Context) (net.Conn, error) {
 		err = errProtocol
 	}
 	if err == nil {
-		err = get.addressed(ctx)
+		err = get.connect(ctx) // its addresses are the virtual connection's
 	}
 	if err != nil {
 		get.close()
@@ -146,14 +151,14 @@ func (d *dialling) keepAlive(ctx context.Context) (net.Conn, error) {
 	return x.q, nil
 }
 
-// addressed sees to it that there is a connection, whose addresses can be told.
-func (l *line) addressed(ctx context.Context) error {
+// connect sees to it that there is a connection.
+func (l *line) connect(ctx context.Context) error {
 	if l.conn != nil {
 		return nil
 	}
 	conn, err := l.d.dial(ctx)
 	if err == nil {
-		l.conn, l.br = conn, bufio.NewReaderSize(conn, maxHead)
+		l.conn, l.br, l.last = conn, bufio.NewReaderSize(conn, maxHead), time.Now()
 	}
 	return err
 }
@@ -196,7 +201,7 @@ func (d *dialling) polling(ctx context.Context) (net.Conn, error) {
 		err = errProtocol
 	}
 	if err == nil {
-		err = l.addressed(ctx)
+		err = l.connect(ctx)
 	}
 	if err != nil {
 		l.close()

@@ -27,6 +27,7 @@ func (c *client) keepGet(t target, h *head) bool {
 	if why != "" {
 		return c.refuse(why)
 	}
+	c.got = v
 	gone := c.watch()
 	var b []byte
 	over := true

@@ -23,7 +23,8 @@ type client struct {
 	conn   net.Conn
 	br     *bufio.Reader
 	source netip.Addr
-	served bool // a request of ours has come
+	served bool     // a request of ours has come
+	got    *virtual // of KeepAlive, by the last GET
 }
 
 // newClient makes a client of a connection, and of a reader that has some of it already, or nil.
@@ -56,6 +57,9 @@ func (c *client) next(idle time.Duration) (*head, error) {
 
 // failed counts why no request came; an end between two is none.
 func (c *client) failed(err error) {
+	if c.got != nil {
+		c.s.lose(c.got)
+	}
 	switch {
 	case errors.Is(err, errSlow):
 		c.s.refuse("slow_header", c.source)

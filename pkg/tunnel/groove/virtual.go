@@ -19,6 +19,8 @@ const (
 	// pollIdle is after how long without a request of Polling its client is gone: it has no other way to say so, and
 	// asks every two seconds at least.
 	pollIdle = 30 * time.Second
+	// lostTime is how long a client of KeepAlive may take to ask again by another connection.
+	lostTime = 10 * time.Second
 )
 
 // Why a virtual connection has ended, as the reason label of metrics.
@@ -58,6 +60,7 @@ type virtual struct {
 	ended        bool
 	closing      time.Time // when it was closed here
 	last         time.Time // of a request
+	lost         time.Time // when the connection of the last GET was closed by the client or a proxy, which may know another
 
 	// getting and posting say that there is such a request now; of LongLived, that there was one.
 	getting, posting bool
@@ -101,6 +104,9 @@ func (s *Server) enter(t target, source netip.Addr, r role) (v *virtual, why str
 		why = endReused
 	default:
 		*busy = true
+		if r == roleGet {
+			v.lost = time.Time{}
+		}
 		return v, ""
 	}
 	s.endLocked(v, why)
@@ -159,6 +165,15 @@ func (s *Server) notHalfLocked(v *virtual) {
 	}
 }
 
+// lose notes that the connection of a client's last GET is gone.
+func (s *Server) lose(v *virtual) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !v.getting {
+		v.lost = time.Now()
+	}
+}
+
 // end ends a virtual connection, once.
 func (s *Server) end(v *virtual, why string) {
 	s.mu.Lock()
@@ -208,6 +223,8 @@ func (s *Server) sweep(now time.Time) {
 		switch {
 		case !v.established && now.Sub(v.begun) > s.cfg.Establish:
 			s.endLocked(v, endEstablish)
+		case !v.lost.IsZero() && now.Sub(v.lost) > lostTime:
+			s.endLocked(v, endPeer)
 		case !v.closing.IsZero() && now.Sub(v.closing) > linger:
 			s.endLocked(v, endClosed)
 		case v.established && now.Sub(last) > idle && (v.stream != nil || !v.posting):
