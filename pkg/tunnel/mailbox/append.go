@@ -76,36 +76,78 @@ func (s *Store) Append(ctx context.Context, m Message) (Receipt, error) {
 	if m.Size > maxInline {
 		return s.appendFile(ctx, m)
 	}
-	if err := s.admit(&m); err != nil {
+	if err := m.check(&s.opts); err != nil {
 		return Receipt{}, s.refuse(err)
 	}
-	if m.Flags&Ephemeral != 0 {
-		return s.pass(m)
+	if m.Flags&Ephemeral == 0 {
+		if dup, err := s.taken(m.From, m.ID); dup || err != nil {
+			return Receipt{Duplicate: dup}, s.refuse(err)
+		}
 	}
-	if dup, err := s.taken(m.From, m.ID); dup || err != nil {
-		return Receipt{Duplicate: dup}, s.refuse(err)
+	out := s.AppendAll([]Message{m})[0]
+	return out.Receipt, out.Err
+}
+
+// Outcome is what became of one message of AppendAll.
+type Outcome struct {
+	Receipt Receipt
+	Err     error
+}
+
+// AppendAll stores messages with small bodies in one transaction, in order, each as Append would. One that is refused does not
+// keep the others from being stored, except that those of its epoch which follow have a gap before them.
+func (s *Store) AppendAll(list []Message) []Outcome {
+	out := make([]Outcome, len(list))
+	var ready []*pending
+	for i, m := range list {
+		p := &pending{m: m, out: &out[i]}
+		switch err := s.prepare(p); {
+		case err != nil:
+			out[i].Err = s.refuse(err)
+		case p.m.Flags&Ephemeral != 0:
+			out[i].Receipt, out[i].Err = s.pass(p.m)
+		default:
+			ready = append(ready, p)
+		}
 	}
-	discarded := s.discard(&m)
+	if len(ready) > 0 {
+		s.store(ready)
+	}
+	return out
+}
+
+// pending is a message on its way into a transaction. Its room is promised.
+type pending struct {
+	m         Message
+	record    []byte // its body's
+	promised  bool
+	discarded int
+	out       *Outcome
+}
+
+// prepare judges a message, promises room, and reads the body.
+func (s *Store) prepare(p *pending) error {
+	m := &p.m
+	if err := s.admit(m); err != nil || m.Flags&Ephemeral != 0 {
+		return err
+	}
+	if m.Size > maxInline {
+		return fmt.Errorf("%w: %d octets are an upload", ErrBad, m.Size)
+	}
+	p.discarded = s.discard(m)
 	if len(m.To) > 0 {
 		if err := s.promise(m.To, m.Size); err != nil {
-			return Receipt{}, s.refuse(err)
+			return err
 		}
 	}
 	body := make([]byte, m.Size)
 	if _, err := io.ReadFull(m.Body, body); err != nil {
 		s.release(m.To, m.Size)
-		return Receipt{}, shortBody(err)
+		return shortBody(err)
 	}
-	r, err := s.store(m, bodyHead{kind: bodyInline, from: m.From, id: m.ID, size: m.Size, rest: body}, nil)
-	r.Discarded = discarded
-	return r, err
-}
-
-func shortBody(err error) error {
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return ErrShort
-	}
-	return fmt.Errorf("body: %w", err)
+	h := bodyHead{kind: bodyInline, from: m.From, id: m.ID, size: m.Size, rest: body}
+	p.record = h.append(make([]byte, 0, bodyHeadLen+len(body)))
+	return nil
 }
 
 // appendFile stores a large body by way of an upload.
@@ -125,6 +167,13 @@ func (s *Store) appendFile(ctx context.Context, m Message) (Receipt, error) {
 		return Receipt{}, err
 	}
 	return u.Commit()
+}
+
+func shortBody(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return ErrShort
+	}
+	return fmt.Errorf("body: %w", err)
 }
 
 // refuse counts a refusal by its reason.
@@ -264,33 +313,65 @@ func (s *Store) drop(d Device, size int64) {
 	s.forget(d)
 }
 
-// store commits a message whose room is promised. extra changes more in the same transaction.
-func (s *Store) store(m Message, h bodyHead, extra func(tx) error) (Receipt, error) {
-	var r Receipt
+// store commits messages whose room is promised.
+func (s *Store) store(list []*pending) {
 	now := time.Now()
-	record := h.append(make([]byte, 0, bodyHeadLen+16+len(h.rest)))
 	err := s.do(func(t tx) (refused, failed error) {
-		if r.Duplicate, refused = t.taken(m.From, m.ID); r.Duplicate || refused != nil {
-			return refused, nil
+		for _, p := range list {
+			r := Receipt{Discarded: p.discarded}
+			r.Duplicate, p.out.Err = t.taken(p.m.From, p.m.ID)
+			if p.out.Err == nil && !r.Duplicate {
+				p.out.Err = s.newEpoch(t, p.m.From, p.m.ID)
+			}
+			if p.out.Err == nil && !r.Duplicate {
+				if r.Seq, failed = t.put(p.m, p.record, now); failed != nil {
+					return nil, failed
+				}
+			}
+			p.out.Receipt = r
 		}
-		r.Seq, failed = t.put(m, record, now)
-		if failed == nil && extra != nil {
-			failed = extra(t)
-		}
-		return nil, failed
+		return nil, nil
 	}, func() {
-		if !r.Duplicate {
-			s.stats.Stored++
-		}
-		for _, d := range m.To {
-			s.box(d).notify()
+		for _, p := range list {
+			if p.out.Err == nil && !p.out.Receipt.Duplicate {
+				s.stored(&p.m)
+			}
 		}
 	})
-	if err != nil || r.Duplicate {
-		s.release(m.To, m.Size)
-		return Receipt{Duplicate: r.Duplicate && err == nil}, s.refuse(err)
+	for _, p := range list {
+		if err != nil {
+			p.out.Err = err
+		}
+		if p.out.Err != nil || p.out.Receipt.Duplicate {
+			s.release(p.m.To, p.m.Size)
+			p.out.Receipt = Receipt{Duplicate: p.out.Err == nil}
+			s.refuse(p.out.Err) //nolint:errcheck // it returns what it is given
+		}
 	}
-	return r, nil
+}
+
+// stored counts a message that is on disk, and wakes its readers. s.mu is held.
+func (s *Store) stored(m *Message) {
+	s.stats.Stored++
+	if m.ID.Counter == 1 {
+		s.epochs[m.From]++
+	}
+	for _, d := range m.To {
+		s.box(d).notify()
+	}
+}
+
+// newEpoch bounds how many epochs are remembered for a sender.
+func (s *Store) newEpoch(t tx, from Device, id ID) error {
+	if id.Counter != 1 || t.marks.Get(markKey(from, id.Epoch)) != nil {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.epochs[from] >= maxEpochs {
+		return fmt.Errorf("%w: too many epochs of one sender", ErrQuota)
+	}
+	return nil
 }
 
 // put writes a message's records: the mark of its sender, its body, and an entry in each queue.

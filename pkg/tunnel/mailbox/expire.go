@@ -81,7 +81,14 @@ func (s *Store) expireMarks(now time.Time) error {
 				}
 			}
 			return nil, nil
-		}, nil)
+		}, func() {
+			for _, k := range some {
+				d := Device(k[:32])
+				if s.epochs[d]--; s.epochs[d] <= 0 {
+					delete(s.epochs, d)
+				}
+			}
+		})
 	}
 	return err
 }

@@ -114,9 +114,9 @@ func (s *Store) Begin(m Message) (*Upload, Receipt, error) {
 		}
 	}
 	if u.discarded = s.discard(&u.m); len(u.m.To) == 0 {
-		r, err := s.store(u.m, bodyHead{kind: bodyInline, from: m.From, id: m.ID}, nil)
-		r.Discarded = u.discarded
-		return nil, r, err
+		var out Outcome // only the number is remembered
+		s.store([]*pending{{m: u.m, discarded: u.discarded, out: &out}})
+		return nil, out.Receipt, out.Err
 	}
 	if err := s.start(u); err != nil {
 		return nil, Receipt{}, s.refuse(err)
@@ -321,17 +321,17 @@ func (s *Store) storePart(u *Upload) (Receipt, error) {
 		if dup, refused := t.taken(u.m.From, u.m.ID); dup || refused != nil {
 			return errors.Join(ErrFenced, refused), nil
 		}
+		if refused := s.newEpoch(t, u.m.From, u.m.ID); refused != nil {
+			return refused, nil
+		}
 		if r.Seq, failed = t.put(u.m, record, now); failed != nil {
 			return nil, failed
 		}
 		return nil, t.parts.Delete(u.key.bytes())
 	}, func() {
-		s.stats.Stored++
+		s.stored(&u.m)
 		if s.uploads[u.key] == u {
 			delete(s.uploads, u.key)
-		}
-		for _, d := range u.m.To {
-			s.box(d).notify()
 		}
 	})
 	if err != nil {

@@ -34,8 +34,9 @@ type Store struct {
 	identities map[string]int64
 	total      int64 // on disk and promised
 	uploads    map[partKey]*Upload
-	ephemeral  int64 // octets in memory
-	broken     error // the first error of the disk other than "full"; nothing more is taken
+	epochs     map[Device]int // remembered, by sender
+	ephemeral  int64          // octets in memory
+	broken     error          // the first error of the disk other than "full"; nothing more is taken
 	stats      Stats
 }
 
@@ -70,6 +71,7 @@ func Open(dir string, o Options) (*Store, error) {
 	s := &Store{
 		dir: dir, opts: o, db: db, ops: make(chan *op), stop: make(chan struct{}),
 		boxes: make(map[Device]*box), identities: make(map[string]int64), uploads: make(map[partKey]*Upload),
+		epochs: make(map[Device]int),
 	}
 	s.stats.refused = make(map[string]uint64)
 	if err := s.restore(); err != nil {
@@ -248,6 +250,13 @@ func (s *Store) count(t tx, files map[string]bool) error {
 			s.total += size
 			shared[seq] = t.refs.Get(k[32:]) != nil
 		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	err = t.marks.ForEach(func(k, _ []byte) error {
+		s.epochs[Device(k[:32])]++
 		return nil
 	})
 	if err != nil {
