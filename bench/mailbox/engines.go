@@ -63,11 +63,11 @@ func (e *edged) drain() (int, error) {
 
 func (e *edged) drainOne(d mailbox.Device) (total int, err error) {
 	for after := uint64(0); ; {
-		list, err := e.store.Read(d, after)
+		list, upto, err := e.store.Read(d, after)
 		if err != nil || len(list) == 0 {
 			return total, err
 		}
-		after = list[len(list)-1].Seq
+		after = upto
 		n, err := e.store.Ack(d, after)
 		if total += n; err != nil {
 			return total, err

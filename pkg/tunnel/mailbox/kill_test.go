@@ -199,7 +199,7 @@ func (k *kill) drain(s *Store, all bool) {
 	for d := range len(k.acked) + 2 {
 		after := k.seen[device(d)]
 		for {
-			entries, err := s.Read(device(d), after)
+			entries, _, err := s.Read(device(d), after)
 			if err != nil {
 				k.t.Fatal(err)
 			}

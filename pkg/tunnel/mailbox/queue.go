@@ -54,21 +54,22 @@ const (
 	readOctets   = 1 << 20
 )
 
-// Read returns messages of a device that come after a sequence number, in order, as many as are worth a turn; none if none
-// wait. Ephemeral ones come first and are gone with this.
-func (s *Store) Read(d Device, after uint64) ([]Entry, error) {
-	list := s.takePassing(d)
+// Read returns messages of a device that come after a sequence number, in order, as many as are worth a turn, and up to where it
+// has looked: what cannot be read or is too old is left out. Ephemeral ones come first and are gone with this.
+func (s *Store) Read(d Device, after uint64) (list []Entry, upto uint64, err error) {
+	list = s.takePassing(d)
 	t, err := s.db.Begin(false)
 	if err != nil {
-		return nil, ErrClosed
+		return nil, after, ErrClosed
 	}
 	defer t.Rollback() //nolint:errcheck // of what was only read
 	b, now, octets := buckt(t), time.Now(), 0
 	c := b.queue.Cursor()
 	for k, v := c.Seek(queueKey(d, after+1)); bytes.HasPrefix(k, d[:]); k, v = c.Next() {
+		after = binary.BigEndian.Uint64(k[32:])
 		e, err := s.entry(b, k, v)
 		if err != nil {
-			s.damaged(d, binary.BigEndian.Uint64(k[32:]), err)
+			s.damaged(d, after, err)
 			continue
 		}
 		if e.Expires.Before(now) {
@@ -79,7 +80,7 @@ func (s *Store) Read(d Device, after uint64) ([]Entry, error) {
 			break
 		}
 	}
-	return list, nil
+	return list, after, nil
 }
 
 // damaged counts a message that cannot be read. It leaves the queue when a later one is acknowledged, or when it expires.
@@ -328,4 +329,19 @@ func (t tx) removeSome(prefix, from []byte, pick func(k, v []byte) (take, stop b
 		list = append(list, d)
 	}
 	return list, next, nil
+}
+
+// Entry returns one message of a device; ErrNoEntry if it is not there.
+func (s *Store) Entry(d Device, seq uint64) (Entry, error) {
+	t, err := s.db.Begin(false)
+	if err != nil {
+		return Entry{}, ErrClosed
+	}
+	defer t.Rollback() //nolint:errcheck // of what was only read
+	b, k := buckt(t), queueKey(d, seq)
+	v := b.queue.Get(k)
+	if v == nil {
+		return Entry{}, ErrNoEntry
+	}
+	return s.entry(b, k, v)
 }

@@ -55,7 +55,7 @@ func mustAppend(t *testing.T, s *Store, m Message) Receipt {
 func bodies(t *testing.T, s *Store, n int, after uint64) (list []string, last uint64) {
 	t.Helper()
 	for {
-		entries, err := s.Read(device(n), after)
+		entries, _, err := s.Read(device(n), after)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -102,7 +102,7 @@ func TestQueue(t *testing.T) {
 		t.Errorf("a message was left out: %v", err)
 	}
 	wantBodies(t, s, 2, "a", "b", "c")
-	first, err := s.Read(device(2), 0)
+	first, _, err := s.Read(device(2), 0)
 	if err != nil || first[0].From != device(1) || first[0].ID != (ID{7, 1}) {
 		t.Fatalf("%+v, %v", first, err)
 	}
@@ -171,7 +171,7 @@ func TestQuota(t *testing.T) {
 			if _, err := s.Append(t.Context(), third); !errors.Is(err, ErrQuota) {
 				t.Fatalf("the third after a restart: %v", err)
 			}
-			entries, err := s.Read(device(2), 0)
+			entries, _, err := s.Read(device(2), 0)
 			if err != nil || len(entries) != 2 {
 				t.Fatal(len(entries), err)
 			}
@@ -427,7 +427,7 @@ func TestWait(t *testing.T) {
 	wg.Go(func() {
 		var after uint64
 		for s.Wait(ctx, device(2), after) == nil {
-			entries, err := s.Read(device(2), after)
+			entries, _, err := s.Read(device(2), after)
 			if err != nil {
 				t.Error(err)
 			}
