@@ -3,7 +3,6 @@ package mux
 import (
 	"encoding/binary"
 	"errors"
-	"io"
 	"slices"
 	"time"
 )
@@ -292,7 +291,7 @@ func (s *Session) creditedLocked(h header, n uint32) *SessionError {
 // carrierFrame does what a frame of the carrier says.
 func (s *Session) carrierFrame(c *carrier, h header, p []byte) error {
 	if h.typ == typeEnd {
-		return &SessionError{Code: Code(binary.BigEndian.Uint32(p)), Remote: true, Cause: io.EOF}
+		return &SessionError{Code: Code(binary.BigEndian.Uint32(p)), Remote: true}
 	}
 	v := binary.BigEndian.Uint64(p)
 	s.mu.Lock()
