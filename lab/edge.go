@@ -31,6 +31,7 @@ type EdgeConfig struct {
 	TLS      *Certificates
 	Roles    []string // profiles, which say what sip.listen is
 	Drain    string   // of SIGTERM, 1s if empty
+	Sections string   // all sections but log, admin and state; then nothing above but Drain counts
 }
 
 // Edge is a running edged, or the reference in its place.
@@ -135,6 +136,9 @@ func (c EdgeConfig) yaml(r *Rig) string {
 	var b strings.Builder
 	gw := r.GW
 	fmt.Fprintf(&b, "log: {level: debug}\nadmin: {listen: 127.0.0.1:9060}\nstate: {dir: %s}\n", filepath.Join(r.Dir, "state"))
+	if c.Sections != "" {
+		return b.String() + c.Sections
+	}
 	fmt.Fprintf(&b, "networks:\n  inside: {addresses: [%q, %q], subnets: [%s0/24, %q], trusted: true}\n",
 		gw.IPOn(inside, 4), gw.IPOn(inside, 6), nets4[inside], nets6[inside]+"/64")
 	own := []string{gw.IPOn(outside, 4).String(), gw.IPOn(outside, 6).String()}

@@ -110,7 +110,7 @@ func (a *Agent) find(h streamhead.Head) (Handler, string) {
 		if own.Datagrams != h.Datagrams || !own.Allow(h.Peer) {
 			return nil, "not_allowed"
 		}
-		return own.Serve, ""
+		return own.answered, ""
 	}
 	cfg := a.cfg.Load()
 	s, ok := cfg.Services[h.Service]
@@ -125,6 +125,15 @@ func (a *Agent) find(h streamhead.Head) (Handler, string) {
 		return func(ctx context.Context, c *Conn) { a.serveUDP(ctx, c, s) }, ""
 	}
 	return func(ctx context.Context, c *Conn) { a.serveTCP(ctx, c, s) }, ""
+}
+
+// answered tells the calling device that it is served, and serves.
+func (s Served) answered(ctx context.Context, c *Conn) {
+	if err := c.answer(mux.CodeClosed); err != nil {
+		c.Reset(mux.CodeHostNotReachable)
+		return
+	}
+	s.Serve(ctx, c)
 }
 
 func (c *Config) allows(s Service, peer device.ID) bool {

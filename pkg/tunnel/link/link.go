@@ -172,9 +172,6 @@ func (l *Link) drop(direction, reason string) {
 	l.drops[[2]string{direction, reason}]++
 }
 
-// Dial reaches the other end; close ends what it has opened.
-type Dial func(ctx context.Context) (p Packets, close func(), err error)
-
 const (
 	// tryEvery is how long the next try waits after a failure, doubled up to tryMost, and the first for the other end's.
 	tryEvery = time.Second
@@ -183,9 +180,9 @@ const (
 	steady = 5 * time.Second
 )
 
-// Keep dials whenever there is no carrier, until ctx ends: at once if first, else after the other end had its time to, so that as a
-// rule there is one carrier and not two.
-func (l *Link) Keep(ctx context.Context, first bool, dial Dial) {
+// Keep calls try whenever there is no carrier, until ctx ends: at once if first, else after the other end had its time to, so that
+// as a rule there is one carrier and not two. try reaches the other end and calls [Link.Carry]; it returns when that has ended.
+func (l *Link) Keep(ctx context.Context, first bool, try func(context.Context) error) {
 	tries := 1
 	if first {
 		tries = 0
@@ -194,15 +191,8 @@ func (l *Link) Keep(ctx context.Context, first bool, dial Dial) {
 		if !l.rest(ctx, pause(tries+failed)) {
 			continue // ctx has ended, or the other end was quicker
 		}
-		p, end, err := dial(ctx)
-		if err != nil {
-			l.log.Debug("link not made", zap.String("link", l.cfg.Name), zap.Error(err))
-			failed++
-			continue
-		}
 		began := time.Now()
-		err = l.Carry(ctx, p)
-		end()
+		err := try(ctx)
 		if failed++; time.Since(began) >= steady {
 			failed = 0
 		}

@@ -248,14 +248,14 @@ func TestKeep(t *testing.T) {
 			ended := make(chan struct{})
 			go func() {
 				defer close(ended)
-				r.Keep(ctx, first, func(context.Context) (Packets, func(), error) {
+				r.Keep(ctx, first, func(ctx context.Context) error {
 					at = append(at, time.Since(began))
 					if fail--; fail >= 0 {
-						return nil, nil, errCut
+						return errCut
 					}
 					near, _ := newWire()
 					cut = near.cut
-					return near, func() {}, nil
+					return r.Carry(ctx, near)
 				})
 			}()
 			time.Sleep(time.Minute)
@@ -286,9 +286,9 @@ func TestKeepWaits(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		go r.Carry(ctx, near)
 		dialled := 0
-		go r.Keep(ctx, false, func(context.Context) (Packets, func(), error) {
+		go r.Keep(ctx, false, func(context.Context) error {
 			dialled++
-			return nil, nil, errCut
+			return errCut
 		})
 		time.Sleep(time.Hour)
 		synctest.Wait()
