@@ -104,8 +104,11 @@ func (x *exchange) run(ctx context.Context) (*http.Response, error) {
 			return resp, nil
 		}
 		err = StatusError{resp.StatusCode}
-		if resp.StatusCode == http.StatusProxyAuthRequired {
+		switch {
+		case resp.StatusCode == http.StatusProxyAuthRequired:
 			err = x.challenged(ctx, resp)
+		case resp.StatusCode == http.StatusUnauthorized && x.try.login != nil:
+			err = x.d.refused(x.proxy, x.try.scheme) // so tinyproxy says it
 		}
 		if err != nil {
 			x.drop()

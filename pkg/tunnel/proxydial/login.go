@@ -3,6 +3,7 @@ package proxydial
 import (
 	"context"
 	"encoding/base64"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -109,17 +110,19 @@ func (l ntlmLogin) answer(_ context.Context, c challenge, _, _ string) (string, 
 	return "NTLM " + base64.StdEncoding.EncodeToString(msg), false, err
 }
 
-// mendChallenge empties a target name that lies outside of an NTLM challenge (MS-NLMP §2.2.1.2): nothing is computed from
-// it, curl ignores it, and squid's ntlm_fake_auth sends such.
+// mendChallenge mends what squid's ntlm_fake_auth sends and curl takes: it empties a target name and target information
+// that lie outside of the message (MS-NLMP §2.2.1.2). Older messages have other things in the place of the latter.
 func mendChallenge(msg []byte) []byte {
-	const name, header = 12, 48
-	if len(msg) < header {
+	const name, info, header = 12, 40, 48
+	if len(msg) < info {
 		return msg
 	}
-	n := uint64(msg[name]) | uint64(msg[name+1])<<8
-	at := uint64(msg[name+4]) | uint64(msg[name+5])<<8 | uint64(msg[name+6])<<16 | uint64(msg[name+7])<<24
-	if at+n > uint64(len(msg)) {
-		clear(msg[name : name+8])
+	msg = append(msg, make([]byte, max(0, header-len(msg)))...)
+	for _, at := range []int{name, info} {
+		size, offset := binary.LittleEndian.Uint16(msg[at:]), binary.LittleEndian.Uint32(msg[at+4:])
+		if uint64(offset)+uint64(size) > uint64(len(msg)) {
+			clear(msg[at : at+8])
+		}
 	}
 	return msg
 }

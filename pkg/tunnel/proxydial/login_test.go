@@ -73,12 +73,17 @@ func TestDigestRefusesWhatItCannot(t *testing.T) {
 }
 
 func TestMendChallenge(t *testing.T) {
-	msg := ntlmChallenge()
-	binary.LittleEndian.PutUint32(msg[16:], 0xaaaaaaae) // as squid's ntlm_fake_auth sends it
-	l := ntlmLogin{"alice", "secret"}
-	value, more, err := l.answer(t.Context(), challenge{scheme: ntlm, token: base64.StdEncoding.EncodeToString(msg)}, "", "")
-	if err != nil || more || !strings.HasPrefix(value, "NTLM ") {
-		t.Errorf("%q, %v, %v", value, more, err)
+	badName := ntlmChallenge()
+	binary.LittleEndian.PutUint32(badName[16:], 0xaaaaaaae) // as squid's ntlm_fake_auth sends it
+	noInfo := append([]byte(nil), badName[:40]...)
+	binary.LittleEndian.PutUint32(noInfo[20:], 0x00008205)
+	withName := append(append([]byte(nil), noInfo...), "WORKGROUP"...)
+	for name, msg := range map[string][]byte{"target name outside": badName, "no target information": noInfo, "the name in its place": withName} {
+		l := ntlmLogin{"alice", "secret"}
+		value, more, err := l.answer(t.Context(), challenge{scheme: ntlm, token: base64.StdEncoding.EncodeToString(msg)}, "", "")
+		if err != nil || more || !strings.HasPrefix(value, "NTLM ") {
+			t.Errorf("%s: %q, %v, %v", name, value, more, err)
+		}
 	}
 }
 

@@ -20,7 +20,7 @@ type Web struct {
 	try    attempt // how the first request got through
 
 	mu    sync.Mutex
-	spare net.Conn // of the first request, where it can be used again
+	spare net.Conn // of the first request, if it is logged in
 }
 
 // Web asks target, HOST:PORT, for path by way of p, and returns what later requests need. Any answer of the target will
@@ -42,7 +42,8 @@ func (w *Web) log(ctx context.Context) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !x.drain(ctx, resp) || x.br.Buffered() > 0 {
+	// Some proxies close after every request without having said so: a connection is only kept where the login is its own.
+	if !x.drain(ctx, resp) || x.br.Buffered() > 0 || !byConnection(x.try.scheme) {
 		x.drop()
 	}
 	w.rtt, w.try = x.turn, x.try
