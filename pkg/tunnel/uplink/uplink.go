@@ -157,7 +157,7 @@ func (u *Uplink) begin(ctx context.Context, first int) (*mux.Session, int, error
 		c, err := u.dial(ctx, which)
 		if err == nil {
 			var s *mux.Session
-			if s, err = mux.Client(ctx, c, u.cfg.Mux); err == nil {
+			if s, err = mux.Client(ctx, c.Conn, u.cfg.Mux); err == nil {
 				u.begun(s, c, which)
 				return s, which, nil
 			}
@@ -225,7 +225,7 @@ func (u *Uplink) resume(ctx context.Context, s *mux.Session, which int) bool {
 	for pause := u.cfg.Pause / 5; ctx.Err() == nil; pause = min(2*pause, u.cfg.MaxPause/6) {
 		c, err := u.dial(ctx, which)
 		if err == nil {
-			err = s.Resume(ctx, c)
+			err = s.Resume(ctx, c.Conn)
 		}
 		if err == nil {
 			u.resumed(c)
@@ -260,7 +260,7 @@ func (u *Uplink) improve(ctx context.Context, s *mux.Session, which int) {
 	if err != nil || c == nil {
 		return
 	}
-	if err := s.Resume(ctx, c); err != nil {
+	if err := s.Resume(ctx, c.Conn); err != nil {
 		u.failed(ctx, err, 0)
 		return
 	}
