@@ -68,14 +68,16 @@ func classifyTLS(b []byte) (First, bool) {
 			return First{Class: PseudoTLS}, false
 		}
 	}
-	name, more, ok := helloName(b)
+	h, more, ok := readFirstHello(b)
 	switch {
 	case more:
 		return First{}, true
 	case !ok:
 		return First{Class: Unknown}, false
+	case h.tunnel:
+		return First{Class: Tunnel, Name: h.name}, false
 	}
-	return First{Class: TLS, Name: name}, false
+	return First{Class: TLS, Name: h.name}, false
 }
 
 // What Google's hello of 72 bytes begins and ends with: fifteen ciphers, and a challenge that is always the same.

@@ -12,12 +12,12 @@ import (
 )
 
 // hello returns the ClientHello of Go's client, one record with or without a server name.
-func hello(t testing.TB, name string) []byte {
+func hello(t testing.TB, name string, protocols ...string) []byte {
 	t.Helper()
 	a, b := net.Pipe()
 	defer a.Close()
 	defer b.Close()
-	go tls.Client(a, &tls.Config{ServerName: name, InsecureSkipVerify: name == ""}).Handshake()
+	go tls.Client(a, &tls.Config{ServerName: name, InsecureSkipVerify: name == "", NextProtos: protocols}).Handshake()
 	b.SetDeadline(time.Now().Add(time.Minute))
 	buf := make([]byte, Most)
 	n, err := b.Read(buf)
@@ -66,6 +66,9 @@ func TestClassify(t *testing.T) {
 		{"tls", named, edge},
 		{"tls in many records", string(fragmented([]byte(named), 7)), edge},
 		{"tls in records of one byte", string(fragmented([]byte(named), 1)), edge},
+		{"tls of the tunnel", string(hello(t, "edge.example.org", "h2", TunnelProtocol)), First{Class: Tunnel, Name: "edge.example.org"}},
+		{"tls of the tunnel without a name", string(hello(t, "", TunnelProtocol)), First{Class: Tunnel}},
+		{"tls of what is called alike", string(hello(t, "edge.example.org", "http/1.1", TunnelProtocol+"0")), edge},
 		{"tls without a name", string(hello(t, "")), First{Class: TLS}},
 		{"tls 1.0, shaped like the pseudo one", tls10, First{Class: TLS}},
 		{"tls that ends within its extensions", tls10[:3] + "\x00\x32\x01\x00\x00\x2e" + tls10[9:] + "\x00\x09\x00\x00\x00", First{Class: Unknown}},

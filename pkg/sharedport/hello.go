@@ -15,15 +15,24 @@ const (
 	maxName = 253
 )
 
-// helloName returns the server name of the ClientHello that b begins with: records of type handshake, over
-// which the message may be spread (RFC 8446 §5.1). more says that it is not complete yet, ok that it is one.
-func helloName(b []byte) (name string, more, ok bool) {
+// TunnelProtocol is the application protocol (RFC 7301) of edged's own tunnel.
+const TunnelProtocol = "edged-tunnel/1"
+
+// clientHi is what is read of a ClientHello.
+type clientHi struct {
+	name   string // the server name
+	tunnel bool   // TunnelProtocol is offered
+}
+
+// readFirstHello reads the ClientHello that b begins with: records of type handshake, over which the message may be
+// spread (RFC 8446 §5.1). more says that it is not complete yet, ok that it is one.
+func readFirstHello(b []byte) (h clientHi, more, ok bool) {
 	var msg []byte
 	for short := false; ; {
 		if len(msg) >= 4 {
 			want := 4 + int(msg[1])<<16 + int(msg[2])<<8 + int(msg[3])
 			if msg[0] != clientHello || want > Most {
-				return "", false, false
+				return clientHi{}, false, false
 			}
 			if len(msg) >= want {
 				msg = msg[4:want]
@@ -31,16 +40,16 @@ func helloName(b []byte) (name string, more, ok bool) {
 			}
 		}
 		if short {
-			return "", true, false
+			return clientHi{}, true, false
 		}
 		var part []byte
 		if part, b, short, ok = record(b); !ok {
-			return "", false, false
+			return clientHi{}, false, false
 		}
 		msg = append(msg, part...)
 	}
-	name, ok = readHello(msg)
-	return name, false, ok
+	h, ok = readHello(msg)
+	return h, false, ok
 }
 
 // record cuts a record off b. short says that not all of it is there yet; part is what is.
@@ -90,8 +99,8 @@ func (c *cursor) number(octets int) int {
 // vector reads what its length in so many octets goes before.
 func (c *cursor) vector(octets int) cursor { return cursor{b: c.take(c.number(octets))} }
 
-// readHello returns the server name in a ClientHello's body, and whether the body is well-formed.
-func readHello(b []byte) (name string, ok bool) {
+// readHello reads a ClientHello's body, and tells whether it is well-formed.
+func readHello(b []byte) (h clientHi, ok bool) {
 	c := cursor{b: b}
 	version := c.number(2)
 	c.take(32)  // random
@@ -99,21 +108,44 @@ func readHello(b []byte) (name string, ok bool) {
 	suites := c.vector(2)
 	c.vector(1) // compression
 	if c.bad || version>>8 != 3 || len(suites.b) == 0 || len(suites.b)%2 != 0 {
-		return "", false
+		return clientHi{}, false
 	}
 	if len(c.b) == 0 {
-		return "", true // no extensions, as in TLS 1.0
+		return clientHi{}, true // no extensions, as in TLS 1.0
 	}
 	extensions := c.vector(2)
 	for len(extensions.b) > 0 && !extensions.bad {
 		kind, body := extensions.number(2), extensions.vector(2)
-		if kind == 0 && !extensions.bad {
-			if name, ok = readName(body); !ok {
-				return "", false
+		if extensions.bad {
+			break
+		}
+		switch kind {
+		case extensionName:
+			if h.name, ok = readName(body); !ok {
+				return clientHi{}, false
 			}
+		case extensionProtocols:
+			h.tunnel = offersTunnel(body)
 		}
 	}
-	return name, !c.bad && !extensions.bad
+	return h, !c.bad && !extensions.bad
+}
+
+// Extensions of a ClientHello (RFC 6066 §1.1, RFC 7301 §3.1).
+const (
+	extensionName      = 0
+	extensionProtocols = 16
+)
+
+// offersTunnel tells whether TunnelProtocol is among the application protocols. A list that is not well-formed offers
+// nothing; who ends TLS refuses it.
+func offersTunnel(c cursor) (found bool) {
+	list := c.vector(2)
+	for len(list.b) > 0 && !list.bad {
+		name := list.vector(1)
+		found = found || string(name.b) == TunnelProtocol && !list.bad
+	}
+	return found && !c.bad && !list.bad
 }
 
 // readName returns the host name of the extension server_name (RFC 6066 §3).

@@ -22,6 +22,8 @@ type Class string
 const (
 	// TLS is a TLS ClientHello (RFC 8446 §4.1.2, RFC 5246 §7.4.1.2).
 	TLS Class = "tls"
+	// Tunnel is a ClientHello that offers edged's own tunnel (TunnelProtocol); where no service wants it, it is TLS.
+	Tunnel Class = "edged_tunnel"
 	// SSL2 is a hello in the format of SSL 2.0, with which some clients of 2001-2006 still begin (RFC 5246 §E.2).
 	SSL2 Class = "ssl2"
 	// SSLTCP is Google's fixed hello in that format, after which its old TURN followed in clear.
@@ -67,7 +69,7 @@ const (
 // classes lists those that a listener can ask for.
 func classes() []Class {
 	return []Class{
-		TLS, SSL2, SSLTCP, PseudoTLS, MSTURN, STUN, T120, RDP, H225, HTTP, WebSocket, Connect, SSTP, RPC, SIP, SOCKS, Groove,
+		TLS, Tunnel, SSL2, SSLTCP, PseudoTLS, MSTURN, STUN, T120, RDP, H225, HTTP, WebSocket, Connect, SSTP, RPC, SIP, SOCKS, Groove,
 		Silent, Unknown,
 	}
 }
@@ -88,7 +90,7 @@ func (k *Kind) UnmarshalText(b []byte) error {
 	if both && found.Outer != OverTCP && found.Outer != OverTLS || !slices.Contains(classes(), found.Class) {
 		return fmt.Errorf("%q is not CLASS, tcp/CLASS or tls/CLASS, with CLASS one of %s", b, classNames())
 	}
-	if found.Class == TLS && found.Outer == OverTLS {
+	if (found.Class == TLS || found.Class == Tunnel) && found.Outer == OverTLS {
 		return fmt.Errorf("%q: TLS within TLS is not looked into", b)
 	}
 	*k = found
@@ -111,8 +113,8 @@ func (k Kind) Each() []Kind {
 	switch {
 	case k.Outer != "":
 		return []Kind{k}
-	case k.Class == TLS:
-		return []Kind{{OverTCP, TLS}}
+	case k.Class == TLS || k.Class == Tunnel:
+		return []Kind{{OverTCP, k.Class}}
 	}
 	return []Kind{{OverTCP, k.Class}, {OverTLS, k.Class}}
 }

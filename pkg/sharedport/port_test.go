@@ -526,3 +526,21 @@ func TestPendingBehindBalancer(t *testing.T) {
 	}
 	s.end(t)
 }
+
+// TestTunnel: a hello of the tunnel is for who serves it, unread, and TLS like any other where nobody does.
+func TestTunnel(t *testing.T) {
+	of := string(hello(t, "web.example.org", TunnelProtocol))
+	with := share(t, patient(), nil, map[string][]Match{"web": {over(OverTCP, TLS)}, "tunnel": {over(OverTCP, Tunnel)}})
+	if got := with.ask(t, nil, of); got != "tunnel 127.0.0.1 "+of {
+		t.Errorf("served: %.30q", got)
+	}
+	if got := with.ask(t, nil, string(hello(t, "web.example.org", "h2"))); !strings.HasPrefix(got, "web ") {
+		t.Errorf("of the web: %.30q", got)
+	}
+	with.end(t)
+	without := share(t, patient(), nil, map[string][]Match{"web": {over(OverTCP, TLS, "web.example.org")}})
+	if got := without.ask(t, nil, of); !strings.HasPrefix(got, "web ") {
+		t.Errorf("not served: %.30q", got)
+	}
+	without.end(t)
+}

@@ -63,6 +63,9 @@ func (v *visitor) look(ctx context.Context) (why string) {
 	if why := v.failed(OverTCP, err); why != "" || err != nil {
 		return why
 	}
+	if first.Class == Tunnel && v.p.find(Kind{OverTCP, Tunnel}, first.Name) == nil {
+		first.Class = TLS
+	}
 	v.found(OverTCP, first)
 	if first.Class != TLS || !v.p.EndsTLS() || v.p.find(v.kind, v.name) != nil {
 		return ""
