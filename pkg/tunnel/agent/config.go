@@ -13,12 +13,18 @@ import (
 	"time"
 
 	"edged.dev/edged/pkg/pinhole"
+	"edged.dev/edged/pkg/tunnel/carrier"
 	"edged.dev/edged/pkg/tunnel/device"
+	"edged.dev/edged/pkg/tunnel/proxydial"
+	"edged.dev/edged/pkg/tunnel/uplink"
 )
 
 // Config is the section "agent" of the configuration.
 type Config struct {
 	Relays   []Relay              `yaml:"relays" jsonschema_description:"relays, the first that answers is used; without one the agent is off"`
+	Proxy    proxydial.Config     `yaml:"proxy" jsonschema_description:"the proxy of the site, if the way out leads through one"`
+	Rungs    []carrier.Rung       `yaml:"rungs" jsonschema_description:"ways to the relay that are tried: quic, tls, connect, socks5, wss, ws, longlived, keepalive, polling; empty: all"`
+	PortHTTP uint16               `yaml:"http_port" jsonschema:"default=80" jsonschema_description:"the relays' port of plain HTTP"`
 	KeyFile  string               `yaml:"key_file" jsonschema:"default=" jsonschema_description:"the device's key, made if there is none (edged tunnel key); relative to this file; empty: tunnel/device.key in state.dir"`
 	Devices  map[string]device.ID `yaml:"devices" jsonschema_description:"names for the IDs of other devices: NAME: ID; live"`
 	Services map[string]Service   `yaml:"services" jsonschema_description:"what other devices may reach here: NAME: {tcp: HOST:PORT, allow: [...]}; live"`
@@ -33,15 +39,7 @@ type Relay struct {
 
 // HostPort returns the relay's host and port.
 func (r Relay) HostPort() (string, uint16, error) {
-	host, port, err := net.SplitHostPort(r.Address)
-	if err != nil { // no port; of IPv6 without brackets too
-		host, port = strings.Trim(r.Address, "[]"), "443"
-	}
-	n, err := strconv.ParseUint(port, 10, 16)
-	if host == "" || err != nil || n == 0 || strings.ContainsAny(host, " /@") {
-		return "", 0, fmt.Errorf("%q is not HOST or HOST:PORT", r.Address)
-	}
-	return host, uint16(n), nil
+	return uplink.HostPort(r.Address)
 }
 
 // Service is something at this site that other devices may reach.
@@ -120,6 +118,12 @@ func (c *Config) Validate() error {
 			faults.Add(fmt.Sprintf("relays[%d].id", i), "is needed: edged tunnel key --relay prints it at the relay")
 		}
 	}
+	if err := c.Proxy.Validate(); err != nil {
+		for _, e := range unjoined(err) {
+			key, text, _ := strings.Cut(e.Error(), ": ")
+			faults.Add("proxy."+key, "%s", text)
+		}
+	}
 	for _, name := range slices.Sorted(maps.Keys(c.Devices)) {
 		if err := device.CheckName(name); err != nil {
 			faults.Add("devices."+name, "%v", err)
@@ -142,6 +146,14 @@ func (c *Config) Validate() error {
 		}
 	}
 	return faults.Err()
+}
+
+// unjoined takes apart what errors.Join made.
+func unjoined(err error) []error {
+	if many, ok := err.(interface{ Unwrap() []error }); ok {
+		return many.Unwrap()
+	}
+	return []error{err}
 }
 
 func (c *Config) validateService(faults *pinhole.Faults, name string) {

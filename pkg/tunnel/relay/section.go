@@ -1,0 +1,148 @@
+package relay
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"edged.dev/edged/pkg/pinhole"
+	"edged.dev/edged/pkg/tunnel/device"
+	"edged.dev/edged/pkg/tunnel/groove"
+	"edged.dev/edged/pkg/tunnel/uplink"
+)
+
+// Config is the section "tunnel" of the configuration.
+type Config struct {
+	Listen    []Listen      `yaml:"listen" jsonschema_description:"listeners: https://NETWORK:PORT (443; TLS, and WebSocket if there is a certificate under tls), quic://NETWORK:PORT (UDP 443), http://NETWORK:PORT (80), groove://NETWORK:PORT (2492)"`
+	Name      string        `yaml:"name" jsonschema:"default=" jsonschema_description:"the relay's host name, as devices call it in requests of HTTP; needed for http"`
+	KeyFile   string        `yaml:"key_file" jsonschema:"default=" jsonschema_description:"the relay's own key, made if there is none; relative to this file; empty: tunnel/relay.key in state.dir"`
+	UsersFile string        `yaml:"users_file" jsonschema:"default=" jsonschema_description:"devices that are admitted, one a line: ID NAME [GROUP,GROUP...]; relative to this file; those that enrolled themselves come beside; live"`
+	Policy    []device.Rule `yaml:"policy" jsonschema_description:"which devices may reach which services of which; what no rule lets is refused; live"`
+	Limits    Limits        `yaml:"limits" jsonschema_description:"what one device may ask for"`
+	Peers     []Peer        `yaml:"peers" jsonschema_description:"other relays: they are asked for devices that are not attached here, and may ask this one; one hop, never more"`
+	Groove    groove.Config `yaml:"groove" jsonschema_description:"Groove relays that are published by this one's listeners"`
+}
+
+// Peer is another relay.
+type Peer struct {
+	Address string    `yaml:"address" jsonschema:"required" jsonschema_description:"HOST or HOST:PORT; the port is 443 if none is named"`
+	ID      device.ID `yaml:"id" jsonschema:"required" jsonschema_description:"that relay's ID (edged tunnel key --relay)"`
+}
+
+// Schemes of listeners.
+const (
+	HTTPS  = "https"
+	HTTP   = "http"
+	QUIC   = "quic"
+	Groove = "groove"
+)
+
+// Listen is a listener, written "SCHEME://NETWORK:PORT".
+type Listen struct {
+	Scheme  string
+	Network string
+	Port    uint16
+}
+
+// UnmarshalText reads "SCHEME://NETWORK:PORT".
+func (l *Listen) UnmarshalText(b []byte) error {
+	read, err := pinhole.CutListen(string(b))
+	if err != nil {
+		return err
+	}
+	*l = Listen{read.Proto, read.Network, read.Port}
+	return nil
+}
+
+// MarshalText writes "SCHEME://NETWORK:PORT".
+func (l Listen) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
+
+// String returns "SCHEME://NETWORK:PORT".
+func (l Listen) String() string { return fmt.Sprintf("%s://%s:%d", l.Scheme, l.Network, l.Port) }
+
+// Transport returns the listener with tcp or udp as its protocol.
+func (l Listen) Transport() pinhole.Listen {
+	if l.Scheme == QUIC {
+		return pinhole.Listen{Proto: "udp", Network: l.Network, Port: l.Port}
+	}
+	return pinhole.Listen{Proto: "tcp", Network: l.Network, Port: l.Port}
+}
+
+// DefaultConfig returns the defaults; the section is off as long as Listen is empty.
+func DefaultConfig() Config { return Config{Limits: DefaultLimits()} }
+
+// Rules returns what may change while streams live.
+func (c Config) Rules() Rules { return Rules{c.Policy, c.Limits} }
+
+// PeerIDs returns the IDs of the other relays.
+func (c Config) PeerIDs() map[device.ID]bool {
+	ids := map[device.ID]bool{}
+	for _, p := range c.Peers {
+		ids[p.ID] = true
+	}
+	return ids
+}
+
+// Validate returns all faults of the section, each a [pinhole.Fault] or keyed alike, joined.
+func (c Config) Validate(nets pinhole.Networks) error {
+	var faults pinhole.Faults
+	for i, l := range c.Listen {
+		at := pinhole.Listen{Proto: l.Scheme, Network: l.Network, Port: l.Port}
+		if err := at.Check(nets, HTTPS, HTTP, QUIC, Groove); err != nil {
+			faults.Add(fmt.Sprintf("listen[%d]", i), "%v", err)
+		}
+		if l.Scheme == HTTP && c.Name == "" {
+			faults.Add("name", "is needed for %s: devices name the relay in their requests", l)
+		}
+	}
+	if c.Name != "" && strings.Trim(c.Name, "abcdefghijklmnopqrstuvwxyz0123456789-.") != "" {
+		faults.Add("name", "%q is no host name in lower case", c.Name)
+	}
+	for i, r := range c.Policy {
+		nested(&faults, fmt.Sprintf("policy[%d]", i), r.Validate())
+	}
+	for i, p := range c.Peers {
+		if _, _, err := uplink.HostPort(p.Address); err != nil {
+			faults.Add(fmt.Sprintf("peers[%d].address", i), "%v", err)
+		}
+		if p.ID.IsZero() {
+			faults.Add(fmt.Sprintf("peers[%d].id", i), "is needed: edged tunnel key --relay prints it at the other relay")
+		}
+		if slices.ContainsFunc(c.Peers[:i], func(o Peer) bool { return o.ID == p.ID }) {
+			faults.Add(fmt.Sprintf("peers[%d].id", i), "stands twice")
+		}
+	}
+	c.Limits.validate(&faults)
+	nested(&faults, "groove", c.Groove.Validate())
+	return faults.Err()
+}
+
+// nested adds the faults of a part, each "key: what is wrong", below its key.
+func nested(faults *pinhole.Faults, key string, err error) {
+	if err == nil {
+		return
+	}
+	all := []error{err}
+	if many, ok := err.(interface{ Unwrap() []error }); ok {
+		all = many.Unwrap()
+	}
+	for _, e := range all {
+		inner, text, _ := strings.Cut(e.Error(), ": ")
+		faults.Add(key+"."+inner, "%s", text)
+	}
+}
+
+func (l Limits) validate(faults *pinhole.Faults) {
+	for _, n := range []struct {
+		key       string
+		value     int64
+		low, high int64
+	}{
+		{"limits.streams", int64(l.Streams), 1, 1 << 16}, {"limits.opens_per_second", int64(l.Opens), 0, 1 << 20},
+		{"limits.bandwidth", l.Bandwidth, 0, 1 << 40}, {"limits.sessions", int64(l.Sessions), 1, 1 << 20},
+	} {
+		if n.value < n.low || n.value > n.high {
+			faults.Add(n.key, "%d is not within %d-%d", n.value, n.low, n.high)
+		}
+	}
+}
