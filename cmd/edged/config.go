@@ -21,6 +21,8 @@ import (
 	"edged.dev/edged/pkg/splice/forward"
 	"edged.dev/edged/pkg/t120"
 	"edged.dev/edged/pkg/tftp"
+	"edged.dev/edged/pkg/tunnel/agent"
+	"edged.dev/edged/pkg/tunnel/relay"
 	"edged.dev/edged/pkg/turn"
 	"edged.dev/edged/pkg/turn/msturn"
 )
@@ -45,6 +47,8 @@ type config struct {
 	MSTURN   msturn.Config            `yaml:"msturn" jsonschema_description:"MS-TURN, the TURN of Office Communications Server 2007 and its clients: without listeners the service is off"`
 	Forwards []forward.Rule           `yaml:"forwards" jsonschema_description:"TCP ports that are forwarded unread, for who is on their allow-list"`
 	Proxy    forwardproxy.Config      `yaml:"proxy" jsonschema_description:"a forward proxy (HTTP CONNECT, SOCKS 5) for hosts that reach others through it alone: without listeners the service is off"`
+	Tunnel   relay.Config             `yaml:"tunnel" jsonschema_description:"the tunnel's relay, at which devices meet that may only dial out: without listeners the service is off"`
+	Agent    agent.Config             `yaml:"agent" jsonschema_description:"the tunnel's agent, one device's end of it: without relays the service is off"`
 	Shared   []sharedport.Config      `yaml:"shared" jsonschema_description:"ports that services share, by the first bytes of each connection; one is needed only for what is not as by default"`
 	Blocked  []pinhole.Listen         `yaml:"blocked" jsonschema_description:"ports on which whoever comes is refused, counted and logged: tcp://NETWORK:PORT or udp://NETWORK:PORT"`
 	Profiles []profileName            `yaml:"profiles" jsonschema_description:"roles whose listeners are added where this file has none of that section: lcs-2005, ocs-2007-r2-edge, netmeeting, groove"`
@@ -55,6 +59,8 @@ type config struct {
 	dir string
 	// from says for keys that a profile has set which one; the items of a list are keys of their own.
 	from map[string]profileName
+	// only is the one service that runs, "" for all: `edged tunnel` runs the agent.
+	only string
 }
 
 type logConfig struct {
@@ -140,6 +146,8 @@ func defaultConfig() config {
 		TURN:     turn.DefaultConfig(),
 		MSTURN:   msturn.DefaultConfig(),
 		Proxy:    forwardproxy.DefaultConfig(),
+		Tunnel:   relay.DefaultConfig(),
+		Agent:    agent.DefaultConfig(),
 		Limits:   limitsConfig{PerSource: perSourceConfig{MessagesPerSecond: 100, Connections: 64}},
 	}
 }

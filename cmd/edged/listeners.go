@@ -23,6 +23,7 @@ const (
 	handlerMSTURN  = "msturn"
 	handlerForward = "forward"
 	handlerProxy   = "proxy"
+	handlerTunnel  = "tunnel"
 	handlerBlocked = "blocked"
 )
 
@@ -111,6 +112,11 @@ func (c *config) listeners() []portListener {
 	for i, l := range c.Proxy.Listen {
 		add(portListener{
 			Proto: "tcp", Network: l.Network, Port: l.Port, Handler: handlerProxy, Scheme: l.Proto, Key: fmt.Sprintf("proxy.listen[%d]", i),
+		})
+	}
+	for i, l := range c.Tunnel.Listen {
+		add(portListener{
+			Proto: l.Transport().Proto, Network: l.Network, Port: l.Port, Handler: handlerTunnel, Scheme: l.Scheme, Key: fmt.Sprintf("tunnel.listen[%d]", i),
 		})
 	}
 	return out

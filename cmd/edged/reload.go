@@ -119,6 +119,9 @@ func withLiveKeys(running, next *config) *config {
 	c.TURN.AlternatePort = running.TURN.AlternatePort
 	c.Proxy = next.Proxy
 	c.Proxy.Listen, c.Proxy.MaxConnections, c.Proxy.Associations = running.Proxy.Listen, running.Proxy.MaxConnections, running.Proxy.Associations
+	c.Tunnel.UsersFile, c.Tunnel.Policy = next.Tunnel.UsersFile, next.Tunnel.Policy
+	c.Tunnel.Limits.Opens, c.Tunnel.Limits.Bandwidth = next.Tunnel.Limits.Opens, next.Tunnel.Limits.Bandwidth
+	c.Agent.Devices, c.Agent.Services = next.Agent.Devices, next.Agent.Services
 	return &c
 }
 

@@ -32,20 +32,22 @@ func newRunCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			level := zap.NewAtomicLevel()
-			setLevel(level, cfg.Log.Level)
-			log := newLogger(cmd.ErrOrStderr(), cfg.Log.Format, level)
-			signals := make(chan os.Signal, 4) // a signal that comes while another is handled is kept
-			signal.Notify(signals, syscall.SIGHUP, syscall.SIGTERM, syscall.SIGINT)
-			defer signal.Stop(signals)
-			return runDaemon(context.Background(), runOptions{
-				config: cfg, load: func() (*config, error) { return loadConfig(file) },
-				log: log, level: level, drain: drain, signals: signals,
-			})
+			return runLogged(cmd, cfg, func() (*config, error) { return loadConfig(file) }, drain)
 		},
 	}
 	cmd.Flags().DurationVar(&drain, "drain", 10*time.Second, "longest time to wait for calls to end on SIGTERM")
 	return cmd
+}
+
+// runLogged runs a daemon in the foreground, with the signals of the process.
+func runLogged(cmd *cobra.Command, cfg *config, load func() (*config, error), drain time.Duration) error {
+	level := zap.NewAtomicLevel()
+	setLevel(level, cfg.Log.Level)
+	log := newLogger(cmd.ErrOrStderr(), cfg.Log.Format, level)
+	signals := make(chan os.Signal, 4) // a signal that comes while another is handled is kept
+	signal.Notify(signals, syscall.SIGHUP, syscall.SIGTERM, syscall.SIGINT)
+	defer signal.Stop(signals)
+	return runDaemon(context.Background(), runOptions{config: cfg, load: load, log: log, level: level, drain: drain, signals: signals})
 }
 
 // runOptions is what a daemon is started with; only config and log are needed.

@@ -16,6 +16,7 @@ import (
 	"edged.dev/edged/pkg/sipalg"
 	"edged.dev/edged/pkg/sipalg/flow"
 	"edged.dev/edged/pkg/splice/forward"
+	"edged.dev/edged/pkg/tunnel/relay"
 	"edged.dev/edged/pkg/turn"
 )
 
@@ -32,11 +33,15 @@ func (c *config) sharedSection(at pinhole.Listen) (sharedport.Config, int) {
 }
 
 // shared tells whether the connections to a TCP port are looked at before a service gets them: where the section
-// "shared" says so, where server names or first bytes choose a forward, and where a service speaks TLS on 443.
+// "shared" says so, where server names or first bytes choose a forward, where the tunnel has TLS of the web beside its own,
+// and where a service speaks TLS on 443.
 func (c *config) shared(at pinhole.Listen) bool {
 	_, i := c.sharedSection(at)
 	chooses := func(r forward.Rule) bool { return r.Listen == at && len(r.SNI)+len(r.Classes) > 0 }
-	return i >= 0 || slices.ContainsFunc(c.Forwards, chooses) || at.Port == portHTTPS && c.tlsService(at) != ""
+	web := func(l relay.Listen) bool {
+		return l.Scheme == relay.HTTPS && l.Transport() == at && len(c.TLS.Certificates) > 0
+	}
+	return i >= 0 || slices.ContainsFunc(c.Forwards, chooses) || slices.ContainsFunc(c.Tunnel.Listen, web) || at.Port == portHTTPS && c.tlsService(at) != ""
 }
 
 // tlsService returns the key of a service whose TLS ends at a port, "" if there is none.
@@ -92,6 +97,11 @@ func (c *config) claims(at pinhole.Listen) []claim {
 	for i, l := range c.Proxy.Listen {
 		if l.Transport() == at {
 			out = append(out, claim{fmt.Sprintf("proxy.listen[%d]", i), handlerProxy, proxyMatches(l)})
+		}
+	}
+	for i, l := range c.Tunnel.Listen {
+		if l.Transport() == at {
+			out = append(out, claim{fmt.Sprintf("tunnel.listen[%d]", i), handlerTunnel, c.tunnelMatches(l)})
 		}
 	}
 	for i, r := range c.Forwards {

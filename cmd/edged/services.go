@@ -65,6 +65,8 @@ type serviceDeps struct {
 	answers sipalg.Answerer
 	// shared are the ports that services share.
 	shared sharedPorts
+	// agent is set by the tunnel's agent: how it is doing.
+	agent func() *agentStatus
 	// kernel is set by the relay, nil if it has none.
 	kernel forward.Kernel
 }
@@ -92,11 +94,13 @@ func buildServices(ctx context.Context, d *serviceDeps) ([]*service, error) {
 		{"turn", len(d.cfg.TURN.Listen) > 0, buildTURN},
 		{"proxy", len(d.cfg.Proxy.Listen) > 0, buildProxy},
 		{"forwards", len(d.cfg.Forwards) > 0, buildForwards},
+		{"tunnel", len(d.cfg.Tunnel.Listen) > 0, buildTunnel},
+		{"agent", len(d.cfg.Agent.Relays) > 0, buildAgent},
 		{"blocked", len(d.cfg.Blocked) > 0, buildBlocked},
 	}
 	var out []*service
 	for _, row := range table {
-		if !row.on {
+		if !row.on || d.cfg.only != "" && d.cfg.only != row.name {
 			continue
 		}
 		s, err := row.build(ctx, d)

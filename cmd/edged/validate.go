@@ -38,6 +38,7 @@ func (c *config) validate() []keyText {
 	c.validateTURN(&l)
 	l = append(l, sectionFaults("msturn", c.MSTURN.Validate(c.networks()))...)
 	c.validateProxy(&l)
+	c.validateTunnel(&l)
 	c.validateMediaPorts(&l)
 	ports := c.validatePorts(&l)
 	c.validateForwards(&l, ports)
@@ -208,7 +209,7 @@ func (c *config) validateMedia(l *faultList) {
 // validateSIP adds what concerns other sections too: certificates.
 func (c *config) validateSIP(l *faultList) {
 	*l = append(*l, sectionFaults("sip", c.SIP.Validate(c.networks()))...)
-	if len(c.listeners())+len(c.Profiles) == 0 {
+	if len(c.listeners())+len(c.Profiles)+len(c.Agent.Relays) == 0 {
 		l.add("sip.listen", "no service is on: name at least one listener, e.g. udp://inside:5060")
 	}
 	if len(c.SIP.ClientCertificates) > 0 && c.TLS.ClientCA == "" {

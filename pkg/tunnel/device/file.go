@@ -1,9 +1,12 @@
 package device
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 )
 
 // writeTemp writes and syncs a file beside another, readable by the owner alone, and returns its name.
@@ -18,6 +21,9 @@ func writeTemp(file string, text []byte) (string, error) {
 	}
 	if e := tmp.Close(); err == nil {
 		err = e
+	}
+	if err == nil {
+		err = giveTo(tmp.Name())
 	}
 	if err != nil {
 		os.Remove(tmp.Name())
@@ -47,4 +53,31 @@ func syncDir(dir string) error {
 	}
 	defer d.Close()
 	return d.Sync()
+}
+
+// makeDir makes a folder for secrets if there is none.
+func makeDir(dir string) error {
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		if errors.Is(err, fs.ErrExist) {
+			return nil
+		}
+		return err
+	}
+	return giveTo(dir)
+}
+
+// giveTo has a file that root has made belong to whom its folder belongs: the daemon may run as somebody else.
+func giveTo(file string) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	st, err := os.Stat(filepath.Dir(file))
+	if err != nil {
+		return err
+	}
+	owner, ok := st.Sys().(*syscall.Stat_t)
+	if !ok {
+		return nil
+	}
+	return os.Chown(file, int(owner.Uid), int(owner.Gid))
 }

@@ -97,7 +97,7 @@ func (k Key) save(file string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+	if err := makeDir(filepath.Dir(file)); err != nil {
 		return err
 	}
 	tmp, err := writeTemp(file, pem.EncodeToMemory(&pem.Block{Type: pemType, Bytes: der}))

@@ -74,7 +74,7 @@ type Store struct{ dir string }
 
 // OpenStore makes the folder if there is none.
 func OpenStore(dir string) (*Store, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := makeDir(dir); err != nil {
 		return nil, err
 	}
 	return &Store{dir}, nil
@@ -239,8 +239,14 @@ func (s *Store) locked(do func() error) error {
 		return err
 	}
 	defer f.Close() // which unlocks
+	if err := giveTo(f.Name()); err != nil {
+		return err
+	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
 		return fmt.Errorf("lock %s: %w", s.dir, err)
 	}
 	return do()
 }
+
+// File returns the file of the enrolled devices, which may not be there yet.
+func (s *Store) File() string { return filepath.Join(s.dir, devicesFile) }

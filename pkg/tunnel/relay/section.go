@@ -7,20 +7,17 @@ import (
 
 	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/tunnel/device"
-	"edged.dev/edged/pkg/tunnel/groove"
 	"edged.dev/edged/pkg/tunnel/uplink"
 )
 
 // Config is the section "tunnel" of the configuration.
 type Config struct {
-	Listen    []Listen      `yaml:"listen" jsonschema_description:"listeners: https://NETWORK:PORT (443; TLS, and WebSocket if there is a certificate under tls), quic://NETWORK:PORT (UDP 443), http://NETWORK:PORT (80), groove://NETWORK:PORT (2492)"`
-	Name      string        `yaml:"name" jsonschema:"default=" jsonschema_description:"the relay's host name, as devices call it in requests of HTTP; needed for http"`
+	Listen    []Listen      `yaml:"listen" jsonschema_description:"listeners: https://NETWORK:PORT (443; TLS, and WebSocket if there is a certificate under tls), quic://NETWORK:PORT (UDP 443), http://NETWORK:PORT (80)"`
 	KeyFile   string        `yaml:"key_file" jsonschema:"default=" jsonschema_description:"the relay's own key, made if there is none; relative to this file; empty: tunnel/relay.key in state.dir"`
 	UsersFile string        `yaml:"users_file" jsonschema:"default=" jsonschema_description:"devices that are admitted, one a line: ID NAME [GROUP,GROUP...]; relative to this file; those that enrolled themselves come beside; live"`
 	Policy    []device.Rule `yaml:"policy" jsonschema_description:"which devices may reach which services of which; what no rule lets is refused; live"`
 	Limits    Limits        `yaml:"limits" jsonschema_description:"what one device may ask for"`
 	Peers     []Peer        `yaml:"peers" jsonschema_description:"other relays: they are asked for devices that are not attached here, and may ask this one; one hop, never more"`
-	Groove    groove.Config `yaml:"groove" jsonschema_description:"Groove relays that are published by this one's listeners"`
 }
 
 // Peer is another relay.
@@ -31,10 +28,9 @@ type Peer struct {
 
 // Schemes of listeners.
 const (
-	HTTPS  = "https"
-	HTTP   = "http"
-	QUIC   = "quic"
-	Groove = "groove"
+	HTTPS = "https"
+	HTTP  = "http"
+	QUIC  = "quic"
 )
 
 // Listen is a listener, written "SCHEME://NETWORK:PORT".
@@ -88,15 +84,9 @@ func (c Config) Validate(nets pinhole.Networks) error {
 	var faults pinhole.Faults
 	for i, l := range c.Listen {
 		at := pinhole.Listen{Proto: l.Scheme, Network: l.Network, Port: l.Port}
-		if err := at.Check(nets, HTTPS, HTTP, QUIC, Groove); err != nil {
+		if err := at.Check(nets, HTTPS, HTTP, QUIC); err != nil {
 			faults.Add(fmt.Sprintf("listen[%d]", i), "%v", err)
 		}
-		if l.Scheme == HTTP && c.Name == "" {
-			faults.Add("name", "is needed for %s: devices name the relay in their requests", l)
-		}
-	}
-	if c.Name != "" && strings.Trim(c.Name, "abcdefghijklmnopqrstuvwxyz0123456789-.") != "" {
-		faults.Add("name", "%q is no host name in lower case", c.Name)
 	}
 	for i, r := range c.Policy {
 		nested(&faults, fmt.Sprintf("policy[%d]", i), r.Validate())
@@ -113,7 +103,6 @@ func (c Config) Validate(nets pinhole.Networks) error {
 		}
 	}
 	c.Limits.validate(&faults)
-	nested(&faults, "groove", c.Groove.Validate())
 	return faults.Err()
 }
 

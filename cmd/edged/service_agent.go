@@ -1,0 +1,197 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"strings"
+
+	"go.uber.org/zap"
+
+	"edged.dev/edged/pkg/tunnel/agent"
+	"edged.dev/edged/pkg/tunnel/carrier"
+	"edged.dev/edged/pkg/tunnel/device"
+	"edged.dev/edged/pkg/tunnel/mux"
+	"edged.dev/edged/pkg/tunnel/proxydial"
+	"edged.dev/edged/pkg/tunnel/relay"
+	"edged.dev/edged/pkg/tunnel/uplink"
+)
+
+// rungs is a ladder as an uplink sees it.
+type rungs struct {
+	d   *carrier.Dialer
+	now *carrier.Carrier // the last one
+}
+
+// Dial implements [uplink.Dialer].
+func (r *rungs) Dial(ctx context.Context) (*uplink.Carrier, error) {
+	return r.took(r.d.Dial(ctx))
+}
+
+// Better implements [uplink.Dialer].
+func (r *rungs) Better(ctx context.Context, _ *uplink.Carrier) (*uplink.Carrier, error) {
+	if r.now == nil {
+		return nil, nil
+	}
+	return r.took(r.d.Better(ctx, r.now))
+}
+
+func (r *rungs) took(c *carrier.Carrier, err error) (*uplink.Carrier, error) {
+	if err != nil || c == nil {
+		return nil, err
+	}
+	r.now = c
+	return &uplink.Carrier{Conn: c.Conn, Rung: c.Rung.String(), Path: c.Path}, nil
+}
+
+// newRungs returns what dials a relay; it still needs a proxy's dialer.
+func newRungs(key device.Key, address string, id device.ID, log *zap.Logger) (*carrier.Dialer, error) {
+	host, port, err := uplink.HostPort(address)
+	if err != nil {
+		return nil, err
+	}
+	name := host
+	if net.ParseIP(host) != nil {
+		name = ""
+	}
+	secure, err := device.ClientTLS(key, id, name)
+	if err != nil {
+		return nil, err
+	}
+	return &carrier.Dialer{Relay: host, TLS: secure, PortTLS: port, PortQUIC: port, Log: log}, nil
+}
+
+// siteProxy returns the dialer for the proxy of the site. File names are relative to the configuration's folder.
+func siteProxy(c *config, log *zap.Logger) (*proxydial.Dialer, error) {
+	p := c.Agent.Proxy
+	for _, file := range []*string{&p.PasswordFile, &p.CAFile, &p.Kerberos.Keytab, &p.Kerberos.Cache, &p.Kerberos.Config} {
+		if *file != "" {
+			*file = within(c.dir, *file)
+		}
+	}
+	if p.PAC != "" && !strings.Contains(p.PAC, "://") {
+		p.PAC = within(c.dir, p.PAC)
+	}
+	return proxydial.New(p, log)
+}
+
+// agentDialers returns what dials each of the agent's relays.
+func agentDialers(c *config, key device.Key, probed *probeMetrics, log *zap.Logger) ([]uplink.Dialer, error) {
+	proxy, err := siteProxy(c, log)
+	if err != nil {
+		return nil, err
+	}
+	var memory *carrier.Memory
+	if c.State.Dir != "" {
+		memory = carrier.OpenMemory(c.tunnelDir() + "/" + waysFile)
+	}
+	var out []uplink.Dialer
+	for i, r := range c.Agent.Relays {
+		d, err := newRungs(key, r.Address, r.ID, log)
+		if err != nil {
+			return nil, fmt.Errorf("relays[%d]: %w", i, err)
+		}
+		d.Proxy, d.Memory, d.PortHTTP, d.Probed = proxy, memory, c.Agent.PortHTTP, probed.observe
+		if len(c.Agent.Rungs) > 0 {
+			d.Rungs = c.Agent.Rungs
+		}
+		out = append(out, &rungs{d: d})
+	}
+	return out, nil
+}
+
+// buildAgent builds the agent and opens the ports of its forwards.
+func buildAgent(ctx context.Context, d *serviceDeps) (*service, error) {
+	log := d.log.Named("agent")
+	if d.cfg.State.Dir != "" {
+		if _, err := device.OpenStore(d.cfg.tunnelDir()); err != nil { // which makes the folder
+			return nil, fmt.Errorf("state.dir: %w", err)
+		}
+	}
+	key, err := loadKey(d.cfg.deviceKeyFile(), log)
+	if err != nil {
+		return nil, err
+	}
+	probed := newProbeMetrics()
+	dialers, err := agentDialers(d.cfg, key, probed, log)
+	if err != nil {
+		return nil, err
+	}
+	up := uplink.New(dialers, uplink.Config{Mux: mux.Config{Logger: log}}, log)
+	a := agent.New(d.cfg.Agent, agent.Deps{Key: key, Uplink: up}, log)
+	socks, err := bindForwards(ctx, d.cfg.Agent.Forwards)
+	if err != nil {
+		return nil, err
+	}
+	d.reg.MustRegister(a.Collector(), probed.results)
+	d.agent = func() *agentStatus { return newAgentStatus(d.cfg, key, up.State(), socks) }
+	s := &service{
+		serve: func(ctx context.Context) error {
+			return socks.serve(ctx, func(ctx context.Context, s socket) error {
+				f := d.cfg.Agent.Forwards[s.item]
+				if s.tcp != nil {
+					return a.ServeTCP(ctx, s.tcp, f)
+				}
+				return a.ServeUDP(ctx, s.udp, f)
+			}, a.Run)
+		},
+		reload: func(c *config) error {
+			a.Reload(c.Agent)
+			return nil
+		},
+		status: func() any { return d.agent() },
+	}
+	if len(d.cfg.Tunnel.Listen) == 0 || d.cfg.only != "" { // else the relay shows it, too
+		s.views = map[string]func() any{"tunnels": func() any {
+			return tunnelsView{Agent: d.agent(), Tunnels: []relay.Tunnel{}, Streams: []relay.Stream{}}
+		}}
+	}
+	return s, nil
+}
+
+// bindForwards opens the ports of forwards; all or none.
+func bindForwards(ctx context.Context, list []agent.Forward) (sockets, error) {
+	var lc net.ListenConfig
+	var all sockets
+	for i, f := range list {
+		s := socket{item: i}
+		var err error
+		if f.Listen.Proto == "udp" {
+			s.udp, err = lc.ListenPacket(ctx, "udp", f.Listen.At.String())
+		} else {
+			s.tcp, err = lc.Listen(ctx, "tcp", f.Listen.At.String())
+		}
+		if err != nil {
+			all.close()
+			return nil, fmt.Errorf("agent.forwards[%d].listen: %w", i, err)
+		}
+		all = append(all, s)
+	}
+	return all, nil
+}
+
+// agentStatus is the agent's part of /api/v1/status.
+type agentStatus struct {
+	ID        device.ID `json:"id"`
+	Attached  bool      `json:"attached"`
+	Relay     string    `json:"relay,omitempty"`
+	Rung      string    `json:"rung,omitempty"`
+	Path      string    `json:"path,omitempty"`
+	Since     string    `json:"since,omitempty"`
+	Sessions  int       `json:"sessions"`
+	Resumes   int       `json:"resumes"`
+	Failures  int       `json:"failures"` // since the last success
+	LastError string    `json:"last_error,omitempty"`
+	Listeners []string  `json:"listeners"`
+}
+
+func newAgentStatus(c *config, key device.Key, st uplink.State, socks sockets) *agentStatus {
+	out := &agentStatus{
+		ID: key.ID(), Attached: st.Attached, Sessions: st.Sessions, Resumes: st.Resumes, Failures: st.Failures,
+		LastError: st.LastError, Listeners: socks.names(),
+	}
+	if st.Sessions > 0 {
+		out.Relay, out.Rung, out.Path, out.Since = c.Agent.Relays[st.Relay].Address, st.Rung, st.Path, st.Since.UTC().Format("2006-01-02T15:04:05Z")
+	}
+	return out
+}
