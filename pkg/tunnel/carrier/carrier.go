@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -188,13 +189,30 @@ func limitUnsent(tcp *net.TCPConn, limit int) {
 type tlsPipe struct {
 	*tls.Conn
 	raw net.Conn
+	closing
 }
+
+func newTLSPipe(conn *tls.Conn, raw net.Conn) *tlsPipe { return &tlsPipe{conn, raw, newClosing()} }
+
+// closing tells that Close was called.
+type closing struct {
+	once   *sync.Once
+	closed chan struct{}
+}
+
+func newClosing() closing { return closing{new(sync.Once), make(chan struct{})} }
+
+// done is closed by Close.
+func (c closing) done() <-chan struct{} { return c.closed }
+
+func (c closing) mark() { c.once.Do(func() { close(c.closed) }) }
 
 // closeTime is how long a close_notify may wait for room; crypto/tls would wait for 5 s.
 const closeTime = 250 * time.Millisecond
 
 // Close says close_notify, if that can be said at once, and closes the pipe.
 func (p *tlsPipe) Close() error {
+	p.mark()
 	late := time.AfterFunc(closeTime, func() { p.raw.Close() })
 	defer late.Stop()
 	return p.Conn.Close()

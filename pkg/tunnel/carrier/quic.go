@@ -30,7 +30,8 @@ type quicConn struct {
 	*quic.Stream
 	conn  *quic.Conn
 	below func() // ends what the connection was made on; nil at the relay
-	once  sync.Once
+	ended sync.Once
+	closing
 }
 
 func (c *quicConn) LocalAddr() net.Addr  { return c.conn.LocalAddr() }
@@ -46,7 +47,8 @@ func (c *quicConn) ReceiveDatagram(ctx context.Context) ([]byte, error) {
 
 // Close ends both directions at once for the caller; what was written still has a moment to arrive.
 func (c *quicConn) Close() error {
-	c.once.Do(func() {
+	c.mark()
+	c.ended.Do(func() {
 		c.Stream.CancelRead(0)
 		_ = c.Stream.Close()
 		c.Stream.SetWriteDeadline(time.Unix(1, 0))
@@ -97,7 +99,7 @@ func (d *Dialer) dialQUIC(ctx context.Context) (*quicConn, time.Duration, error)
 		below()
 		return nil, 0, fmt.Errorf("quic: %w", err)
 	}
-	return &quicConn{Stream: stream, conn: conn, below: below}, conn.ConnectionStats().MinRTT, nil
+	return &quicConn{Stream: stream, conn: conn, below: below, closing: newClosing()}, conn.ConnectionStats().MinRTT, nil
 }
 
 // ServeQUIC serves rung quic on pc until ctx ends; then it closes pc and waits for what it serves.
@@ -148,7 +150,7 @@ func (s *Server) serveQUIC(ctx context.Context, conn *quic.Conn) {
 		_ = conn.CloseWithError(0, "")
 		return
 	}
-	c := &quicConn{Stream: stream, conn: conn}
+	c := &quicConn{Stream: stream, conn: conn, closing: newClosing()}
 	s.serve(ctx, &Carrier{Conn: c, Rung: QUIC, Path: "direct", state: conn.ConnectionState().TLS})
 }
 

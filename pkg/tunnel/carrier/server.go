@@ -23,8 +23,9 @@ const (
 type Server struct {
 	// TLS is the tunnel's: it demands the device's certificate.
 	TLS *tls.Config
-	// Session, Bulk and Enrol take carriers over: they block as long as they use them and close them. They are called
-	// concurrently. PeerState of the carrier says who it is.
+	// Session, Bulk and Enrol take carriers over, and close them. A Session may return before: what served the connection
+	// waits until it is closed, since a session goes on with other carriers. They are called concurrently. PeerState of the
+	// carrier says who it is.
 	Session func(context.Context, *Carrier)
 	Bulk    func(context.Context, *Carrier, [16]byte)
 	Enrol   func(context.Context, *Carrier)
@@ -103,7 +104,7 @@ func (s *Server) ServeVirtual(ctx context.Context, conn net.Conn, rung Rung) {
 		s.refuse(reasonTLS, conn, err)
 		return
 	}
-	c := &Carrier{Conn: &tlsPipe{secured, conn}, Rung: rung, Path: "direct", state: secured.ConnectionState(), tls: secured, exact: exact}
+	c := &Carrier{Conn: newTLSPipe(secured, conn), Rung: rung, Path: "direct", state: secured.ConnectionState(), tls: secured, exact: exact}
 	s.serve(ctx, c)
 }
 
@@ -129,6 +130,10 @@ func (s *Server) serve(ctx context.Context, c *Carrier) {
 	switch {
 	case what == saySession && s.Session != nil:
 		s.Session(ctx, c)
+		select {
+		case <-c.Conn.(interface{ done() <-chan struct{} }).done():
+		case <-ctx.Done():
+		}
 	case what == sayBulk && s.Bulk != nil:
 		s.Bulk(ctx, c, ticket)
 	case what == sayEnrol && s.Enrol != nil:
