@@ -60,7 +60,7 @@ type Options struct {
 const (
 	maxInline     = 64 << 10 // larger bodies are files
 	overhead      = 256      // what a message costs beside its body, for each recipient, in quotas
-	maxEpochs     = 1 << 17  // of one sender
+	maxEpochs     = 1 << 18  // of one sender
 	markLife      = 60 * 24 * time.Hour
 	partLife      = 3 * 24 * time.Hour // half-sent messages that nobody goes on with
 	sweepEvery    = 5 * time.Minute

@@ -8,7 +8,7 @@
 //	        Put (large) ─► ◄─ GoOn(offset)   From(offset), Data… ─►   ◄─ Stored | Refused
 //	read:   Read(after) ─►  ◄─ Hello(store), Message…   Ack(upto) ─► ◄─ Acked(upto)
 //	fetch:  Fetch(seq, offset) ─► ◄─ Data… | Refused
-//	ask:    Publish(card) | Lookup(devices) | Status ─► ◄─ Done | Cards | Status | Refused
+//	ask:    Publish(card) | Lookup(devices) | Status | Ack ─► ◄─ Done | Cards | State | Acked | Refused
 //
 // Numbers are big-endian. The server judges each length before it allocates; what breaks a rule ends the stream.
 package carry

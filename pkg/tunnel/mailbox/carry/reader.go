@@ -71,9 +71,9 @@ func (r *Reader) frame() error {
 		r.waiting = append(r.waiting, m)
 		return err
 	case frameAcked:
-		f := fields{b: payload}
-		r.told = max(r.told, f.u64())
-		return f.end()
+		upto, _, err := parseAcked(payload)
+		r.told = max(r.told, upto)
+		return err
 	}
 	return errFrame
 }
@@ -83,6 +83,22 @@ func (r *Reader) Ack(upto uint64) error {
 	r.asked = max(r.asked, upto)
 	_, err := r.s.s.Write(frame(frameAck, binary.BigEndian.AppendUint64(nil, upto)...))
 	return err
+}
+
+func parseAcked(payload []byte) (upto uint64, store [16]byte, err error) {
+	f := fields{b: payload}
+	upto, store = f.u64(), [16]byte(f.take(16))
+	return upto, store, f.end()
+}
+
+// Ack is Reader.Ack without a reader. It returns once the relay has dropped the messages, and which store it was.
+func (c *Client) Ack(ctx context.Context, upto uint64) (store [16]byte, err error) {
+	answer, err := c.ask(ctx, frame(frameAck, binary.BigEndian.AppendUint64(nil, upto)...), frameAcked)
+	if err != nil {
+		return store, err
+	}
+	_, store, err = parseAcked(answer)
+	return store, err
 }
 
 // Settle waits until the relay has dropped what was acknowledged. Messages that come meanwhile, at most a few hundred at a time,

@@ -306,12 +306,18 @@ func (c *served) acks(mu *sync.Mutex) error {
 			return err
 		}
 		mu.Lock()
-		_, err = c.w.Write(frame(frameAcked, binary.BigEndian.AppendUint64(nil, upto)...))
+		_, err = c.w.Write(c.acked(upto))
 		mu.Unlock()
 		if err != nil {
 			return err
 		}
 	}
+}
+
+// acked is the answer to an Ack: up to where 8 | store 16.
+func (c *served) acked(upto uint64) []byte {
+	id := c.Store.ID()
+	return frame(frameAcked, append(binary.BigEndian.AppendUint64(nil, upto), id[:]...)...)
 }
 
 // fetch gives bodies.
@@ -376,6 +382,13 @@ func (c *served) ask() error {
 			out, err = c.lookup(payload)
 		case frameStatus:
 			out, err = c.status(), nil
+		case frameAck:
+			f := fields{b: payload}
+			upto := f.u64()
+			if err = f.end(); err == nil {
+				_, err = c.Store.Ack(c.peer, upto)
+			}
+			out = c.acked(upto)
 		default:
 			err = errFrame
 		}
