@@ -381,3 +381,96 @@ func FuzzClient(f *testing.F) {
 		s.dropReservations()
 	})
 }
+
+// FuzzServer: a client with an allocation sends whatever it likes, signed or not, to a running server over UDP and TCP; no
+// message of its ends the server, and its next request is answered.
+func FuzzServer(f *testing.F) {
+	f.Add(uint16(createPermission), true, []byte{0, attrXORPeerAddress, 0, 8, 0, 1, 2, 3, 4, 5, 6, 7})
+	f.Add(uint16(channelBind), true, []byte{0, attrChannelNumber, 0, 4, 0x40, 0, 0, 0, 0, attrXORPeerAddress, 0, 8, 0, 1, 2, 3, 4, 5, 6, 7})
+	f.Add(uint16(refresh), true, []byte{0, attrLifetime, 0, 4, 0, 0, 0, 0})
+	f.Add(uint16(sendData), false, []byte{0, attrXORPeerAddress, 0, 8, 0, 1, 2, 3, 4, 5, 6, 7, 0, attrData, 0, 4, 1, 2, 3, 4})
+	f.Add(uint16(0x4000), false, []byte("\x40\x00\x00\x04abcd"))
+	f.Add(uint16(connect), true, []byte{0, attrXORPeerAddress, 0, 8, 0, 1, 2, 3, 4, 5, 6, 7})
+	b := serve(f, func(c *Config, _ *Deps) { c.Quota.PerUser = 1000 })
+	clients := map[string]*raw{"udp": b.raw("udp", testUser, testPass), "tcp": b.raw("tcp", testUser, testPass)}
+	f.Fuzz(func(t *testing.T, m uint16, sign bool, body []byte) {
+		body = body[:min(len(body), 1200)]
+		for transport, r := range clients {
+			b.t, r.t = t, t
+			frame := body
+			if r.stream { // half a frame would take what follows for its other half
+				frame = channelFrame(m, body, true)
+			}
+			if m < 0x4000 {
+				w := compose(nil, class(m>>12&3), method(m&0xFFF), [12]byte{'f', 'u', 'z', 'z'})
+				w.b = append(w.b, body[:len(body)&^3]...)
+				binary.BigEndian.PutUint16(w.b[2:], uint16(len(w.b)-headerSize))
+				if sign {
+					w.text(attrUsername, testUser).text(attrRealm, testRealm).text(attrNonce, r.nonce).sign(r.key)
+				}
+				frame = w.b
+			}
+			_, _ = r.conn.Write(frame) // a stream may have been closed for the input before
+			if clients[transport] = b.answers(transport, r); clients[transport] == nil {
+				t.Fatalf("%s: no answer after %x", transport, frame)
+			}
+		}
+	})
+}
+
+// answers returns a client that the server answers and that has an allocation: this one, or in the place of a stream that the server
+// has closed a new one; nil if there is no answer.
+func (b *bench) answers(transport string, r *raw) *raw {
+	for range 4 {
+		for _, m := range []method{refresh, allocate} {
+			switch code := r.asked(m); {
+			case code == 0:
+				return r
+			case code == 438, code == 437, code == 401:
+				continue
+			}
+			break
+		}
+		if r.stream && !r.open() {
+			r.conn.Close()
+			r = b.raw(transport, testUser, testPass)
+		}
+	}
+	return nil
+}
+
+// asked sends a request and returns the code of its answer, -1 if there is none.
+func (r *raw) asked(m method) int {
+	id := r.txid()
+	id[10] = byte(rand.IntN(256))
+	_, _ = r.conn.Write(r.signed(m, id, func(w *composer) {
+		if m == allocate {
+			udpAllocation(w)
+		}
+	}))
+	for {
+		got, err := r.read(10 * time.Second)
+		var a message
+		switch {
+		case err != nil:
+			return -1
+		case a.parse(got) != "" || a.txid() != id:
+			continue
+		case a.class == success:
+			return 0
+		}
+		if n := a.get(attrNonce); n != nil {
+			r.nonce = string(n)
+		}
+		e := a.get(attrErrorCode)
+		return int(e[2])*100 + int(e[3])
+	}
+}
+
+// open tells whether a stream still is.
+func (r *raw) open() bool {
+	_, err := r.conn.Write(nil)
+	r.conn.SetReadDeadline(time.Now().Add(time.Millisecond))
+	_, readErr := r.conn.Read(make([]byte, 1))
+	return err == nil && (readErr == nil || isTimeout(readErr))
+}

@@ -17,7 +17,7 @@ import (
 
 // raw is a client that sends what it is told to.
 type raw struct {
-	t      *testing.T
+	t      testing.TB
 	conn   net.Conn
 	stream bool
 	user   string

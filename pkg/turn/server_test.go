@@ -163,7 +163,7 @@ func (testStreams) Dial(ctx context.Context, from, to netip.AddrPort) (net.Conn,
 
 // bench is a running server with a UDP socket and listeners on loopback.
 type bench struct {
-	t        *testing.T
+	t        testing.TB
 	s        *Server
 	ports    *testPorts
 	udp, tcp netip.AddrPort
@@ -193,7 +193,7 @@ func testConfig() Config {
 	return c
 }
 
-func serve(t *testing.T, change func(*Config, *Deps)) *bench {
+func serve(t testing.TB, change func(*Config, *Deps)) *bench {
 	t.Helper()
 	nets := pinhole.Networks{"lo": {Addresses: []netip.Addr{lo4, lo6}}}
 	b := &bench{t: t, ports: &testPorts{nets: nets}}
@@ -309,7 +309,7 @@ func (b *bench) dial(transport string) net.Conn {
 }
 
 // echo is a peer that sends back what it gets.
-func echo(t *testing.T) *net.UDPConn {
+func echo(t testing.TB) *net.UDPConn {
 	t.Helper()
 	pc, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
@@ -335,7 +335,7 @@ func echo(t *testing.T) *net.UDPConn {
 	return pc
 }
 
-func eventually(t *testing.T, what string, cond func() bool) {
+func eventually(t testing.TB, what string, cond func() bool) {
 	t.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()

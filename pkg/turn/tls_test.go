@@ -59,7 +59,7 @@ func trust(file string) error {
 }
 
 // testTLS returns a configuration with the certificate.
-func testTLS(t *testing.T) *tls.Config {
+func testTLS(t testing.TB) *tls.Config {
 	t.Helper()
 	return &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{identity}}
 }
