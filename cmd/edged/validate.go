@@ -87,6 +87,9 @@ func (c *config) validateNoPinhole(l *faultList, key string, at pinhole.Listen) 
 	if at.Port >= ports.First && at.Port <= ports.Last {
 		l.add(key, "port %d lies in %s (%s), which is for media", at.Port, name, ports)
 	}
+	if r := c.TURN.Ports; at.Proto == "udp" && at.Port >= r.First && at.Port <= r.Last {
+		l.add(key, "port %d lies in turn.ports (%s), which is for relay ports", at.Port, r)
+	}
 }
 
 // validateMediaPorts finds UDP ports of services among those of pinholes, which would take them.

@@ -96,7 +96,7 @@ func (r *Relay) openPortLocked(req pinhole.PortRequest) (*clientPort, error) {
 		count = 2
 	}
 	var socks [2]*Socket
-	pool := r.poolLocked(bound, false, PortRange{})
+	pool := r.poolLocked(bound, false, PortRange{req.Ports[0], req.Ports[1]})
 	number, err := pool.take(time.Now(), count, func(number uint16) (err error) {
 		if req.Even && number%2 != 0 {
 			return syscall.EADDRINUSE // look further

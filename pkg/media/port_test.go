@@ -56,6 +56,27 @@ func TestPortPair(t *testing.T) {
 	}
 }
 
+// TestPortOfRange: a port may be of a range of its own, and is given back to it.
+func TestPortOfRange(t *testing.T) {
+	r, _ := newTestRelay(t, func(c *PinholeConfig) { c.UDP, c.Quarantine = PortRange{50000, 50003}, 0 })
+	req := portRequest()
+	req.Ports = [2]uint16{50010, 50011}
+	for range 2 {
+		a, b := mustOpenPort(t, r, req), mustOpenPort(t, r, req)
+		if got := [2]uint16{a.Local().Addr.Port(), b.Local().Addr.Port()}; got != req.Ports && got != [2]uint16{50011, 50010} {
+			t.Errorf("ports %v of %v", got, req.Ports)
+		}
+		if _, err := r.OpenPort(context.Background(), req); !errors.Is(err, pinhole.ErrExhausted) {
+			t.Errorf("a third of two: %v", err)
+		}
+		for _, p := range []pinhole.Port{a, b} {
+			if err := p.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
 // TestPortEven: an even port alone holds no other.
 func TestPortEven(t *testing.T) {
 	r, _ := newTestRelay(t, func(c *PinholeConfig) { c.UDP, c.Quarantine = PortRange{50000, 50003}, 0 })

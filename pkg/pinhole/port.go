@@ -21,6 +21,8 @@ type PortRequest struct {
 	Family  Family
 	// Even wants an even port number, Pair also that the next one is held for [Port.Next] (EVEN-PORT, RFC 8656 §18.6).
 	Even, Pair bool
+	// Ports are the first and the last that it may be; zero: those of all pinholes.
+	Ports [2]uint16
 	// Client is where the client was seen, for people to read and for the counters of its network.
 	Client netip.AddrPort
 }

@@ -61,8 +61,9 @@ type allocation struct {
 	listener net.Listener
 	relayed  netip.AddrPort // as the client is told
 	// token is of the neighbour that is held, zero if none is.
-	token  [8]byte
-	budget [2]budget // to peers, to the client
+	token [8]byte
+	// What may pass a second, to peers and to the client.
+	octetRate, packetRate [2]budget
 
 	live   atomic.Bool // pion has it
 	closed sync.Once
@@ -112,9 +113,9 @@ func (s *Server) open(o origin, d demand) (*allocation, error) {
 		s: s, from: o, user: d.user, key: d.key, txid: d.txid, tcp: d.tcp, family: d.family, began: time.Now(),
 		id: rand.Text(), perms: map[netip.Addr]struct{}{}, byNumber: map[uint16]*channel{}, byPeer: map[netip.AddrPort]*channel{},
 	}
-	if n := s.quota.Load().Bandwidth; n > 0 {
-		a.budget = [2]budget{newBudget(n), newBudget(n)}
-	}
+	q := s.quota.Load()
+	a.octetRate = [2]budget{newBudget(q.Bandwidth), newBudget(q.Bandwidth)}
+	a.packetRate = [2]budget{newBudget(q.Packets), newBudget(q.Packets)}
 	if err := s.enter(a); err != nil {
 		return nil, err
 	}
@@ -191,7 +192,7 @@ func (a *allocation) bind(d demand) error {
 	}
 	port, err := s.deps.Ports.OpenPort(ctx, pinhole.PortRequest{
 		Owner: "turn " + d.user, Label: "turn " + a.from.client.String(), Network: a.from.ep.relay, Family: d.family,
-		Even: d.even, Pair: d.pair, Client: a.from.client,
+		Even: d.even, Pair: d.pair, Ports: [2]uint16{s.cfg.Ports.First, s.cfg.Ports.Last}, Client: a.from.client,
 	})
 	if err != nil {
 		return err

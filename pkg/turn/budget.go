@@ -5,19 +5,26 @@ import (
 	"time"
 )
 
-// budget is a token bucket of octets that holds a second's worth. The zero value has no limit.
+// budget is a token bucket of octets or packets that holds a second's worth. The zero value has no limit.
 type budget struct {
 	mu   *sync.Mutex
-	rate float64 // octets a second
+	rate float64 // a second
 	left float64
 	at   time.Time
 }
 
+// newBudget returns one for a rate; 0: it has no limit.
 func newBudget(rate int) budget {
+	if rate == 0 {
+		return budget{}
+	}
 	return budget{mu: &sync.Mutex{}, rate: float64(rate), left: float64(rate), at: time.Now()}
 }
 
-// take tells whether n octets may pass now.
+// limited tells whether there is a limit.
+func (b *budget) limited() bool { return b.mu != nil }
+
+// take tells whether n may pass now.
 func (b *budget) take(n int) bool { return b.mu == nil || b.takeAt(n, time.Now()) }
 
 func (b *budget) takeAt(n int, now time.Time) bool {

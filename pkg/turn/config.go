@@ -5,6 +5,8 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
+	"strings"
 
 	"edged.dev/edged/pkg/pinhole"
 )
@@ -17,6 +19,8 @@ type Config struct {
 	Realm string `yaml:"realm" json:"realm" jsonschema:"description=realm of the credentials; short is good: it is in every challenge"`
 	// Relay is the network of the peers, where relay ports are.
 	Relay string `yaml:"relay" json:"relay,omitempty" jsonschema:"description=network on which relay ports are\\, to which peers send; empty = the one of the listener by which the client came"`
+	// Ports are the relay ports of UDP.
+	Ports PortRange `yaml:"ports" json:"ports,omitempty" jsonschema:"type=string,description=UDP relay ports\\, e.g. 49152-57343; empty: pinholes.udp"`
 	// Users are static users by name.
 	Users map[string]Password `yaml:"users" json:"users,omitempty" jsonschema:"description=static users: NAME: PASSWORD\\, or md5: and the key (MD5 of NAME:REALM:PASSWORD) in hexadecimal; live"`
 	// UsersFile and SecretFile are read by whoever starts the server.
@@ -42,6 +46,37 @@ type Quota struct {
 	Permissions int `yaml:"permissions" json:"permissions" jsonschema:"minimum=1,maximum=1024,default=64,description=peers of one allocation"`
 	// Bandwidth is in octets a second.
 	Bandwidth int `yaml:"bandwidth" json:"bandwidth,omitempty" jsonschema:"minimum=0,default=0,description=octets a second and direction of one allocation; 0 = no limit; with a limit the kernel carries no channels"`
+	Packets   int `yaml:"packets" json:"packets,omitempty" jsonschema:"minimum=0,default=0,description=packets a second and direction of one allocation; 0 = no limit; with a limit the kernel carries no channels"`
+}
+
+// PortRange is a range of ports, written "FIRST-LAST"; zero: none.
+type PortRange struct{ First, Last uint16 }
+
+// UnmarshalText reads "FIRST-LAST", or nothing.
+func (r *PortRange) UnmarshalText(b []byte) error {
+	*r = PortRange{}
+	if len(b) == 0 {
+		return nil
+	}
+	first, last, ok := strings.Cut(string(b), "-")
+	from, err := strconv.ParseUint(first, 10, 16)
+	to, err2 := strconv.ParseUint(last, 10, 16)
+	if !ok || err != nil || err2 != nil || from == 0 || to < from {
+		return fmt.Errorf("%q is not FIRST-LAST", b)
+	}
+	*r = PortRange{uint16(from), uint16(to)}
+	return nil
+}
+
+// MarshalText writes "FIRST-LAST", or nothing.
+func (r PortRange) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// String returns "FIRST-LAST", or nothing.
+func (r PortRange) String() string {
+	if r == (PortRange{}) {
+		return ""
+	}
+	return fmt.Sprintf("%d-%d", r.First, r.Last)
 }
 
 // Peers is the policy of peers.
@@ -152,7 +187,7 @@ func (c Config) validateLimits(nets pinhole.Networks, fault func(key, format str
 		value, low int
 	}{
 		{"quota.per_user", c.Quota.PerUser, 1}, {"quota.allocations", c.Quota.Allocations, 1}, {"quota.permissions", c.Quota.Permissions, 1},
-		{"quota.bandwidth", c.Quota.Bandwidth, 0}, {"challenges", c.Challenges, 0}, {"bindings", c.Bindings, 0},
+		{"quota.bandwidth", c.Quota.Bandwidth, 0}, {"quota.packets", c.Quota.Packets, 0}, {"challenges", c.Challenges, 0}, {"bindings", c.Bindings, 0},
 	} {
 		if n.value < n.low {
 			fault(n.key, "%d is less than %d", n.value, n.low)

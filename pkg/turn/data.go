@@ -61,13 +61,25 @@ func (s *Server) toPeer(a *allocation, peer netip.AddrPort, to *net.UDPAddr, dat
 		s.count.drop(why)
 		return
 	}
-	if !a.budget[0].take(len(data)) {
-		s.count.drop("bandwidth")
+	if !a.mayPass(0, len(data)) {
 		return
 	}
 	if _, err := a.port.WriteTo(data, to); err != nil {
 		s.count.drop("send")
 	}
+}
+
+// mayPass tells whether a datagram is within the quotas of the direction, and counts it if it is not.
+func (a *allocation) mayPass(direction, octets int) bool {
+	switch {
+	case !a.packetRate[direction].take(1):
+		a.s.count.drop("packets")
+	case !a.octetRate[direction].take(octets):
+		a.s.count.drop("bandwidth")
+	default:
+		return true
+	}
+	return false
 }
 
 // pump relays the datagrams of peers to the client, until the port is closed. buf is pion's.
@@ -92,8 +104,7 @@ func (a *allocation) fromPeer(src netip.AddrPort, buf []byte, n int) {
 	case !a.permitted(src.Addr()):
 		a.s.count.drop("no_permission")
 		return
-	case !a.budget[1].take(n):
-		a.s.count.drop("bandwidth")
+	case !a.mayPass(1, n):
 		return
 	}
 	var frame []byte

@@ -272,10 +272,10 @@ func (s *Server) channelDeleted(src, dst net.Addr, _, _, _ string, _, peer net.A
 	a.port.Unbind(number)
 }
 
-// carry has the relay move a channel by itself: of UDP clients, without a limit of octets, to peers that are not the edge.
+// carry has the relay move a channel by itself: of UDP clients, without a limit of octets or packets, to peers that are not the edge.
 func (a *allocation) carry(c *channel) {
 	front, ok := a.from.to.(*packetFront)
-	if !ok || a.budget[0].mu != nil || a.s.deps.Networks.Own(c.peer.Addr()) {
+	if !ok || a.octetRate[0].limited() || a.packetRate[0].limited() || a.s.deps.Networks.Own(c.peer.Addr()) {
 		return
 	}
 	err := a.port.Bind(pinhole.Channel{Number: c.number, Client: a.from.client, Front: front.conn, Peer: c.peer})

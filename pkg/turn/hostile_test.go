@@ -317,6 +317,128 @@ func TestBandwidth(t *testing.T) {
 	}
 }
 
+// TestPackets: packets are counted as octets are, each way for itself.
+func TestPackets(t *testing.T) {
+	s := serve(t, func(c *Config, _ *Deps) { c.Quota.Packets = 20 })
+	r, peer := s.raw("udp", testUser, testPass), echo(t)
+	r.allocate(nil)
+	r.do(createPermission, peerAt(peer.LocalAddr().String()))
+	begin := time.Now()
+	for range 100 {
+		w := compose(nil, indication, sendData, r.txid()).address(attrXORPeerAddress, pinhole.AddrPortOf(peer.LocalAddr()), true)
+		if _, err := r.conn.Write(w.text(attrData, "x").b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if code, _ := r.do(refresh, nil); code != 0 { // handled after them
+		t.Fatal(code)
+	}
+	most := 20 * (2 + uint64(time.Since(begin).Seconds()))
+	if got := s.s.Allocations()[0].FromClient; got < 20 || got > most || most < 100 && s.dropped("packets") == 0 {
+		t.Errorf("%d of 100 packets passed, %d were to be the most; %d are counted", got, most, s.dropped("packets"))
+	}
+}
+
+// TestStorm: two allocations whose owners permit each other and send back what comes are held to their rate, so a packet between
+// them does not keep the server busy.
+func TestStorm(t *testing.T) {
+	b := serve(t, func(c *Config, _ *Deps) { c.Quota.Packets = 50 })
+	var relays [2]netip.AddrPort
+	var clients [2]*raw
+	for i := range clients {
+		clients[i] = b.raw("udp", testUser, testPass)
+		relays[i] = clients[i].allocate(nil)
+	}
+	for i, c := range clients {
+		other := relays[1-i]
+		if code, _ := c.do(channelBind, func(w *composer) { w.uint32(attrChannelNumber, 0x4000<<16).address(attrXORPeerAddress, other, true) }); code != 0 {
+			t.Fatal(code)
+		}
+	}
+	for range 120 { // more in flight than may pass in a second
+		if _, err := clients[0].conn.Write(channelFrame(0x4000, []byte("storm"), false)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	begin, end := time.Now(), make(chan int, 2)
+	for _, c := range clients {
+		go func() {
+			n, buf := 0, make([]byte, 100)
+			for c.conn.SetReadDeadline(begin.Add(2*time.Second)) == nil {
+				m, err := c.conn.Read(buf)
+				if err != nil {
+					break
+				}
+				n++
+				_, _ = c.conn.Write(buf[:m]) // and twice, so that nothing but the limit ends it
+				_, _ = c.conn.Write(buf[:m])
+			}
+			end <- n
+		}()
+	}
+	passed := <-end + <-end
+	// Each of the two may have a second's worth at once and then 50 a second: in 2 s at most 150, both 300.
+	if most := 2 * 50 * (2 + int(time.Since(begin).Seconds())); passed == 0 || passed > most || b.dropped("packets") == 0 {
+		t.Errorf("%d packets have passed, %d were to be the most; %d dropped", passed, most, b.dropped("packets"))
+	}
+}
+
+// TestPortSweep: EVEN-PORT without a reservation, again and again, leaves no port behind; nor does one with.
+func TestPortSweep(t *testing.T) {
+	b := serve(t, nil)
+	r := b.raw("udp", testUser, testPass)
+	for i := range 60 {
+		octet := byte(i%2) << 7
+		r.allocate(func(w *composer) { w.attr(attrEvenPort, []byte{octet}) })
+		if code, _ := r.do(refresh, func(w *composer) { w.uint32(attrLifetime, 0) }); code != 0 {
+			t.Fatal(code)
+		}
+	}
+	eventually(t, "the ports of ended allocations are closed", func() bool { return b.ports.count() <= 30 }) // those that are held
+	b.s.dropReservations()
+	eventually(t, "all are closed", func() bool { return b.ports.count() == 0 })
+}
+
+// TestQuotaReturns: however an allocation ends, the quota counts it no more: by a lifetime that is over, by the end of its
+// connection, by a port that could not be had.
+func TestQuotaReturns(t *testing.T) {
+	b := serve(t, func(c *Config, _ *Deps) { c.Quota.PerUser = 1 })
+	free := func(what string) {
+		t.Helper()
+		eventually(t, what, func() bool {
+			b.s.mu.RLock()
+			defer b.s.mu.RUnlock()
+			return len(b.s.perUser) == 0 && len(b.s.allocs) == 0
+		})
+	}
+	r := b.raw("tcp", testUser, testPass)
+	r.allocate(nil)
+	r.conn.Close()
+	free("the connection has ended")
+	b.ports.mu.Lock()
+	b.ports.full = true
+	b.ports.mu.Unlock()
+	r = b.raw("udp", testUser, testPass)
+	if code, _ := r.do(allocate, udpAllocation); code != 508 {
+		t.Fatal(code)
+	}
+	free("there was no port")
+	b.ports.mu.Lock()
+	b.ports.full = false
+	b.ports.mu.Unlock()
+	r.allocate(nil)
+	// What pion does when the lifetime is over; 600 s are the least that a client may ask for.
+	for _, a := range b.s.list() {
+		b.s.deleted(net.UDPAddrFromAddrPort(a.from.client), net.UDPAddrFromAddrPort(a.from.local), "", a.id, "")
+	}
+	free("the lifetime is over")
+	r = b.raw("udp", testUser, testPass)
+	r.allocate(nil)
+	if code, _ := b.raw("udp", testUser, testPass).do(allocate, udpAllocation); code != 486 {
+		t.Errorf("the second of a user: %d", code)
+	}
+}
+
 // FuzzMessage: no message panics, and what is read of one can be composed again.
 func FuzzMessage(f *testing.F) {
 	key := []byte("key")

@@ -80,9 +80,9 @@ func (a *allocation) passed(from, n int) {
 	a.mu.Lock()
 	a.octets[from] += uint64(n)
 	a.mu.Unlock()
-	for a.budget[from].mu != nil && n > 0 {
+	for a.octetRate[from].limited() && n > 0 {
 		part := min(n, maxRelayed)
-		if !a.budget[from].take(part) {
+		if !a.octetRate[from].take(part) {
 			<-time.After(budgetRest)
 			continue
 		}
