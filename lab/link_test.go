@@ -4,7 +4,6 @@ package lab
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"net/netip"
 	"os"
@@ -14,13 +13,11 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/zap"
-
-	"edged.dev/edged/pkg/tunnel/link"
+	"edged.dev/edged/pkg/tunnel/device"
 )
 
-// closedSite is a site whose gateway, an edge, has no public address of use and may only dial out, to 443: its public side is
-// another edge outside, which it reaches by a link. The link's packets are carried by the test itself.
+// closedSite is a site whose gateway, an edge, may only dial out, to TCP 443: its public side is another edge outside, the
+// tunnel's relay, which it reaches by a link.
 type closedSite struct {
 	*Rig
 	there      *Rig // the host of the other edge as a gateway
@@ -34,21 +31,15 @@ const (
 	linkFar  = "100.64.0.1"
 )
 
-// closeFirewall lets the gateway open connections to port 443 alone, and takes none.
-func closeFirewall(t *testing.T, gw *Host) {
+// closeFirewall lets the gateway open connections to TCP port 443 alone, if to that, and takes none.
+func closeFirewall(t *testing.T, gw *Host, open bool) {
 	t.Helper()
-	rules := `table inet closed {
- chain out { type filter hook output priority 0; policy drop
-  oifname != "wan" accept
-  ct state established accept
-  tcp dport 443 accept
- }
- chain in { type filter hook input priority 0; policy drop
-  iifname != "wan" accept
-  ct state established accept
- }
-}
-`
+	rules := "table inet closed\ndelete table inet closed\ntable inet closed {\n" +
+		" chain out { type filter hook output priority 0; policy drop\n  oifname != \"wan\" accept\n"
+	if open {
+		rules += "  tcp dport 443 accept\n"
+	}
+	rules += " }\n chain in { type filter hook input priority 0; policy drop\n  iifname != \"wan\" accept\n  ct state established accept\n }\n}\n"
 	cmd := exec.Command("nft", "-f", "-")
 	cmd.Stdin = strings.NewReader(rules)
 	must(t, "nft", gw.Do(func() error {
@@ -59,8 +50,8 @@ func closeFirewall(t *testing.T, gw *Host) {
 	}))
 }
 
-// newClosedSite starts both edges and the registrar.
-func newClosedSite(t *testing.T) *closedSite {
+// newClosedSite starts both edges and the registrar. Without links the site is as closed as before.
+func newClosedSite(t *testing.T, linked bool) *closedSite {
 	t.Helper()
 	r := lab(t)
 	onlyEdged(t, "the reference has no tunnel")
@@ -69,10 +60,10 @@ func newClosedSite(t *testing.T) *closedSite {
 	}
 	public := r.Outside("public")
 	s := &closedSite{Rig: r, there: &Rig{t: t, Dir: filepath.Join(r.Dir, "public"), GW: public}, registrar: r.Outside("registrar"), alice: r.Inside("in1"), bob: r.Outside("out1")}
-	closeFirewall(t, r.GW)
+	closeFirewall(t, r.GW, true)
 	s.registrar.Registrar(t, RegistrarConfig{})
 	must(t, "directory", os.MkdirAll(s.there.Dir, 0o755))
-	s.wire(t)
+	tunnels := s.tunnels(t, linked)
 	s.far = s.there.Edge(t, EdgeConfig{Sections: fmt.Sprintf(`networks:
   inside: {addresses: [%s], subnets: [%s/32], trusted: true}
   outside: {addresses: [%v], trusted: false}
@@ -81,7 +72,7 @@ sip:
   listen: ["udp://inside:5060", "udp://outside:5060"]
   domains: {example.org: {network: outside, server: "udp:%v:5060"}}
 h323: {listen: ["tcp://inside:1720", "tcp://outside:1720"], aliases: {bob: "%v:1720", alice: "%s:1720"}}
-`, linkFar, linkNear, public.IP, s.registrar.IP, s.bob.IP, linkNear)})
+`, linkFar, linkNear, public.IP, s.registrar.IP, s.bob.IP, linkNear) + tunnels[1]})
 	s.near = r.Edge(t, EdgeConfig{Sections: fmt.Sprintf(`networks:
   inside: {addresses: [%v], subnets: [%s0/24], trusted: true}
   outside: {addresses: [%s], trusted: false}
@@ -90,51 +81,40 @@ sip:
   listen: ["udp://inside:5060", "udp://outside:5060"]
   domains: {example.org: {network: outside, server: "udp:%s:5060"}}
 h323: {listen: ["tcp://inside:1720", "tcp://outside:1720"], aliases: {bob: "%s:1720", alice: "%v:1720"}}
-`, r.GW.IPOn(inside, 4), nets4[inside], linkNear, linkFar, linkFar, s.alice.IP)})
+`, r.GW.IPOn(inside, 4), nets4[inside], linkNear, linkFar, linkFar, s.alice.IP) + tunnels[0]})
+	if linked {
+		eventually(t, 60*time.Second, "the link is up at both ends", func() bool {
+			return s.near.Metric("edged_link_up") == 1 && s.far.Metric("edged_link_up") == 1
+		})
+	}
 	return s
 }
 
-// wirePipe is a carrier in the memory of the test.
-type wirePipe struct{ in, out chan []byte }
-
-func (q wirePipe) Send(b []byte) error {
-	select {
-	case q.out <- bytes.Clone(b):
-	default:
-	}
-	return nil
-}
-
-func (q wirePipe) Receive(ctx context.Context) ([]byte, error) {
-	select {
-	case b := <-q.in:
-		return b, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-}
-
-// wire makes both ends of the link.
-func (s *closedSite) wire(t *testing.T) {
+// tunnels returns what the two edges' configurations say of the tunnel: of the site's (0) and of the public one's (1), which is the
+// relay too. A policy that does not let the link through is what an edge without one has.
+func (s *closedSite) tunnels(t *testing.T, linked bool) (sections [2]string) {
 	t.Helper()
-	x, y := make(chan []byte, 256), make(chan []byte, 256)
-	addr := func(a string) []netip.Addr { return []netip.Addr{netip.MustParseAddr(a)} }
-	for i, h := range []*Host{s.GW, s.there.GW} {
-		cfg := link.Config{Name: "lab", Device: "x", Addresses: addr(linkNear), Peer: addr(linkFar)}
-		q := wirePipe{x, y}
-		if i == 1 {
-			cfg.Addresses, cfg.Peer = cfg.Peer, cfg.Addresses
-			q = wirePipe{y, x}
-		}
-		var tun *link.Tun
-		must(t, "tun", h.Do(func() (err error) {
-			tun, err = link.OpenTun(cfg)
-			return err
-		}))
-		l := link.New(cfg, tun, zap.NewNop())
-		go l.Run(t.Context())
-		go l.Carry(t.Context(), q)
+	var id [3]device.ID
+	var file [3]string
+	for i, name := range []string{"site", "public", "relay"} {
+		file[i] = filepath.Join(s.Dir, name+".key")
+		key, _, err := device.LoadOrCreateKey(file[i])
+		must(t, "key", err)
+		id[i] = key.ID()
 	}
+	users := filepath.Join(s.Dir, "tunnel.users")
+	must(t, "users", os.WriteFile(users, fmt.Appendf(nil, "%s site\n%s public\n", id[0], id[1]), 0o600))
+	service := "link-lab"
+	if !linked {
+		service = "link-other"
+	}
+	ends := [2]string{linkNear, linkFar}
+	for i := range ends {
+		sections[i] = fmt.Sprintf("agent: {key_file: %s, relays: [{address: \"%v:443\", id: %s}], devices: {other: %s}}\n"+
+			"links: [{name: lab, device: other, addresses: [%s], peer: [%s]}]\n", file[i], s.there.GW.IP, id[2], id[1-i], ends[i], ends[1-i])
+	}
+	sections[1] += fmt.Sprintf("tunnel: {listen: [\"https://outside:443\"], key_file: %s, users_file: %s, policy: [{from: \"*\", to: \"*\", services: [%s]}]}\n", file[2], users, service)
+	return sections
 }
 
 // capture watches what leaves the site and what the public side says outside. The check: the site is heard on port 443 alone, and no
@@ -170,20 +150,78 @@ func (s *closedSite) capture(t *testing.T) (check func()) {
 // TestTunnelLinkSIP: a phone inside registers through both edges, and calls go both ways with sound; nothing of the site's own
 // addresses gets out.
 func TestTunnelLinkSIP(t *testing.T) {
-	s := newClosedSite(t)
+	s := newClosedSite(t, true)
 	check := s.capture(t)
-	alice := s.alice.Phone(t, PhoneConfig{User: "alice", Hz: 440, Register: true, Proxy: s.GW.IPOn(inside, 4).String() + ":5060"})
-	bob := s.bob.Phone(t, PhoneConfig{User: "bob", Hz: 1000, Register: true, Proxy: s.registrar.IP.String() + ":5060"})
+	alice, bob := s.phones(t)
 	talk(t, alice, bob, 2*time.Second)
 	talk(t, bob, alice, 2*time.Second)
 	check()
 	s.near.Clean(t)
 	s.far.Clean(t)
+	if n := s.near.Metric("edged_link_dropped_packets_total", "source") + s.far.Metric("edged_link_dropped_packets_total", "source"); n != 0 {
+		t.Errorf("%v packets of strangers", n)
+	}
 }
 
-// TestTunnelLinkH323: a call each way.
+func (s *closedSite) phones(t *testing.T) (alice, bob *Phone) {
+	t.Helper()
+	alice = s.alice.Phone(t, PhoneConfig{User: "alice", Hz: 440, Register: true, Proxy: s.GW.IPOn(inside, 4).String() + ":5060"})
+	bob = s.bob.Phone(t, PhoneConfig{User: "bob", Hz: 1000, Register: true, Proxy: s.registrar.IP.String() + ":5060"})
+	return alice, bob
+}
+
+// TestTunnelLinkCut: a call outlives a firewall that lets nothing pass for a while: neither hears the other, and then again.
+func TestTunnelLinkCut(t *testing.T) {
+	s := newClosedSite(t, true)
+	alice, bob := s.phones(t)
+	establish(t, bob, alice)
+	hear := func() bool { return s.arrive(t, alice) > 0 && s.arrive(t, bob) > 0 }
+	eventually(t, 20*time.Second, "both hear", hear)
+	closeFirewall(t, s.GW, false)
+	eventually(t, 20*time.Second, "nobody hears", func() bool { return s.arrive(t, alice) == 0 && s.arrive(t, bob) == 0 })
+	pass(8 * time.Second) // the tunnel finds its carrier dead
+	closeFirewall(t, s.GW, true)
+	eventually(t, 60*time.Second, "both hear again", hear)
+	bob.Hangup(t)
+	alice.Expect(t, 20*time.Second, "CALL_CLOSED")
+}
+
+// arrive returns how many packets of RTP come to a phone in a while.
+func (s *closedSite) arrive(t *testing.T, p *Phone) int {
+	t.Helper()
+	r, dev := s.Rig, "lan"
+	if p.Host.Side == outside {
+		r, dev = s.there, "eth0"
+	}
+	c := r.Capture(dev, "udp")
+	pass(300 * time.Millisecond)
+	n := 0
+	for _, x := range c.Stop(t) {
+		if x.Dst.Addr() == p.Host.IP && len(x.Payload) > 12 && x.Payload[0]>>6 == 2 && x.Dst.Port()%2 == 0 {
+			n++
+		}
+	}
+	return n
+}
+
+// TestTunnelLinkControl: the same two edges without the link's carrier, and with a firewall as closed: the phone inside does not even
+// register.
+func TestTunnelLinkControl(t *testing.T) {
+	s := newClosedSite(t, false)
+	alice := s.alice.Phone(t, PhoneConfig{User: "alice", Hz: 440, Proxy: s.GW.IPOn(inside, 4).String() + ":5060"})
+	bob := s.bob.Phone(t, PhoneConfig{User: "bob", Hz: 1000, Register: true, Proxy: s.registrar.IP.String() + ":5060"})
+	alice.Dial(t, bob.AOR())
+	if until(5*time.Second, func() bool { return alice.Saw("CALL_ESTABLISHED") || bob.Saw("CALL_INCOMING") }) {
+		t.Error("the call goes through without the link")
+	}
+	if s.near.Metric("edged_link_up") != 0 || s.near.Metric("edged_link_dropped_packets_total", "down") == 0 {
+		t.Error("the link is up, or nothing was dropped")
+	}
+}
+
+// TestTunnelLinkH323: a call each way, in four modes.
 func TestTunnelLinkH323(t *testing.T) {
-	s := newClosedSite(t)
+	s := newClosedSite(t, true)
 	for _, m := range h323Modes[:4] {
 		alice, bob := h323Spec{Name: "alice", At: netip.AddrPortFrom(s.alice.IP, 1720), Mode: m.callee}, h323Spec{Name: "bob", At: netip.AddrPortFrom(s.bob.IP, 1720), Mode: m.caller}
 		callee := s.alice.H323Phone(t, alice)

@@ -66,14 +66,14 @@ type peer struct {
 // associate answers UDP ASSOCIATE, and relays until the client's connection ends.
 func (c *client) associate(ctx context.Context, q socksRequest) error {
 	if !c.s.enter(c.source.Addr(), c.now.cfg.Associations) {
-		c.conn.Write(socksReply(replyNotAllowed, netip.AddrPort{}))
+		c.tell(socksReply(replyNotAllowed, netip.AddrPort{}))
 		return errLimit
 	}
 	defer c.s.exit(c.source.Addr())
 	local := pinhole.AddrPortOf(c.conn.LocalAddr())
 	sock, err := c.s.deps.ListenPacket(ctx, netip.AddrPortFrom(local.Addr(), 0))
 	if err != nil {
-		c.conn.Write(socksReply(replyFailure, netip.AddrPort{}))
+		c.tell(socksReply(replyFailure, netip.AddrPort{}))
 		return fmt.Errorf("%w: %w", errSocket, err)
 	}
 	c.mu.Lock()

@@ -65,6 +65,9 @@ func isTimeout(err error) bool {
 	return errors.As(err, &t) && t.Timeout()
 }
 
+// tell says something last: whether that arrives changes nothing.
+func (c *client) tell(answer []byte) { _, _ = c.conn.Write(answer) }
+
 // serveHTTP answers requests until one is good for a tunnel, which it carries to its end.
 func (c *client) serveHTTP(ctx context.Context) error {
 	var last error
@@ -74,7 +77,7 @@ func (c *client) serveHTTP(ctx context.Context) error {
 		case errors.Is(err, io.EOF) && last != nil:
 			return last // it has the answer that it wanted
 		case errors.Is(err, errLong):
-			c.conn.Write(refusal("431 Request Header Fields Too Large", err.Error(), false))
+			c.tell(refusal("431 Request Header Fields Too Large", err.Error(), false))
 			return err
 		case err != nil:
 			return err
@@ -95,10 +98,10 @@ func (c *client) tryHTTP(ctx context.Context, head []byte) (target net.Conn, kee
 	q, err := parseConnect(head)
 	switch {
 	case errors.Is(err, errMethod):
-		c.conn.Write(refusal("405 Method Not Allowed", err.Error(), false, "Allow: CONNECT"))
+		c.tell(refusal("405 Method Not Allowed", err.Error(), false, "Allow: CONNECT"))
 		return nil, false, err
 	case err != nil:
-		c.conn.Write(refusal("400 Bad Request", err.Error(), false))
+		c.tell(refusal("400 Bad Request", err.Error(), false))
 		return nil, false, err
 	}
 	if err := c.loginHTTP(q.login); err != nil {
@@ -112,7 +115,7 @@ func (c *client) tryHTTP(ctx context.Context, head []byte) (target net.Conn, kee
 	}
 	target, err = c.dial(ctx, q.host, q.port)
 	if err != nil {
-		c.conn.Write(refusal(statusOf(err), reasonOf(err), false))
+		c.tell(refusal(statusOf(err), reasonOf(err), false))
 	}
 	return target, false, err
 }
@@ -159,25 +162,25 @@ func (c *client) serveSOCKS(ctx context.Context) error {
 	q, err := readSOCKS(c.r)
 	switch {
 	case errors.Is(err, errAddress):
-		c.conn.Write(socksReply(replyAddressType, netip.AddrPort{}))
+		c.tell(socksReply(replyAddressType, netip.AddrPort{}))
 		return err
 	case errors.Is(err, errHost):
-		c.conn.Write(socksReply(replyFailure, netip.AddrPort{}))
+		c.tell(socksReply(replyFailure, netip.AddrPort{}))
 		return err
 	case err != nil:
 		return err
 	case q.command == commandAssociate && c.s.deps.ListenPacket != nil:
 		return c.associate(ctx, q)
 	case q.command != commandConnect:
-		c.conn.Write(socksReply(replyCommand, netip.AddrPort{}))
+		c.tell(socksReply(replyCommand, netip.AddrPort{}))
 		return errCommand
 	case q.port == 0:
-		c.conn.Write(socksReply(replyFailure, netip.AddrPort{}))
+		c.tell(socksReply(replyFailure, netip.AddrPort{}))
 		return errHost
 	}
 	target, err := c.dial(ctx, q.host, q.port)
 	if err != nil {
-		c.conn.Write(socksReply(replyOf(err), netip.AddrPort{}))
+		c.tell(socksReply(replyOf(err), netip.AddrPort{}))
 		return err
 	}
 	// The address is that of this host on the other network, which is no client's business (RFC 1928 §6 has no need of it).
@@ -188,7 +191,7 @@ func (c *client) serveSOCKS(ctx context.Context) error {
 func (c *client) loginSOCKS() error {
 	methods, err := readGreeting(c.r)
 	if errors.Is(err, errSOCKS4) {
-		c.conn.Write([]byte{0, 91, 0, 0, 0, 0, 0, 0}) // "request rejected", in the form of version 4
+		c.tell([]byte{0, 91, 0, 0, 0, 0, 0, 0}) // "request rejected", in the form of version 4
 	}
 	if err != nil {
 		return err
@@ -198,7 +201,7 @@ func (c *client) loginSOCKS() error {
 		_, err := c.conn.Write([]byte{socksVersion, methodNone})
 		return err
 	case c.now.users == nil || !slices.Contains(methods, methodPassword):
-		c.conn.Write([]byte{socksVersion, methodNobody})
+		c.tell([]byte{socksVersion, methodNobody})
 		return errNoLogin
 	}
 	if _, err := c.conn.Write([]byte{socksVersion, methodPassword}); err != nil {
@@ -209,7 +212,7 @@ func (c *client) loginSOCKS() error {
 		return err
 	}
 	if err := c.login(name, password); err != nil {
-		c.conn.Write([]byte{loginVersion, 1})
+		c.tell([]byte{loginVersion, 1})
 		return err
 	}
 	_, err = c.conn.Write([]byte{loginVersion, 0})
