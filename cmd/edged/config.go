@@ -22,6 +22,7 @@ import (
 	"edged.dev/edged/pkg/t120"
 	"edged.dev/edged/pkg/tftp"
 	"edged.dev/edged/pkg/tunnel/agent"
+	"edged.dev/edged/pkg/tunnel/link"
 	"edged.dev/edged/pkg/tunnel/relay"
 	"edged.dev/edged/pkg/turn"
 	"edged.dev/edged/pkg/turn/msturn"
@@ -45,6 +46,7 @@ type config struct {
 	TFTP     tftp.Config              `yaml:"tftp" jsonschema_description:"file transfers of Messenger and Communicator, whose invitations come in SIP: without ports the service is off"`
 	TURN     turn.Config              `yaml:"turn" jsonschema_description:"STUN and TURN: without listeners the service is off"`
 	MSTURN   msturn.Config            `yaml:"msturn" jsonschema_description:"MS-TURN, the TURN of Office Communications Server 2007 and its clients: without listeners the service is off"`
+	Links    []link.Config            `yaml:"links" jsonschema_description:"point-to-point interfaces whose other ends are devices of the tunnel: edge to edge"`
 	Forwards []forward.Rule           `yaml:"forwards" jsonschema_description:"TCP ports that are forwarded unread, for who is on their allow-list"`
 	Proxy    forwardproxy.Config      `yaml:"proxy" jsonschema_description:"a forward proxy (HTTP CONNECT, SOCKS 5) for hosts that reach others through it alone: without listeners the service is off"`
 	Tunnel   relay.Config             `yaml:"tunnel" jsonschema_description:"the tunnel's relay, at which devices meet that may only dial out: without listeners the service is off"`

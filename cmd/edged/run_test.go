@@ -29,6 +29,7 @@ import (
 	"edged.dev/edged/pkg/h323"
 	"edged.dev/edged/pkg/tftp"
 	"edged.dev/edged/pkg/tftp/rfc1350"
+	"edged.dev/edged/pkg/tunnel/link"
 	"edged.dev/edged/pkg/turn"
 	"edged.dev/edged/pkg/turn/msturn"
 )
@@ -422,7 +423,7 @@ func otherMetrics(t *testing.T) (names []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	reg.MustRegister(server.Collector(), trivial.Collector(), files.Collector(), audio.Collector(), relay.Collector(), ocs.Collector(), proxy.Collector())
+	reg.MustRegister(server.Collector(), trivial.Collector(), files.Collector(), audio.Collector(), relay.Collector(), ocs.Collector(), proxy.Collector(), link.Collector([]*link.Link{link.New(link.Config{Name: "x"}, nil, zap.NewNop())}))
 	families, err := reg.Gather()
 	if err != nil {
 		t.Fatal(err)
@@ -457,7 +458,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 		"edged_msturn_drops_total": true, "edged_msturn_requests_total": true,
 		"edged_turn_allocations": true, "edged_turn_allocations_total": true, "edged_turn_requests_total": true, "edged_turn_dropped_total": true,
 		"edged_turn_permissions_denied_total": true, "edged_turn_quota_rejections_total": true,
-		"edged_proxy_requests_total": true, "edged_proxy_refused_total": true, "edged_proxy_dropped_datagrams_total": true,
+		"edged_link_dropped_packets_total": true, "edged_proxy_requests_total": true, "edged_proxy_refused_total": true, "edged_proxy_dropped_datagrams_total": true,
 		"edged_tftp_trivial_transfers_total": true, "edged_tftp_trivial_drops_total": true,
 	}
 	for _, name := range otherMetrics(t) {

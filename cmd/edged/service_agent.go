@@ -118,7 +118,7 @@ func buildAgent(ctx context.Context, d *serviceDeps) (*service, error) {
 		return nil, err
 	}
 	up := uplink.New(dialers, uplink.Config{Mux: mux.Config{Logger: log}}, log)
-	a := agent.New(d.cfg.Agent, agent.Deps{Key: key, Uplink: up}, log)
+	a := agent.New(d.cfg.Agent, agent.Deps{Key: key, Uplink: up, Handlers: linkHandlers(d.links)}, log)
 	socks, err := bindForwards(ctx, d.cfg.Agent.Forwards)
 	if err != nil {
 		return nil, err
@@ -133,7 +133,7 @@ func buildAgent(ctx context.Context, d *serviceDeps) (*service, error) {
 					return a.ServeTCP(ctx, s.tcp, f)
 				}
 				return a.ServeUDP(ctx, s.udp, f)
-			}, a.Run)
+			}, a.Run, func(ctx context.Context) error { return keepLinks(ctx, d.links, a, key.ID()) })
 		},
 		reload: func(c *config) error {
 			a.Reload(c.Agent)

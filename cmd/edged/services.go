@@ -63,6 +63,8 @@ type serviceDeps struct {
 	contents sipalg.ContentEditor
 	// answers is set by MS-TURN: it answers requests for credentials.
 	answers sipalg.Answerer
+	// links is set by the service of that name, for the agent that carries them.
+	links []linkEnd
 	// shared are the ports that services share.
 	shared sharedPorts
 	// agent is set by the tunnel's agent: how it is doing.
@@ -80,6 +82,7 @@ func buildServices(ctx context.Context, d *serviceDeps) ([]*service, error) {
 		build func(context.Context, *serviceDeps) (*service, error)
 	}{
 		{"splice", true, buildSplice},
+		{"links", len(d.cfg.Links) > 0, buildLinks}, // whose addresses the others bind
 		{"ports", len(d.cfg.sharedListens()) > 0, buildShared},
 		{"media", true, buildMedia},
 		{"ils", len(d.cfg.ILS.Listen) > 0, buildILS},

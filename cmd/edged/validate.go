@@ -38,6 +38,7 @@ func (c *config) validate() []keyText {
 	c.validateTURN(&l)
 	l = append(l, sectionFaults("msturn", c.MSTURN.Validate(c.networks()))...)
 	c.validateProxy(&l)
+	c.validateLinks(&l)
 	c.validateTunnel(&l)
 	c.validateMediaPorts(&l)
 	ports := c.validatePorts(&l)
