@@ -4,7 +4,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 FUZZTIME ?= 60s
 
-.PHONY: help build demo test packages need-go fmt vet unit oracle fuzz fuzz-short lab lab-user lab-full package image test-system bench-sip bench-media bench-turn bench-tcp bench-h323 bench-ft bench-mailbox soak-mailbox soak-tcp tables lint cover clean
+.PHONY: help build demo test packages need-go fmt vet unit oracle fuzz fuzz-short lab lab-user lab-full package image charts test-system bench-sip bench-media bench-turn bench-tcp bench-h323 bench-ft bench-mailbox soak-mailbox soak-tcp tables lint cover clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -15,7 +15,7 @@ build: need-go ## bin/edged, one static binary
 demo: build ## real calls between two networks on this machine; no root, no packages
 	./bin/edged demo
 
-test: need-go packages fmt vet unit tables oracle fuzz-short lab lab-user ## every test; as root also installs what the lab needs
+test: need-go packages fmt vet unit tables oracle charts fuzz-short lab lab-user ## every test; as root also installs what the lab needs
 
 packages:
 	@tools/packages.sh
@@ -67,6 +67,9 @@ package: need-go ## deb and rpm for amd64 and arm64 into bin/packages
 
 image: build ## the container image edged:latest, with docker or buildah; no network needed
 	@tools/image.sh
+
+charts: need-go ## the Helm chart, rendered by Helm's own engine; a module of its own
+	cd deploy/helm && go test ./...
 
 test-system: build package ## the deb in a booted Debian, the image as a container; needs root, debootstrap, systemd-container, buildah
 	@go build -o bin/labreport ./tools/labreport
