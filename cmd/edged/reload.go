@@ -116,7 +116,7 @@ func withLiveKeys(running, next *config) *config {
 	c.TURN = next.TURN
 	c.TURN.Listen, c.TURN.Realm, c.TURN.Relay, c.TURN.TCP = running.TURN.Listen, running.TURN.Realm, running.TURN.Relay, running.TURN.TCP
 	c.TURN.Peers, c.TURN.Challenges, c.TURN.Bindings = running.TURN.Peers, running.TURN.Challenges, running.TURN.Bindings
-	c.TURN.AlternatePort, c.TURN.Ports = running.TURN.AlternatePort, running.TURN.Ports
+	c.TURN.AlternatePort, c.TURN.Ports, c.TURN.UsersURL = running.TURN.AlternatePort, running.TURN.Ports, running.TURN.UsersURL
 	c.Proxy = next.Proxy
 	c.Proxy.Listen, c.Proxy.MaxConnections, c.Proxy.Associations = running.Proxy.Listen, running.Proxy.MaxConnections, running.Proxy.Associations
 	c.Tunnel.UsersFile, c.Tunnel.Policy = next.Tunnel.UsersFile, next.Tunnel.Policy

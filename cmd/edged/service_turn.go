@@ -5,10 +5,13 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -32,10 +35,14 @@ func buildTURN(ctx context.Context, d *serviceDeps) (*service, error) {
 	}
 	nets, own := d.cfg.networks(), &hostAddresses{}
 	own.refresh()
-	server, err := turn.New(d.cfg.TURN, turn.Deps{
+	deps := turn.Deps{
 		Networks: nets, Ports: d.ports, Streams: relayStreams{d.cfg.Pinholes.TCP}, Own: own.has, Dialect: d.dialect,
 		Connections: d.cfg.Limits.PerSource.Connections, Users: files.users, Secrets: files.secrets,
-	}, d.log.Named("turn"))
+	}
+	if d.cfg.TURN.UsersURL != "" {
+		deps.Directory = userSite{d.cfg.TURN.UsersURL, d.cfg.TURN.Realm, &http.Client{}}
+	}
+	server, err := turn.New(d.cfg.TURN, deps, d.log.Named("turn"))
 	if err != nil {
 		return nil, err
 	}
@@ -58,6 +65,46 @@ func buildTURN(ctx context.Context, d *serviceDeps) (*service, error) {
 		status: func() any { return map[string]any{"allocations": server.Open(), "listeners": socks.names()} },
 		views:  map[string]func() any{"turn": func() any { return map[string]any{"turn": server.Allocations()} }},
 	}, nil
+}
+
+// userSite asks turn.users_url for users.
+type userSite struct {
+	address, realm string
+	client         *http.Client
+}
+
+// maxPassword bounds what is read of an answer.
+const maxPassword = 1024
+
+// Password implements [turn.Directory].
+func (s userSite) Password(ctx context.Context, name string) (password string, found bool, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.address, nil)
+	if err != nil {
+		return "", false, err
+	}
+	q := req.URL.Query()
+	q.Set("username", name)
+	q.Set("realm", s.realm)
+	req.URL.RawQuery = q.Encode()
+	resp, err := s.client.Do(req)
+	if err != nil {
+		return "", false, errors.New("turn.users_url does not answer") // the error has the name in it
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxPassword+1))
+	switch {
+	case resp.StatusCode == http.StatusNotFound:
+		return "", false, nil
+	case resp.StatusCode != http.StatusOK:
+		return "", false, fmt.Errorf("turn.users_url answers %s", resp.Status)
+	case err != nil:
+		return "", false, fmt.Errorf("turn.users_url: %w", err)
+	}
+	password = strings.TrimRight(string(b), "\r\n")
+	if password == "" || len(password) > maxPassword || strings.ContainsAny(password, "\r\n") {
+		return "", false, errors.New("turn.users_url answers no password of one line")
+	}
+	return password, true, nil
 }
 
 // turnFiles is what the files of users and secrets hold.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -26,6 +27,8 @@ type Config struct {
 	// UsersFile and SecretFile are read by whoever starts the server.
 	UsersFile  string `yaml:"users_file" json:"users_file,omitempty" jsonschema:"description=file with a line NAME:PASSWORD or NAME:md5:KEY for each user; relative to this file; live"`
 	SecretFile string `yaml:"secret_file" json:"secret_file,omitempty" jsonschema:"description=file with secrets of time-limited credentials (TURN REST)\\, one a line\\, all of them good; relative to this file; live"`
+	// UsersURL is asked by whoever starts the server.
+	UsersURL string `yaml:"users_url" json:"users_url,omitempty" jsonschema:"description=address of HTTP that is asked for users nobody else knows: GET with username and realm\\; 200 and the password (or md5: and the key) or 404; believed for a minute"`
 	// StrictExpiry has time-limited credentials end what was allocated with them.
 	StrictExpiry bool  `yaml:"strict_expiry" json:"strict_expiry,omitempty" jsonschema:"default=false,description=refuse refreshes and permissions\\, too\\, once a time-limited credential is over; live"`
 	Quota        Quota `yaml:"quota" json:"quota" jsonschema:"description=what one user\\, one allocation and all may have; live for what is allocated then"`
@@ -167,8 +170,8 @@ func (c Config) Validate(nets pinhole.Networks) error {
 	if len(c.Realm) > 127 {
 		fault("realm", "has %d octets; at most 127 may be sent", len(c.Realm))
 	}
-	if len(c.Listen) > 0 && len(c.Users) == 0 && c.UsersFile == "" && c.SecretFile == "" {
-		fault("users", "nobody could log in: name users, users_file or secret_file")
+	if len(c.Listen) > 0 && len(c.Users) == 0 && c.UsersFile == "" && c.SecretFile == "" && c.UsersURL == "" {
+		fault("users", "nobody could log in: name users, users_file, users_url or secret_file")
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Users)) {
 		if _, err := keyOf(name, c.Realm, string(c.Users[name])); err != nil {
@@ -176,6 +179,9 @@ func (c Config) Validate(nets pinhole.Networks) error {
 		} else if c.Users[name] == "" || name == "" || len(name) > maxUsername {
 			fault("users."+name, "needs a name of at most %d octets and a password", maxUsername)
 		}
+	}
+	if u, err := url.Parse(c.UsersURL); c.UsersURL != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "") {
+		fault("users_url", "%q is not an address of HTTP", c.UsersURL)
 	}
 	c.validateLimits(nets, fault)
 	return faults.Err()

@@ -117,7 +117,12 @@ func (s *Server) request(o origin, m *message, n *session) []byte {
 		return nil
 	}
 	user, code := r.authenticate()
-	if code != 0 {
+	switch code {
+	case 0:
+	case unanswered:
+		s.count.drop("user_asked_for")
+		return nil
+	default:
 		return r.challenge(code)
 	}
 	if list := m.unknown(understood); len(list) > 0 { // DONT-FRAGMENT is one of them
@@ -149,6 +154,9 @@ func (s *Server) request(o origin, m *message, n *session) []byte {
 	return r.connect(a)
 }
 
+// unanswered stands for the code of a request that gets no answer now.
+const unanswered = -1
+
 // authenticate finds out who has signed the request, and with which key (RFC 8489 §9.2.4); a code that is not 0
 // says what the client is to be challenged with.
 func (r *answer) authenticate() (user string, code int) {
@@ -161,7 +169,11 @@ func (r *answer) authenticate() (user string, code int) {
 	}
 	name := string(m.get(attrUsername))
 	if len(name) <= maxUsername && string(m.get(attrRealm)) == s.cfg.Realm {
-		for _, c := range s.users.Load().lookup(name, m.method, time.Now()) {
+		keys, known := s.lookup(r.o, name, m.method, time.Now())
+		if !known {
+			return "", unanswered
+		}
+		for _, c := range keys {
 			if m.signedWith(c.key) {
 				r.key = c.key
 				return c.user, 0

@@ -47,6 +47,8 @@ type Deps struct {
 	// Users and Secrets are what the files of the configuration hold.
 	Users   map[string]string
 	Secrets []string
+	// Directory knows further users; nil: there are none.
+	Directory Directory
 }
 
 // StreamOpener opens the sockets of relayed TCP connections. Both calls are for the same local port: they must let
@@ -72,6 +74,7 @@ type Server struct {
 	// published are advertised addresses of relay ports, by bound ones and the other way round.
 	advertised, bound map[netip.Addr]netip.Addr
 	users             atomic.Pointer[credentials]
+	asking            *asking // nil: there is no directory
 	quota             atomic.Pointer[Quota]
 
 	mu       sync.RWMutex // guards what follows
@@ -100,6 +103,9 @@ func New(cfg Config, deps Deps, log *zap.Logger) (*Server, error) {
 		advertised: map[netip.Addr]netip.Addr{}, bound: map[netip.Addr]netip.Addr{},
 		allocs: map[tuple]*allocation{}, byID: map[string]*allocation{}, perUser: map[string]int{},
 		reserved: map[[8]byte]*reservation{}, joins: map[uint32]*allocation{}, fronts: map[netip.AddrPort]net.PacketConn{},
+	}
+	if deps.Directory != nil {
+		s.asking = newAsking(deps.Directory, cfg.Realm, log)
 	}
 	for _, n := range deps.Networks {
 		for _, a := range n.Addresses {
