@@ -165,7 +165,7 @@ func (l *line) connect(ctx context.Context) error {
 
 // getAll asks for what the server says, as long as there is room for it.
 func (x *exchanges) getAll(ctx context.Context, l *line) {
-	defer l.close()
+	defer l.leave()
 	for {
 		b, err := l.do(ctx, "GET", nil, 2*emptyAfter)
 		if err != nil {
@@ -174,6 +174,15 @@ func (x *exchanges) getAll(ctx context.Context, l *line) {
 		}
 		_, _ = x.q.in.write(b, &deadline{}) // after Close nobody wants it
 	}
+}
+
+// leave closes the connection with a request on it: from one that waits the server learns that nobody does any more.
+func (l *line) leave() {
+	if l.conn != nil {
+		l.conn.SetWriteDeadline(time.Now().Add(linger))
+		_, _ = l.conn.Write(l.d.head("GET", -1)) // or it learns it later
+	}
+	l.close()
 }
 
 // postAll brings what was written to the server.

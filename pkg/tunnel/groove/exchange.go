@@ -159,6 +159,9 @@ func (c *client) reply(v *virtual, r role, h *head, b []byte) bool {
 		c.s.end(v, endUnanswering)
 		return false
 	}
+	if r == roleGet && !h.persist {
+		c.s.lose(v)
+	}
 	return h.persist
 }
 

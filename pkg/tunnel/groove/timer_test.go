@@ -120,7 +120,7 @@ func TestPollingEnd(t *testing.T) {
 		io.WriteString(c, "hello")
 		c.Close()
 		begun := time.Now()
-		if got := <-heard; got != "hello" || time.Since(begun) > pollIdle+2*sweepTime {
+		if got := <-heard; got != "hello" || time.Since(begun) > lostTime+2*sweepTime {
 			t.Errorf("%q after %v", got, time.Since(begun))
 		}
 	})

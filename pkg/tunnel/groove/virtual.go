@@ -16,11 +16,9 @@ const (
 	maxHalfOpen, perSourceHalfOpen = 1024, 128
 	// A GUID that was used is refused for usedTime; maxUsed are remembered.
 	usedTime, maxUsed = 10 * time.Minute, 1 << 14
-	// pollIdle is after how long without a request of Polling its client is gone: it has no other way to say so, and
-	// asks every two seconds at least.
-	pollIdle = 30 * time.Second
-	// lostTime is how long a client of KeepAlive may take to ask again by another connection.
-	lostTime = 10 * time.Second
+	// lostTime is after how long without a request the client of Polling is gone: it has no other way to say so, and
+	// asks every two seconds at least. One of KeepAlive has as long to ask again by another connection.
+	lostTime = 30 * time.Second
 )
 
 // Why a virtual connection has ended, as the reason label of metrics.
@@ -60,7 +58,7 @@ type virtual struct {
 	ended        bool
 	closing      time.Time // when it was closed here
 	last         time.Time // of a request
-	lost         time.Time // when the connection of the last GET was closed by the client or a proxy, which may know another
+	lost         time.Time // since when the client may ask by another connection only
 
 	// getting and posting say that there is such a request now; of LongLived, that there was one.
 	getting, posting bool
@@ -218,7 +216,7 @@ func (s *Server) sweep(now time.Time) {
 		case v.stream != nil:
 			last = time.Unix(0, v.stream.last.Load())
 		case v.mode == Polling:
-			idle = pollIdle
+			idle = lostTime
 		}
 		switch {
 		case !v.established && now.Sub(v.begun) > s.cfg.Establish:
