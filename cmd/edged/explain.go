@@ -130,7 +130,7 @@ func (c *config) judgePort(l leg, network string, port uint16, all []portListene
 		return stateBlocked, strings.TrimSuffix("logged; "+missing, "; ")
 	}
 	fits := func(p portListener) bool {
-		return p.Handler == l.want || l.want == wantTURN && p.Handler == handlerMSTURN || l.want == wantMRAS && p.Handler == handlerSIP || p.Handler == handlerForward && p.forwards(l.want)
+		return p.Handler == l.want || l.want == wantGroove && p.carriesGroove(c) || l.want == wantTURN && p.Handler == handlerMSTURN || l.want == wantMRAS && p.Handler == handlerSIP || p.Handler == handlerForward && p.forwards(l.want)
 	}
 	if i := slices.IndexFunc(here, fits); i >= 0 {
 		return c.judgeFitting(here[i:], l.want)
@@ -184,7 +184,9 @@ func (c *config) notServed(want string) string {
 			return "needs msturn.mras.host"
 		}
 	case wantGroove:
-		return "Groove's relay is not served by this version"
+		if len(c.Tunnel.Groove.Relays) == 0 {
+			return "needs tunnel.groove.relays"
+		}
 	}
 	return ""
 }

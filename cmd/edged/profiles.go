@@ -10,6 +10,7 @@ import (
 	"edged.dev/edged/pkg/sipalg"
 	"edged.dev/edged/pkg/sipalg/flow"
 	"edged.dev/edged/pkg/tftp"
+	"edged.dev/edged/pkg/tunnel/relay"
 )
 
 // profileName is the name of a role that the edge plays for some system.
@@ -122,9 +123,13 @@ func netMeetingProfile() profile {
 	}
 }
 
-// grooveProfile has no service: the relay of Groove is not part of this version.
+// grooveProfile publishes a relay of Groove, if the file says where that is.
 func grooveProfile() profile {
-	return profile{name: profileGroove, blocked: []string{"tcp://IN:2492", "tcp://OUT:80", "tcp://OUT:443", "tcp://OUT:2492"}}
+	relays := func(c *config, _ string) bool { return len(c.Tunnel.Groove.Relays) > 0 }
+	return profile{name: profileGroove, listen: []profileListener{
+		{"tunnel", "groove://IN:2492", relays}, {"tunnel", "groove://OUT:2492", relays},
+		{"tunnel", "groove://OUT:443", relays}, {"tunnel", "http://OUT:80", relays},
+	}, blocked: []string{"tcp://IN:2492", "tcp://OUT:80", "tcp://OUT:443", "tcp://OUT:2492"}}
 }
 
 func nextHopNeed() need {
@@ -150,7 +155,7 @@ func (c *config) plainNextHop(network string) bool {
 func (c *config) expandProfiles(lines map[string]int) []keyText {
 	var l faultList
 	e := expansion{c: c, lines: lines, set: map[string]bool{}}
-	for _, section := range []string{"sip", "t120", "h323", "ils", "msturn"} {
+	for _, section := range []string{"sip", "t120", "h323", "ils", "msturn", "tunnel"} {
 		_, e.set[section] = lines[section+".listen"]
 	}
 	_, e.set["blocked"] = lines["blocked"]
@@ -260,6 +265,14 @@ func (e *expansion) listen(from profileName, x profileListener) {
 			if !slices.Contains(e.c.SIP.Listen, l) {
 				e.c.SIP.Listen = append(e.c.SIP.Listen, l)
 				e.note(from, "sip.listen", len(e.c.SIP.Listen))
+			}
+			return
+		}
+		if x.section == "tunnel" {
+			l := relay.Listen{Scheme: scheme, Network: network, Port: port}
+			if !slices.Contains(e.c.Tunnel.Listen, l) {
+				e.c.Tunnel.Listen = append(e.c.Tunnel.Listen, l)
+				e.note(from, "tunnel.listen", len(e.c.Tunnel.Listen))
 			}
 			return
 		}

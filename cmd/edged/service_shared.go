@@ -33,15 +33,19 @@ func (c *config) sharedSection(at pinhole.Listen) (sharedport.Config, int) {
 }
 
 // shared tells whether the connections to a TCP port are looked at before a service gets them: where the section
-// "shared" says so, where server names or first bytes choose a forward, where the tunnel has TLS of the web beside its own,
-// and where a service speaks TLS on 443.
+// "shared" says so, where server names or first bytes choose a forward, where the tunnel has more than
+// one listener or TLS of the web beside its own, and where a service speaks TLS on 443.
 func (c *config) shared(at pinhole.Listen) bool {
 	_, i := c.sharedSection(at)
 	chooses := func(r forward.Rule) bool { return r.Listen == at && len(r.SNI)+len(r.Classes) > 0 }
-	web := func(l relay.Listen) bool {
-		return l.Scheme == relay.HTTPS && l.Transport() == at && len(c.TLS.Certificates) > 0
+	web, tunnels := false, 0
+	for _, l := range c.Tunnel.Listen {
+		if l.Transport() == at {
+			web = web || l.Scheme == relay.HTTPS && len(c.TLS.Certificates) > 0
+			tunnels++
+		}
 	}
-	return i >= 0 || slices.ContainsFunc(c.Forwards, chooses) || slices.ContainsFunc(c.Tunnel.Listen, web) || at.Port == portHTTPS && c.tlsService(at) != ""
+	return web || tunnels > 1 || i >= 0 || slices.ContainsFunc(c.Forwards, chooses) || at.Port == portHTTPS && c.tlsService(at) != ""
 }
 
 // tlsService returns the key of a service whose TLS ends at a port, "" if there is none.

@@ -20,6 +20,7 @@ import (
 	"edged.dev/edged/pkg/sharedport"
 	"edged.dev/edged/pkg/tunnel/carrier"
 	"edged.dev/edged/pkg/tunnel/device"
+	"edged.dev/edged/pkg/tunnel/groove"
 	"edged.dev/edged/pkg/tunnel/mux"
 	"edged.dev/edged/pkg/tunnel/proxydial"
 	"edged.dev/edged/pkg/tunnel/relay"
@@ -74,6 +75,7 @@ type tunnelService struct {
 	registry *device.Registry
 	store    *device.Store // nil without state.dir
 	carriers *carrier.Server
+	groove   *groove.Server
 	log      *zap.Logger
 	requests *handedOver // of HTTP
 	peers    []*uplink.Uplink
@@ -99,6 +101,9 @@ func buildTunnel(ctx context.Context, d *serviceDeps) (*service, error) {
 	if err := t.build(d.cfg); err != nil {
 		return nil, err
 	}
+	if err := t.buildGroove(d); err != nil {
+		return nil, err
+	}
 	var list []pinhole.Listen
 	for _, l := range d.cfg.Tunnel.Listen {
 		list = append(list, l.Transport())
@@ -107,12 +112,15 @@ func buildTunnel(ctx context.Context, d *serviceDeps) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
-	d.reg.MustRegister(t.relay.Collector(), newCarrierMetrics(t.carriers))
+	d.reg.MustRegister(t.relay.Collector(), newCarrierMetrics(t.carriers), t.groove)
 	return &service{
 		serve: func(ctx context.Context) error { return t.serve(ctx, d.cfg, socks) },
-		alive: func() { t.relay.Open() }, reload: t.reload, drain: t.relay.Drain, busy: t.relay.Open,
+		alive: func() { t.relay.Open() }, reload: t.reload, drain: func() {
+			t.relay.Drain()
+			t.groove.Drain()
+		}, busy: func() int { return t.relay.Open() + t.groove.Busy() },
 		status: func() any {
-			return map[string]any{"id": t.key.ID(), "devices": len(t.relay.Tunnels()), "streams": t.relay.Open(), "listeners": socks.names()}
+			return map[string]any{"id": t.key.ID(), "devices": len(t.relay.Tunnels()), "streams": t.relay.Open(), "groove": t.groove.Busy(), "listeners": socks.names()}
 		},
 		views: map[string]func() any{"tunnels": t.view(d)},
 	}, nil
@@ -274,7 +282,7 @@ func (t *tunnelService) watch(ctx context.Context) error {
 
 // serve serves all listeners until ctx ends, and waits for the sessions.
 func (t *tunnelService) serve(ctx context.Context, c *config, socks sockets) error {
-	beside := []func(context.Context) error{t.watch, t.serveHTTP}
+	beside := []func(context.Context) error{t.watch, t.serveHTTP, t.groove.Run}
 	for _, up := range t.peers {
 		beside = append(beside, func(ctx context.Context) error {
 			return up.Run(ctx, func(_ context.Context, s *mux.Session) { <-s.Done() })
@@ -285,7 +293,9 @@ func (t *tunnelService) serve(ctx context.Context, c *config, socks sockets) err
 		case relay.QUIC:
 			return t.carriers.ServeQUIC(ctx, s.udp)
 		case relay.HTTP:
-			return t.accept(ctx, s.tcp, func(_ context.Context, conn net.Conn) { t.requests.hand(conn) })
+			return t.groove.ServeListener(ctx, s.tcp)
+		case relay.Groove:
+			return t.groove.ServeRaw(ctx, s.tcp)
 		}
 		return t.accept(ctx, s.tcp, t.secured)
 	}, beside...)
@@ -315,7 +325,7 @@ func (t *tunnelService) secured(ctx context.Context, conn net.Conn) {
 
 // serveHTTP serves the requests of the web until ctx ends.
 func (t *tunnelService) serveHTTP(ctx context.Context) error {
-	server := carrier.HTTPServer(t.carriers.Handler(ctx))
+	server := carrier.HTTPServer(t.orGroove(t.carriers.Handler(ctx)))
 	server.BaseContext = func(net.Listener) context.Context { return ctx }
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
@@ -373,8 +383,11 @@ func (h *handedOver) Addr() net.Addr { return net.TCPAddrFromAddrPort(netip.Addr
 
 // tunnelMatches returns what a TCP listener of the tunnel gets of a shared port.
 func (c *config) tunnelMatches(l relay.Listen) []sharedport.Match {
-	if l.Scheme == relay.HTTP {
+	switch l.Scheme {
+	case relay.HTTP:
 		return []sharedport.Match{matchOf(sharedport.OverTCP, sharedport.HTTP)}
+	case relay.Groove:
+		return []sharedport.Match{matchOf(sharedport.OverTCP, sharedport.Groove)}
 	}
 	out := []sharedport.Match{matchOf(sharedport.OverTCP, sharedport.Tunnel)}
 	if len(c.TLS.Certificates) > 0 {

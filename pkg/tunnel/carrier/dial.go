@@ -117,7 +117,7 @@ func (d *Dialer) overHTTP(ctx context.Context, rung Rung, proxied bool, authoriz
 	if mode, ok := grooveMode(rung); ok {
 		name := d.Name
 		if name == "" {
-			name = d.Relay
+			name = groove.TunnelName
 		}
 		conn, err := groove.Dial(ctx, mode, groove.Target{Relay: name, Host: host, Proxied: proxied, Authorize: authorize}, dial)
 		if err != nil {

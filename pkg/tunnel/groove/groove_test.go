@@ -41,6 +41,11 @@ func newSite(t *testing.T, change func(*Config, *Deps)) *site {
 	if change != nil {
 		change(&cfg, &deps)
 	}
+	virtual := deps.Virtual
+	deps.Virtual = func(ctx context.Context, c *Conn) {
+		defer c.Close()
+		virtual(ctx, c)
+	}
 	s, err := New(cfg, deps, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)

@@ -23,7 +23,8 @@ import (
 type Deps struct {
 	// Tunnel is the name under which Virtual serves, in small letters; "" is none. It goes before a relay of that name.
 	Tunnel string
-	// Virtual serves a virtual connection for Tunnel, which is closed when it returns; that must be soon after ctx ends.
+	// Virtual owns a virtual connection for Tunnel from then on. When ctx ends, the connection ends too, and Run waits for
+	// Virtual.
 	Virtual func(context.Context, *Conn)
 	// Joiner joins connections with published relays.
 	Joiner Joiner
@@ -141,16 +142,29 @@ func (s *Server) Open() int {
 	return len(s.live) - s.halfOpen + s.rawOpen
 }
 
+// Busy returns how many of them are with relays that are published.
+func (s *Server) Busy() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := s.rawOpen
+	for _, v := range s.live {
+		if v.established && v.relay != s.deps.Tunnel {
+			n++
+		}
+	}
+	return n
+}
+
 // Drain refuses new TCP connections.
 func (s *Server) Drain() { s.gate.Drain() }
 
 // serve serves an established virtual connection.
 func (s *Server) serve(ctx context.Context, r ready) {
-	defer r.conn.Close()
 	if r.v.relay == s.deps.Tunnel && s.deps.Virtual != nil {
 		s.deps.Virtual(ctx, r.conn)
 		return
 	}
+	defer r.conn.Close()
 	to := s.cfg.Relays[r.v.relay]
 	back, err := s.deps.Dial(ctx, "tcp", to.String())
 	if err != nil {

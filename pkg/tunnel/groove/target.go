@@ -44,6 +44,13 @@ func modeOf(text string) Mode {
 }
 
 const (
+	// TunnelName is how edged's own tunnel is called in URIs.
+	TunnelName = "edged.tunnel"
+	// Path is what the paths of all URIs begin with.
+	Path = "/2.0/"
+)
+
+const (
 	// echo is what both ends of a new virtual connection say first ([MS-GRVHENC] §2.2).
 	echo = "GroovePing: 1.0,Ping\r\n"
 	// maxBody bounds what one request or response of KeepAlive and Polling carries.
@@ -131,7 +138,7 @@ func (t target) parameters(text string) (target, error) {
 
 // String returns the path of the URI.
 func (t target) String() string {
-	s := fmt.Sprintf("/2.0/%s/%s,ConnType=%s", t.relay, t.guid, t.mode)
+	s := fmt.Sprintf(Path+"%s/%s,ConnType=%s", t.relay, t.guid, t.mode)
 	if t.mode == LongLived {
 		s += fmt.Sprintf(",ContentLength=%d", t.length)
 	}

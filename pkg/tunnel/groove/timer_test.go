@@ -25,7 +25,10 @@ type memory struct {
 
 func inMemory(t *testing.T, virtual func(context.Context, *Conn), f func(*testing.T, memory)) {
 	synctest.Test(t, func(t *testing.T) {
-		s, err := New(Config{Polling: true}, Deps{Tunnel: "t", Joiner: splice.Copier{}, Virtual: virtual}, zap.NewNop())
+		s, err := New(Config{Polling: true}, Deps{Tunnel: "t", Joiner: splice.Copier{}, Virtual: func(ctx context.Context, c *Conn) {
+			defer c.Close()
+			virtual(ctx, c)
+		}}, zap.NewNop())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -7,16 +7,18 @@ import (
 
 	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/tunnel/device"
+	"edged.dev/edged/pkg/tunnel/groove"
 	"edged.dev/edged/pkg/tunnel/uplink"
 )
 
 // Config is the section "tunnel" of the configuration.
 type Config struct {
-	Listen    []Listen      `yaml:"listen" jsonschema_description:"listeners: https://NETWORK:PORT (443; TLS, and WebSocket if there is a certificate under tls), quic://NETWORK:PORT (UDP 443), http://NETWORK:PORT (80)"`
+	Listen    []Listen      `yaml:"listen" jsonschema_description:"listeners: https://NETWORK:PORT (443; TLS, and WebSocket if there is a certificate under tls), quic://NETWORK:PORT (UDP 443), http://NETWORK:PORT (80; also Groove's HTTP), groove://NETWORK:PORT (2492, 443: Groove's own stream)"`
 	KeyFile   string        `yaml:"key_file" jsonschema:"default=" jsonschema_description:"the relay's own key, made if there is none; relative to this file; empty: tunnel/relay.key in state.dir"`
 	UsersFile string        `yaml:"users_file" jsonschema:"default=" jsonschema_description:"devices that are admitted, one a line: ID NAME [GROUP,GROUP...]; relative to this file; those that enrolled themselves come beside; live"`
 	Policy    []device.Rule `yaml:"policy" jsonschema_description:"which devices may reach which services of which; what no rule lets is refused; live"`
 	Limits    Limits        `yaml:"limits" jsonschema_description:"what one device may ask for"`
+	Groove    groove.Config `yaml:"groove" jsonschema_description:"Groove relays of others that are published at listeners of http and groove"`
 	Peers     []Peer        `yaml:"peers" jsonschema_description:"other relays: they are asked for devices that are not attached here, and may ask this one; one hop, never more"`
 }
 
@@ -28,9 +30,10 @@ type Peer struct {
 
 // Schemes of listeners.
 const (
-	HTTPS = "https"
-	HTTP  = "http"
-	QUIC  = "quic"
+	HTTPS  = "https"
+	HTTP   = "http"
+	QUIC   = "quic"
+	Groove = "groove" // the stream of its SSTP
 )
 
 // Listen is a listener, written "SCHEME://NETWORK:PORT".
@@ -84,8 +87,11 @@ func (c Config) Validate(nets pinhole.Networks) error {
 	var faults pinhole.Faults
 	for i, l := range c.Listen {
 		at := pinhole.Listen{Proto: l.Scheme, Network: l.Network, Port: l.Port}
-		if err := at.Check(nets, HTTPS, HTTP, QUIC); err != nil {
+		switch err := at.Check(nets, HTTPS, HTTP, QUIC, Groove); {
+		case err != nil:
 			faults.Add(fmt.Sprintf("listen[%d]", i), "%v", err)
+		case l.Scheme == Groove && len(c.Groove.Relays) == 0:
+			faults.Add(fmt.Sprintf("listen[%d]", i), "%s leads nowhere: name a relay under tunnel.groove.relays", l)
 		}
 	}
 	for i, r := range c.Policy {
@@ -102,6 +108,11 @@ func (c Config) Validate(nets pinhole.Networks) error {
 			faults.Add(fmt.Sprintf("peers[%d].id", i), "stands twice")
 		}
 	}
+	brings := func(l Listen) bool { return l.Scheme == HTTP || l.Scheme == HTTPS || l.Scheme == Groove }
+	if len(c.Groove.Relays) > 0 && !slices.ContainsFunc(c.Listen, brings) {
+		faults.Add("groove.relays", "no listener brings clients: groove://NETWORK:2492 or http://NETWORK:80 under tunnel.listen")
+	}
+	nested(&faults, "groove", c.Groove.Validate())
 	c.Limits.validate(&faults)
 	return faults.Err()
 }
