@@ -121,7 +121,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 	}
 }
 
-func (c *Conn) readOnce(p []byte) (n int, err error, again bool) { //nolint:revive,staticcheck // again qualifies both
+func (c *Conn) readOnce(p []byte) (n int, err error, again bool) { //nolint:staticcheck // again qualifies both
 	c.mu.Lock()
 	l := c.leg
 	beside := l != nil && l.peerMoved && !l.dead
@@ -157,7 +157,7 @@ func (c *Conn) readOnce(p []byte) (n int, err error, again bool) { //nolint:revi
 }
 
 // wasRead counts what was read, and decides what an error means.
-func (c *Conn) wasRead(l *leg, beside bool, n int, err error) (int, error, bool) { //nolint:revive,staticcheck // as above
+func (c *Conn) wasRead(l *leg, beside bool, n int, err error) (int, error, bool) { //nolint:staticcheck // as above
 	var say []message
 	c.mu.Lock()
 	c.got += uint64(n)
@@ -197,14 +197,14 @@ func (c *Conn) kickLocked() {
 	}
 	c.kicked = true
 	past := time.Unix(1, 0)
-	c.stream.SetReadDeadline(past)
+	_ = c.stream.SetReadDeadline(past)
 	if c.reading != nil {
 		c.reading.tcp.SetReadDeadline(past)
 	}
 }
 
 func (c *Conn) deadlineLocked() {
-	c.stream.SetReadDeadline(c.readBy)
+	_ = c.stream.SetReadDeadline(c.readBy)
 	if c.leg != nil && !c.leg.dead {
 		c.leg.tcp.SetReadDeadline(c.readBy)
 	}
@@ -347,9 +347,9 @@ func (c *Conn) finish() {
 	c.mu.Unlock()
 	if l != nil {
 		l.tcp.Close()
-		l.ctl.Close()
+		_ = l.ctl.Close()
 	}
-	c.stream.Close()
+	_ = c.stream.Close()
 }
 
 // dropLocked forgets what is kept, unless resend is writing it.
@@ -407,10 +407,10 @@ func (c *Conn) SetWriteDeadline(t time.Time) error {
 	defer c.mu.Unlock()
 	c.writeBy = t
 	if !c.free {
-		c.stream.SetWriteDeadline(t)
+		_ = c.stream.SetWriteDeadline(t)
 	}
 	if c.leg != nil && !c.leg.dead {
-		c.leg.tcp.SetWriteDeadline(t)
+		_ = c.leg.tcp.SetWriteDeadline(t)
 	}
 	c.changed.Broadcast()
 	return nil

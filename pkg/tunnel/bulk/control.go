@@ -44,7 +44,7 @@ func (c *Conn) Move(ctl *mux.Stream, tcp *net.TCPConn) error {
 	}
 	c.leg = l
 	tcp.SetReadDeadline(c.readBy)
-	tcp.SetWriteDeadline(c.writeBy)
+	_ = tcp.SetWriteDeadline(c.writeBy)
 	c.told = c.got
 	go c.control(l)
 	return nil
@@ -83,7 +83,7 @@ func (c *Conn) unheard(l *leg, err error) {
 	closed := c.closed
 	c.mu.Unlock()
 	if over {
-		l.ctl.Close()
+		_ = l.ctl.Close()
 		if closed {
 			c.finish()
 		}
@@ -261,7 +261,7 @@ func (c *Conn) resend(l *leg, from uint64) {
 		c.keep.drop(from)
 	}
 	c.free = true
-	c.stream.SetWriteDeadline(time.Time{})
+	_ = c.stream.SetWriteDeadline(time.Time{})
 	c.mu.Unlock()
 	var err error
 	for b := c.resendNext(0); moved && err == nil && len(b) > 0; b = c.resendNext(len(b)) {
@@ -269,7 +269,7 @@ func (c *Conn) resend(l *leg, from uint64) {
 	}
 	c.mu.Lock()
 	c.free = false
-	c.stream.SetWriteDeadline(c.writeBy)
+	_ = c.stream.SetWriteDeadline(c.writeBy)
 	c.dropLocked()
 	l.moved, l.resent = false, true
 	fin := c.fin && moved
