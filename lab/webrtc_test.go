@@ -65,28 +65,36 @@ type webRig struct {
 	page func(camera bool) *webPhone
 }
 
-// newWebRig starts all of them; sip are more lines of edged's section.
-func newWebRig(t *testing.T, sip string) *webRig {
+// newWebRig starts all of them; sip are more lines of edged's section. The browser is behind a NAT and so has no public address, or it
+// comes by IPv6. The edge has one port 443, for TURN and SIP too.
+func newWebRig(t *testing.T, sip string, family int) *webRig {
 	t.Helper()
 	onlyEdged(t, "its configuration here has no WebSocket")
 	r := lab(t)
 	w := &webRig{trio: &trio{rig: r, registrar: r.Inside("registrar")}}
-	in, out := r.Inside("in1"), r.Outside("out1")
+	in := r.Inside("in1")
+	var out *Host
+	if family == 4 {
+		out, _ = r.BehindNAT("home")
+	} else {
+		out = r.Outside("out1")
+	}
+	gate := netip.AddrPortFrom(r.GW.IPOn(outside, family), 443)
 	files := both{webPages, os.DirFS(sipJS(t))}
 	browser := out.Browser(t)
 	w.registrar.Registrar(t, RegistrarConfig{})
 	a := newAuthority(t, r.Dir)
 	w.edge = r.Edge(t, EdgeConfig{
-		SIP: sip + "\norigins: [\"localhost:*\"]", Listen: []string{"wss://outside:7443"},
-		TLS:     a.issue(t, "edge", []string{"edge.example.org"}, r.GW.IPOn(inside, 4), r.GW.IPOn(outside, 4)),
+		SIP: sip + "\norigins: [\"localhost:*\"]", Listen: []string{"wss://outside:443", "tls://outside:443"},
+		TLS:     a.issue(t, "edge", []string{"edge.example.org"}, gate.Addr()),
+		More:    "turn: {listen: [\"tls://outside:443\"], realm: example.org, users: {alice: secret}}\nshared: [{listen: \"tcp://outside:443\"}]\n",
 		Domains: fmt.Sprintf("example.org: {network: inside, server: \"udp:%v:5060\"}", w.registrar.IP),
 	})
 	w.alice = in.Phone(t, PhoneConfig{User: "alice", Hz: 440, Register: true, Proxy: netip.AddrPortFrom(w.registrar.IP, 5060).String()})
 	w.page = func(camera bool) *webPhone {
 		p := &webPhone{Page: browser.Open(t, out.Site(t, files)+"/webrtc/phone.html"), hz: 700}
 		p.Until(t, 20*time.Second, "SIP.js is there", "window.phone?.ready")
-		p.Eval(t, fmt.Sprintf("phone.start({server: 'wss://%v:7443', user: 'carol', domain: 'example.org', password: '', hz: %d, camera: %v})",
-			r.GW.IPOn(outside, 4), p.hz, camera), nil)
+		p.Eval(t, fmt.Sprintf("phone.start({server: 'wss://%v', user: 'carol', domain: 'example.org', password: '', hz: %d, camera: %v})", gate, p.hz, camera), nil)
 		p.Until(t, 20*time.Second, "the page is registered", "phone.registered")
 		return p
 	}
@@ -143,7 +151,7 @@ const webProfiles = "media_profile: {\"wss://outside\": webrtc, inside: rtp}"
 // TestWebRTCBrowserCalls: a browser calls a plain phone, holds and resumes the call, takes other candidates and ends it. RTCP comes
 // to the phone's own port for it, though the browser has it at RTP's; a camera is refused, and the call goes on.
 func TestWebRTCBrowserCalls(t *testing.T) {
-	w := newWebRig(t, webProfiles)
+	w := newWebRig(t, webProfiles, 4)
 	lan := w.rig.Capture("lan", "udp")
 	w.dial(t)
 	w.converse(t)
@@ -200,7 +208,7 @@ func (w *webRig) wantReports(t *testing.T, all []Packet) {
 
 // TestWebRTCPhoneCalls: a plain phone calls a browser, holds and resumes the call, and ends it; then the browser does.
 func TestWebRTCPhoneCalls(t *testing.T) {
-	w := newWebRig(t, webProfiles)
+	w := newWebRig(t, webProfiles, 6)
 	for _, ends := range []func(){
 		func() { w.alice.Hangup(t) },
 		func() { w.web.Eval(t, "phone.hangup()", nil); w.alice.Expect(t, 10*time.Second, "CALL_CLOSED") },
@@ -226,7 +234,7 @@ func TestWebRTCPhoneCalls(t *testing.T) {
 func TestWebRTCControl(t *testing.T) {
 	for name, sip := range map[string]string{"off": "media_profile: {}", "plain": "media_profile: {outside: rtp, inside: rtp}"} {
 		t.Run(name, func(t *testing.T) {
-			w := newWebRig(t, sip)
+			w := newWebRig(t, sip, 4)
 			w.web.Eval(t, "phone.dial('sip:alice@example.org')", nil)
 			w.web.Until(t, 20*time.Second, "an end, or a call", "phone.status || ['Established', 'Terminated'].includes(phone.state)")
 			var status int
