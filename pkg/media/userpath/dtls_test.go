@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -196,5 +197,82 @@ func converse(t *testing.T, l pinhole.Lease, peer *dtlsPeer, plain *net.UDPConn,
 	}
 	if heard != [2]bool{true, true} {
 		t.Errorf("heard by the plain peer and by the secure one: %v", heard)
+	}
+}
+
+// mute says one packet, hears nothing, and says no more.
+type mute struct {
+	*net.UDPConn
+	once sync.Once
+	said chan struct{}
+	quit context.Context
+}
+
+func (m *mute) WriteTo(b []byte, to net.Addr) (int, error) {
+	m.once.Do(func() {
+		_, _ = m.UDPConn.WriteTo(b, to) // the test waits for the answer
+		close(m.said)
+	})
+	return len(b), nil
+}
+
+func (m *mute) ReadFrom([]byte) (int, net.Addr, error) {
+	<-m.quit.Done()
+	return 0, nil, net.ErrClosed
+}
+
+// TestDTLSStranger: who is at the peer's host, and begins first, keeps the peer from nothing, and confirms no source.
+func TestDTLSStranger(t *testing.T) {
+	r := startRelay(t)
+	l, err := r.Open(t.Context(), pinhole.Request{Kind: pinhole.RTP, Networks: [2]string{"inside", "outside"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	peer, plain := &dtlsPeer{udpAt(t, "127.0.5.7"), make(chan []byte, 64)}, udpAt(t, "127.0.6.7")
+	ctx, cancel := context.WithCancel(t.Context())
+	stranger := &mute{UDPConn: udpAt(t, "127.0.5.7"), said: make(chan struct{}), quit: ctx}
+	cert, err := selfsign.GenerateSelfSigned()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.Sum256(cert.Certificate[0])
+	remote := pinhole.Remote{Addr: addrOf(peer.UDPConn), Source: addrOf(peer.UDPConn).Addr(), DTLS: &pinhole.DTLS{Hash: "sha-256", Fingerprint: sum[:]}}
+	if err := l.Declare(pinhole.Near, remote); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Declare(pinhole.Far, pinhole.Remote{Addr: addrOf(plain), Source: addrOf(plain).Addr()}); err != nil {
+		t.Fatal(err)
+	}
+	to := l.Local(pinhole.Near).Addr
+	other, err := dtls.ClientWithOptions(stranger, net.UDPAddrFromAddrPort(to), dtls.WithInsecureSkipVerify(true))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- other.HandshakeContext(ctx) }()
+	<-stranger.said
+	answer := make([]byte, 2048) // the edge takes it for a peer
+	if err := stranger.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := stranger.Read(answer); err != nil || n == 0 {
+		t.Fatalf("the stranger is not answered: %v", err)
+	}
+	defer func() {
+		cancel()
+		<-ended
+	}()
+	if at := r.Pinholes()[0].Ends[pinhole.Near].Latched; at.IsValid() {
+		t.Errorf("%v is confirmed", at)
+	}
+	conn, err := peer.shake(t, cert, to, true, r.Fingerprint())
+	if err != nil {
+		t.Fatal(err)
+	}
+	go drain(conn)
+	converse(t, l, peer, plain, conn, true)
+	if at := r.Pinholes()[0].Ends[pinhole.Near].Latched; at != addrOf(peer.UDPConn) {
+		t.Errorf("%v is confirmed, not the peer", at)
 	}
 }
