@@ -120,6 +120,7 @@ cache deny all
 shutdown_lifetime 1 second
 pinger_enable off
 visible_hostname proxy.example.org
+dns_nameservers 127.0.0.1
 acl SSL_ports port 443 2492
 %s%shttp_access deny CONNECT !SSL_ports
 http_access allow ok

@@ -1,0 +1,292 @@
+//go:build lab
+
+package lab
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"edged.dev/edged/pkg/tunnel/carrier"
+	"edged.dev/edged/pkg/tunnel/mux"
+	"edged.dev/edged/pkg/tunnel/proxydial"
+)
+
+// killing is how much is moved and how often the carrier is killed meanwhile.
+func killing() (size int64, kills int) {
+	if os.Getenv("EDGED_LAB_FULL") != "" {
+		return 1 << 30, 100
+	}
+	return 8 << 20, 10
+}
+
+// sockets are those that a host has opened for the tunnel, to be killed from below.
+type sockets struct {
+	host *Host
+	mu   sync.Mutex
+	open []interface {
+		io.Closer
+		LocalAddr() net.Addr
+	}
+}
+
+// watch makes the dialer's sockets known.
+func (s *sockets) watch(d *carrier.Dialer) {
+	tcp, udp := d.Proxy.TCP, d.UDP
+	d.Proxy.TCP = func(ctx context.Context, network, address string) (net.Conn, error) {
+		c, err := tcp(ctx, network, address)
+		if err == nil {
+			s.mu.Lock()
+			s.open = append(s.open, c)
+			s.mu.Unlock()
+		}
+		return c, err
+	}
+	d.UDP = func(ctx context.Context) (net.PacketConn, error) {
+		c, err := udp(ctx)
+		if err == nil {
+			s.mu.Lock()
+			s.open = append(s.open, c)
+			s.mu.Unlock()
+		}
+		return c, err
+	}
+}
+
+// kill does it to one of the sockets that the carrier in use is made of: a reset, an end (of UDP: the socket is gone),
+// or a hole in which all packets vanish.
+func (s *sockets) kill(how string, rung carrier.Rung) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := 1
+	if rung == carrier.LongLived || rung == carrier.KeepAlive {
+		n = 2
+	}
+	if len(s.open) < n {
+		return net.ErrClosed
+	}
+	c := s.open[len(s.open)-1-rand.IntN(n)]
+	tcp, isTCP := c.(*net.TCPConn)
+	switch {
+	case how == "hole":
+		return s.hole(c.LocalAddr(), isTCP)
+	case isTCP && how == "fin":
+		return tcp.CloseWrite()
+	case isTCP:
+		_ = tcp.SetLinger(0)
+	}
+	return c.Close()
+}
+
+// hole drops every packet of a port of the host.
+func (s *sockets) hole(a net.Addr, tcp bool) error {
+	_, port, err := net.SplitHostPort(a.String())
+	if err != nil {
+		return err
+	}
+	proto := map[bool]string{true: "tcp", false: "udp"}[tcp]
+	return s.host.Do(func() error {
+		cmd := exec.Command("nft", "-f", "-")
+		cmd.Stdin = strings.NewReader(strings.NewReplacer("PROTO", proto, "PORT", port).Replace(`add table inet holes
+add chain inet holes out { type filter hook output priority 0; }
+add chain inet holes in { type filter hook input priority 0; }
+add rule inet holes out PROTO sport PORT drop
+add rule inet holes in PROTO dport PORT drop
+`))
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
+}
+
+// serveSessions makes the relay's sessions resumable, with streams that echo.
+func (r *pathRig) serveSessions(t *testing.T) {
+	var mu sync.Mutex
+	known := map[mux.ID]*mux.Session{}
+	t.Cleanup(func() {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, s := range known {
+			_ = s.Close(mux.CodeClosed)
+		}
+	})
+	r.server.Session = func(ctx context.Context, c *carrier.Carrier) {
+		s, resumed, err := mux.Server(ctx, c.Conn, func(id mux.ID) *mux.Session { mu.Lock(); defer mu.Unlock(); return known[id] }, killedMux())
+		if err != nil || resumed {
+			return
+		}
+		mu.Lock()
+		known[s.ID()] = s
+		mu.Unlock()
+		for {
+			in, err := s.Accept(ctx)
+			if err != nil {
+				return
+			}
+			go func() {
+				st := in.Accept()
+				if _, err := io.Copy(struct{ io.Writer }{st}, struct{ io.Reader }{st}); err == nil {
+					_ = st.CloseWrite()
+				}
+			}()
+		}
+	}
+}
+
+// killedMux finds out sooner than is usual that a carrier is dead: an end that has nothing to say only by its pings.
+func killedMux() mux.Config {
+	return mux.Config{DeadAfter: 1500 * time.Millisecond, PingEvery: time.Second}
+}
+
+// keep moves the session to a new carrier as often as it loses one.
+func keep(ctx context.Context, t *testing.T, s *mux.Session, d *carrier.Dialer, resumed *atomic.Int64) {
+	for {
+		select {
+		case <-s.Done():
+			return
+		case <-ctx.Done():
+			return
+		case <-s.Lost():
+		}
+		for ctx.Err() == nil {
+			began := time.Now()
+			attempt, cancel := context.WithTimeout(ctx, 20*time.Second)
+			c, err := d.Dial(attempt)
+			if err == nil {
+				err = s.Resume(attempt, c.Conn)
+			}
+			cancel()
+			if err == nil {
+				resumed.Add(1)
+				break
+			}
+			if s.Err() != nil {
+				return
+			}
+			t.Logf("again after %v: %v", time.Since(began), err)
+		}
+	}
+}
+
+// wantSurvives moves size octets there and back in one stream while the carrier is killed again and again.
+func wantSurvives(t *testing.T, h *Host, d *carrier.Dialer) {
+	t.Helper()
+	size, kills := killing()
+	socks := &sockets{host: h}
+	socks.watch(d)
+	d.Probed = nil
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	first, err := d.Dial(ctx)
+	must(t, "dial", err)
+	s, err := mux.Client(ctx, first.Conn, killedMux())
+	must(t, "session", err)
+	defer func() { _ = s.Close(mux.CodeClosed) }()
+	var resumed, received atomic.Int64
+	wg.Go(func() { keep(ctx, t, s, d, &resumed) })
+	st, err := s.Open(ctx, nil, mux.OpenOptions{})
+	must(t, "stream", err)
+	sent := sha256.New()
+	wg.Go(func() {
+		random := rand.NewChaCha8([32]byte{1})
+		if _, err := io.Copy(io.MultiWriter(sent, struct{ io.Writer }{st}), io.LimitReader(random, size)); err != nil {
+			t.Errorf("write: %v", err)
+		}
+		if err := st.CloseWrite(); err != nil { // the half-close must leave the answer whole
+			t.Errorf("half-close: %v", err)
+		}
+	})
+	wg.Go(func() { killer{socks, first.Rung, size, kills, &received, &resumed}.run(ctx, t) })
+	back := sha256.New()
+	n, err := io.Copy(io.MultiWriter(back, counter{&received}), struct{ io.Reader }{st})
+	if err != nil || n != size || string(back.Sum(nil)) != string(sent.Sum(nil)) {
+		t.Errorf("%d of %d octets came back, %v, equal %v", n, size, err, string(back.Sum(nil)) == string(sent.Sum(nil)))
+	}
+	t.Logf("%d octets there and back, %d resumes, %d octets replayed", n, resumed.Load(), s.Stats().Replayed)
+	if got := int(resumed.Load()); got < kills-2 {
+		t.Errorf("resumed %d times for %d kills", got, kills)
+	}
+}
+
+// killer kills the carrier each time another part of what is to come has come, and the session has moved on.
+func (k killer) run(ctx context.Context, t *testing.T) {
+	ways := []string{"rst", "fin", "rst", "fin", "hole"}
+	for i := range k.kills {
+		at := k.size * int64(i) / int64(k.kills+1)
+		if !waitFor(ctx, func() bool { return k.received.Load() >= at }) {
+			return
+		}
+		before := k.resumed.Load()
+		if !waitFor(ctx, func() bool { return k.socks.kill(ways[i%len(ways)], k.rung) == nil }) { // the new one may not be there yet
+			t.Errorf("kill %d: nothing to be killed", i)
+			return
+		}
+		if !waitFor(ctx, func() bool { return k.resumed.Load() > before || k.received.Load() == k.size }) {
+			return
+		}
+	}
+}
+
+// waitFor polls until cond is true; false if ctx has ended before.
+func waitFor(ctx context.Context, cond func() bool) bool {
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for !cond() {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-tick.C:
+		}
+	}
+	return true
+}
+
+// killer is what it needs to do its work.
+type killer struct {
+	socks             *sockets
+	rung              carrier.Rung
+	size              int64
+	kills             int
+	received, resumed *atomic.Int64
+}
+
+// counter counts what is written.
+type counter struct{ n *atomic.Int64 }
+
+func (c counter) Write(b []byte) (int, error) {
+	c.n.Add(int64(len(b)))
+	return len(b), nil
+}
+
+// TestTunnelRungsKilled kills carriers of each rung from below while a stream flows both ways: not a byte may be
+// lost, and the stream must not notice.
+func TestTunnelRungsKilled(t *testing.T) {
+	r := newPathRig(t, 80)
+	r.serveSessions(t)
+	other := r.Outside("other")
+	none := proxydial.Config{URL: "none"}
+	for _, rung := range []carrier.Rung{carrier.QUIC, carrier.TLS, carrier.WS, carrier.LongLived, carrier.KeepAlive, carrier.Polling} {
+		t.Run(rung.String(), func(t *testing.T) { wantSurvives(t, other, r.dialer(t, other, none, rung)) })
+	}
+	squid := login(t, "http://"+r.GW.squid(t, inside, 3128, "ntlm", "").String())
+	for _, rung := range []carrier.Rung{carrier.Connect, carrier.LongLived, carrier.KeepAlive} {
+		t.Run("squid "+rung.String(), func(t *testing.T) { wantSurvives(t, r.site, r.dialer(t, r.site, squid, rung)) })
+	}
+	tiny := login(t, "http://"+r.GW.tinyproxy(t, inside, 3140).String())
+	t.Run("tinyproxy connect", func(t *testing.T) { wantSurvives(t, r.site, r.dialer(t, r.site, tiny, carrier.Connect)) })
+	dante := login(t, "socks5://"+r.GW.dante(t, inside, 3150, true).String())
+	t.Run("dante socks5", func(t *testing.T) { wantSurvives(t, r.site, r.dialer(t, r.site, dante, carrier.SOCKS5)) })
+}
