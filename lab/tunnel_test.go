@@ -281,3 +281,28 @@ func TestTunnelSSH(t *testing.T) {
 		t.Errorf("%d octets sent, %d came back, or other ones", len(file), len(got))
 	}
 }
+
+// TestTunnelApplications: a program that knows proxies reaches a service by its name, and nothing else by that proxy.
+func TestTunnelApplications(t *testing.T) {
+	need(t, "curl")
+	x := tunnelLab(t, tunnelConfig{
+		A: "applications:\n  listen: [\"socks5://127.0.0.1:1080\", \"http://127.0.0.1:3128\"]\n  routes: {\"www.example.org:80\": b/web}\n",
+		B: "  web: {tcp: \"192.0.2.2:8080\", allow: [a]}\n",
+	})
+	x.b.page(t, 8080, "the site of b\n")
+	x.Join(t)
+	for _, proxy := range [][]string{{"--socks5-hostname", "127.0.0.1:1080"}, {"--proxytunnel", "--proxy", "http://127.0.0.1:3128"}} {
+		for url, want := range map[string]string{
+			"http://web.b.edged/": "the site of b\n", "http://www.example.org/": "the site of b\n", "http://www.example.org:81/": "", "http://192.0.2.2:8080/": "",
+		} {
+			var out []byte
+			err := x.a.Do(func() (err error) {
+				out, err = exec.Command("curl", append(proxy, "-sS", "--max-time", "20", url)...).Output()
+				return err
+			})
+			if string(out) != want || (err == nil) != (want != "") {
+				t.Errorf("%s by %s: %q, %v", url, proxy[0], out, err)
+			}
+		}
+	}
+}

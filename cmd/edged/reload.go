@@ -121,7 +121,7 @@ func withLiveKeys(running, next *config) *config {
 	c.Proxy.Listen, c.Proxy.MaxConnections, c.Proxy.Associations = running.Proxy.Listen, running.Proxy.MaxConnections, running.Proxy.Associations
 	c.Tunnel.UsersFile, c.Tunnel.Policy = next.Tunnel.UsersFile, next.Tunnel.Policy
 	c.Tunnel.Limits.Opens, c.Tunnel.Limits.Bandwidth = next.Tunnel.Limits.Opens, next.Tunnel.Limits.Bandwidth
-	c.Agent.Devices, c.Agent.Services = next.Agent.Devices, next.Agent.Services
+	c.Agent.Devices, c.Agent.Services, c.Agent.Applications.Routes = next.Agent.Devices, next.Agent.Services, next.Agent.Applications.Routes
 	return &c
 }
 

@@ -2,12 +2,15 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"strings"
 
 	"go.uber.org/zap"
 
+	"edged.dev/edged/pkg/forwardproxy"
+	"edged.dev/edged/pkg/splice"
 	"edged.dev/edged/pkg/tunnel/agent"
 	"edged.dev/edged/pkg/tunnel/carrier"
 	"edged.dev/edged/pkg/tunnel/device"
@@ -123,6 +126,11 @@ func buildAgent(ctx context.Context, d *serviceDeps) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
+	apps, err := newApplications(ctx, d.cfg.Agent.Applications, a, log)
+	if err != nil {
+		socks.close()
+		return nil, err
+	}
 	d.reg.MustRegister(a.Collector(), probed.results)
 	d.agent = func() *agentStatus { return newAgentStatus(d.cfg, key, up.State(), socks) }
 	s := &service{
@@ -133,7 +141,7 @@ func buildAgent(ctx context.Context, d *serviceDeps) (*service, error) {
 					return a.ServeTCP(ctx, s.tcp, f)
 				}
 				return a.ServeUDP(ctx, s.udp, f)
-			}, a.Run, func(ctx context.Context) error { return keepLinks(ctx, d.links, a, key.ID()) })
+			}, a.Run, apps.serve, func(ctx context.Context) error { return keepLinks(ctx, d.links, a, key.ID()) })
 		},
 		reload: func(c *config) error {
 			a.Reload(c.Agent)
@@ -168,6 +176,59 @@ func bindForwards(ctx context.Context, list []agent.Forward) (sockets, error) {
 		all = append(all, s)
 	}
 	return all, nil
+}
+
+// applications are the proxies for applications of the site.
+type applications struct {
+	server *forwardproxy.Server
+	list   []agent.ProxyListen
+	open   sockets
+}
+
+// newApplications opens the ports of the proxies; all or none.
+func newApplications(ctx context.Context, c agent.Applications, a *agent.Agent, log *zap.Logger) (*applications, error) {
+	cfg := forwardproxy.DefaultConfig()
+	cfg.Anonymous = c.Sources()
+	server, err := forwardproxy.New(cfg, forwardproxy.Deps{
+		Joiner: splice.Copier{},
+		Dial: func(ctx context.Context, network, host string, port uint16) (net.Conn, error) {
+			if network != "tcp" {
+				return nil, forwardproxy.ErrNotAllowed
+			}
+			conn, err := a.DialHost(ctx, host, port)
+			if errors.Is(err, agent.ErrNoRoute) {
+				return nil, fmt.Errorf("%w: %w", forwardproxy.ErrNotAllowed, err)
+			}
+			if err != nil {
+				return nil, err
+			}
+			return conn, nil
+		},
+	}, log.Named("applications"))
+	if err != nil {
+		return nil, fmt.Errorf("applications: %w", err)
+	}
+	apps := &applications{server: server, list: c.Listen}
+	for i, l := range c.Listen {
+		ln, err := listenTCP(ctx, l.At, net.ListenConfig{})
+		if err != nil {
+			apps.open.close()
+			return nil, fmt.Errorf("agent.applications.listen[%d]: %w", i, err)
+		}
+		apps.open = append(apps.open, socket{item: i, tcp: ln})
+	}
+	return apps, nil
+}
+
+// serve serves the proxies until ctx ends.
+func (p *applications) serve(ctx context.Context) error {
+	if len(p.open) == 0 {
+		<-ctx.Done()
+		return nil
+	}
+	return p.open.serve(ctx, func(ctx context.Context, s socket) error {
+		return p.server.ServeListener(ctx, p.list[s.item].Proto, s.tcp)
+	})
 }
 
 // agentStatus is the agent's part of /api/v1/status.

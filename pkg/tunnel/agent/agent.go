@@ -53,7 +53,7 @@ func New(cfg Config, deps Deps, log *zap.Logger) *Agent {
 // Reload takes over devices and services, for new streams. Forwards and relays stay as they are.
 func (a *Agent) Reload(cfg Config) {
 	now := *a.cfg.Load()
-	now.Devices, now.Services = cfg.Devices, cfg.Services
+	now.Devices, now.Services, now.Applications.Routes = cfg.Devices, cfg.Services, cfg.Applications.Routes
 	a.cfg.Store(&now)
 }
 

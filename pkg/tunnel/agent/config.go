@@ -21,14 +21,15 @@ import (
 
 // Config is the section "agent" of the configuration.
 type Config struct {
-	Relays   []Relay              `yaml:"relays" jsonschema_description:"relays, the first that answers is used; without one the agent is off"`
-	Proxy    proxydial.Config     `yaml:"proxy" jsonschema_description:"the proxy of the site, if the way out leads through one"`
-	Rungs    []carrier.Rung       `yaml:"rungs" jsonschema_description:"ways to the relay that are tried: quic, tls, connect, socks5, wss, ws, longlived, keepalive, polling; empty: all"`
-	PortHTTP uint16               `yaml:"http_port" jsonschema:"minimum=1,maximum=65535,default=80" jsonschema_description:"the relays' port of plain HTTP"`
-	KeyFile  string               `yaml:"key_file" jsonschema:"default=" jsonschema_description:"the device's key, made if there is none (edged tunnel key); relative to this file; empty: tunnel/device.key in state.dir"`
-	Devices  map[string]device.ID `yaml:"devices" jsonschema_description:"names for the IDs of other devices: NAME: ID; live"`
-	Services map[string]Service   `yaml:"services" jsonschema_description:"what other devices may reach here: NAME: {tcp: HOST:PORT, allow: [...]}; live"`
-	Forwards []Forward            `yaml:"forwards" jsonschema_description:"ports here that lead to services of other devices"`
+	Relays       []Relay              `yaml:"relays" jsonschema_description:"relays, the first that answers is used; without one the agent is off"`
+	Proxy        proxydial.Config     `yaml:"proxy" jsonschema_description:"the proxy of the site, if the way out leads through one"`
+	Rungs        []carrier.Rung       `yaml:"rungs" jsonschema_description:"ways to the relay that are tried: quic, tls, connect, socks5, wss, ws, longlived, keepalive, polling; empty: all"`
+	PortHTTP     uint16               `yaml:"http_port" jsonschema:"minimum=1,maximum=65535,default=80" jsonschema_description:"the relays' port of plain HTTP"`
+	KeyFile      string               `yaml:"key_file" jsonschema:"default=" jsonschema_description:"the device's key, made if there is none (edged tunnel key); relative to this file; empty: tunnel/device.key in state.dir"`
+	Devices      map[string]device.ID `yaml:"devices" jsonschema_description:"names for the IDs of other devices: NAME: ID; live"`
+	Services     map[string]Service   `yaml:"services" jsonschema_description:"what other devices may reach here: NAME: {tcp: HOST:PORT, allow: [...]}; live"`
+	Forwards     []Forward            `yaml:"forwards" jsonschema_description:"ports here that lead to services of other devices"`
+	Applications Applications         `yaml:"applications" jsonschema_description:"proxies by which applications here reach services by name"`
 }
 
 // DefaultConfig returns the defaults; the section is off as long as Relays is empty.
@@ -134,12 +135,13 @@ func (c *Config) Validate() error {
 			faults.Add("devices."+name, "needs an ID")
 		}
 	}
-	if len(c.Relays) == 0 && len(c.Services)+len(c.Forwards) > 0 {
+	if len(c.Relays) == 0 && len(c.Services)+len(c.Forwards)+len(c.Applications.Listen) > 0 {
 		faults.Add("relays", "at least one is needed: the services and forwards are reached through it")
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Services)) {
 		c.validateService(&faults, name)
 	}
+	c.validateApplications(&faults)
 	for i, f := range c.Forwards {
 		c.validateForward(&faults, fmt.Sprintf("forwards[%d]", i), f)
 		for j, other := range c.Forwards[:i] {
