@@ -81,8 +81,9 @@ bench-sip: need-go ## calls a second against Kamailio and rtpengine; needs root
 bench-media: need-go ## media through tc, XDP, user space, rtpengine, nftables NAT, routing; 15 minutes; needs root
 	go run ./bench/media
 
-bench-turn: need-go ## channels of TURN through tc, XDP and user space, against coturn; needs root
+bench-turn: need-go ## TURN through tc, XDP, user space and TLS, and allocations, against coturn; needs root
 	go run ./bench/media -turn -streams 100,1000
+	go run ./bench/turn
 
 bench-tcp: need-go ## TCP through the gateway against HAProxy, nginx, NAT and routing; needs root
 	go run ./bench/tcp
