@@ -29,6 +29,8 @@ type adminDeps struct {
 	Alive func()
 	// Views are the documents under /api/v1/, by name.
 	Views map[string]func() any
+	// Actions are what may be done, by method and path. None is a GET or POST: pages of other sites cannot ask for them.
+	Actions map[string]http.HandlerFunc
 }
 
 // adminHandler returns the tree of the admin listener.
@@ -39,6 +41,9 @@ func adminHandler(d adminDeps) http.Handler {
 	mux.Handle("GET /metrics", promhttp.HandlerFor(d.Registry, promhttp.HandlerOpts{}))
 	for name, view := range d.Views {
 		mux.HandleFunc("GET /api/v1/"+name, jsonView(view))
+	}
+	for pattern, act := range d.Actions {
+		mux.HandleFunc(pattern, act)
 	}
 	mux.HandleFunc("GET /api/v1/events", d.Events.serve)
 	mux.HandleFunc("/debug/pprof/", pprof.Index)

@@ -2,6 +2,8 @@ package main
 
 import (
 	"crypto/x509"
+	"maps"
+	"net/http"
 	"os"
 	"time"
 )
@@ -55,4 +57,13 @@ func certificateName(c *x509.Certificate) string {
 		return c.DNSNames[0]
 	}
 	return c.Subject.CommonName
+}
+
+// actions gathers what may be done by way of the admin listener.
+func actions(services []*service) map[string]http.HandlerFunc {
+	all := map[string]http.HandlerFunc{}
+	for _, s := range services {
+		maps.Copy(all, s.actions)
+	}
+	return all
 }

@@ -67,7 +67,12 @@ func dialAdmin(c adminConfig) *apiClient {
 
 // get returns the body of a successful answer.
 func (c *apiClient) get(ctx context.Context, path string) ([]byte, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+path, nil)
+	return c.ask(ctx, http.MethodGet, path)
+}
+
+// ask is get with another method.
+func (c *apiClient) ask(ctx context.Context, method, path string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -128,7 +128,7 @@ func assemble(ctx context.Context, o runOptions, admin net.Listener, ph *phase) 
 		shown["ports"] = func() any { return re.config().explain() }
 		h := adminHandler(adminDeps{
 			Token: o.config.Admin.Token, Registry: reg, Events: events, Ready: ph.notReady, Alive: alive,
-			Views: shown,
+			Views: shown, Actions: actions(services),
 		})
 		all = append(all, &service{name: "admin",
 			serve: func(ctx context.Context) error { return serveAdmin(ctx, admin, h, o.log.Named("admin")) }})

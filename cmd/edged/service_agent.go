@@ -131,6 +131,12 @@ func buildAgent(ctx context.Context, d *serviceDeps) (*service, error) {
 		socks.close()
 		return nil, err
 	}
+	desk, err := openDesk(ctx, d.cfg, key, a, log)
+	if err != nil {
+		socks.close()
+		apps.open.close()
+		return nil, err
+	}
 	d.reg.MustRegister(a.Collector(), probed.results)
 	d.agent = func() *agentStatus { return newAgentStatus(d.cfg, key, up.State(), socks) }
 	s := &service{
@@ -141,10 +147,11 @@ func buildAgent(ctx context.Context, d *serviceDeps) (*service, error) {
 					return a.ServeTCP(ctx, s.tcp, f)
 				}
 				return a.ServeUDP(ctx, s.udp, f)
-			}, a.Run, apps.serve, func(ctx context.Context) error { return keepLinks(ctx, d.links, a, key.ID()) })
+			}, a.Run, apps.serve, desk.serve, func(ctx context.Context) error { return keepLinks(ctx, d.links, a, key.ID()) })
 		},
 		reload: func(c *config) error {
 			a.Reload(c.Agent)
+			desk.names.Store(c)
 			return nil
 		},
 		status: func() any { return d.agent() },

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -79,6 +80,7 @@ type tunnelService struct {
 	log      *zap.Logger
 	requests *handedOver // of HTTP
 	peers    []*uplink.Uplink
+	mail     *mailService // nil without mailboxes
 	state    atomic.Pointer[tunnelState]
 	loading  sync.Mutex // one read of the files at a time
 }
@@ -104,6 +106,9 @@ func buildTunnel(ctx context.Context, d *serviceDeps) (*service, error) {
 	if err := t.buildGroove(d); err != nil {
 		return nil, err
 	}
+	if t.mail != nil {
+		d.reg.MustRegister(t.mail)
+	}
 	var list []pinhole.Listen
 	for _, l := range d.cfg.Tunnel.Listen {
 		list = append(list, l.Transport())
@@ -122,7 +127,7 @@ func buildTunnel(ctx context.Context, d *serviceDeps) (*service, error) {
 		status: func() any {
 			return map[string]any{"id": t.key.ID(), "devices": len(t.relay.Tunnels()), "streams": t.relay.Open(), "groove": t.groove.Busy(), "listeners": socks.names()}
 		},
-		views: map[string]func() any{"tunnels": t.view(d)},
+		views: map[string]func() any{"tunnels": t.view(d), "mailboxes": t.mail.view}, actions: t.mail.actions(),
 	}, nil
 }
 
@@ -158,7 +163,13 @@ func (t *tunnelService) build(c *config) error {
 		}
 		t.peers, ups = append(t.peers, up), append(ups, up)
 	}
+	mail, err := openMail(t, c)
+	if err != nil {
+		return err
+	}
+	t.mail = mail
 	t.relay = relay.New(c.Tunnel.Rules(), relay.Deps{
+		Other:    t.mail.streams(),
 		Registry: t.registry, Store: t.store, Peers: c.Tunnel.PeerIDs(), Upstreams: ups,
 		Enrolled: func(device.Device) error { return t.load(t.state.Load().cfg) },
 	}, t.log)
@@ -300,7 +311,7 @@ func (t *tunnelService) serve(ctx context.Context, c *config, socks sockets) err
 		return t.accept(ctx, s.tcp, t.secured)
 	}, beside...)
 	t.relay.Wait()
-	return err
+	return errors.Join(err, t.mail.close())
 }
 
 // accept serves the connections of a listener.

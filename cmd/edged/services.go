@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -35,6 +36,8 @@ type service struct {
 	status func() any
 	// views are further documents under /api/v1/, by name.
 	views map[string]func() any
+	// actions are what may be done by way of the admin listener, by method and path: "DELETE /api/v1/things".
+	actions map[string]http.HandlerFunc
 }
 
 // serviceDeps is what services are built from. A row of the table may add what the rows below it need.

@@ -43,6 +43,7 @@ func newTunnelCmd() *cobra.Command {
 		},
 	}
 	cmd.AddCommand(newTunnelKeyCmd(), newTunnelTokenCmd(), newTunnelEnrolCmd(), newTunnelDevicesCmd(), newTunnelRemoveCmd(), newTunnelStatusCmd())
+	cmd.AddCommand(newTunnelSendCmd(), newTunnelInboxCmd(), newTunnelMailboxesCmd(), newTunnelPurgeCmd())
 	return cmd
 }
 

@@ -26,6 +26,7 @@ type Config struct {
 	Rungs        []carrier.Rung       `yaml:"rungs" jsonschema_description:"ways to the relay that are tried: quic, tls, connect, socks5, wss, ws, longlived, keepalive, polling; empty: all"`
 	PortHTTP     uint16               `yaml:"http_port" jsonschema:"minimum=1,maximum=65535,default=80" jsonschema_description:"the relays' port of plain HTTP"`
 	KeyFile      string               `yaml:"key_file" jsonschema:"default=" jsonschema_description:"the device's key, made if there is none (edged tunnel key); relative to this file; empty: tunnel/device.key in state.dir"`
+	Messages     string               `yaml:"messages_socket" jsonschema:"default=" jsonschema_description:"the unix socket at which programs here leave and fetch messages (docs/protocols/mailbox.md); relative to this file; empty: tunnel/messages.sock in state.dir, none without it"`
 	Devices      map[string]device.ID `yaml:"devices" jsonschema_description:"names for the IDs of other devices: NAME: ID; live"`
 	Services     map[string]Service   `yaml:"services" jsonschema_description:"what other devices may reach here: NAME: {tcp: HOST:PORT, allow: [...]}; live"`
 	Forwards     []Forward            `yaml:"forwards" jsonschema_description:"ports here that lead to services of other devices"`

@@ -205,7 +205,7 @@ func (s *Store) admit(m *Message) error {
 	if err := unix.Statfs(s.dir, &st); err != nil {
 		return fmt.Errorf("free space: %w", err)
 	}
-	if free := int64(min(st.Bavail, 1<<50)) * st.Bsize; free < s.opts.MinFree+m.Size {
+	if free := int64(min(st.Bavail, 1<<50)) * st.Bsize; free < int64(s.opts.MinFree)+m.Size {
 		return fmt.Errorf("%w: %d octets are free, of which %d stay so", ErrDisk, free, s.opts.MinFree)
 	}
 	return nil
@@ -259,21 +259,21 @@ func (s *Store) promise(to []Device, size int64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	need, each := size+overhead*int64(len(to)), size+overhead
-	if s.total+need > s.opts.TotalQuota {
-		return fmt.Errorf("%w: %d of %d octets are used", ErrQuota, s.total, s.opts.TotalQuota)
+	if s.total+need > int64(s.opts.Total) {
+		return fmt.Errorf("%w: %d of %d octets are used", ErrQuota, s.total, int64(s.opts.Total))
 	}
 	people := make(map[string]int64)
 	for _, d := range to {
 		b := s.box(d)
-		people[b.identity] += each
+		people[b.group] += each
 		var err error
 		switch {
-		case b.bytes+each > s.opts.DeviceQuota:
+		case b.bytes+each > int64(s.opts.PerDevice):
 			err = fmt.Errorf("%w: of the device %s", ErrQuota, d)
 		case b.count >= s.opts.MaxMessages:
 			err = fmt.Errorf("%w: %d messages wait for the device %s", ErrQuota, b.count, d)
-		case b.identity != "" && s.opts.IdentityQuota > 0 && s.identities[b.identity]+people[b.identity] > s.opts.IdentityQuota:
-			err = fmt.Errorf("%w: of %q", ErrQuota, b.identity)
+		case b.group != "" && int64(s.opts.PerGroup) > 0 && s.groups[b.group]+people[b.group] > int64(s.opts.PerGroup):
+			err = fmt.Errorf("%w: of %q", ErrQuota, b.group)
 		}
 		if err != nil {
 			for _, d := range to {

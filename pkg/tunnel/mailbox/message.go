@@ -71,7 +71,7 @@ func (m *Message) check(o *Options) error {
 		return fmt.Errorf("%w: %d recipients, want 1 to %d", ErrBad, len(m.To), MaxRecipients)
 	case m.Size < 0 || m.TTL < 0 || m.Flags&^allFlags != 0:
 		return fmt.Errorf("%w: size, lifetime or flags", ErrBad)
-	case m.Size > o.MaxSize:
+	case m.Size > int64(o.MaxSize):
 		return fmt.Errorf("%w: %d octets, at most %d", ErrTooBig, m.Size, o.MaxSize)
 	case m.Flags&Ephemeral != 0 && m.Size > maxInline:
 		return fmt.Errorf("%w: %d octets, an ephemeral one has at most %d", ErrTooBig, m.Size, maxInline)

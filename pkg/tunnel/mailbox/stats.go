@@ -116,7 +116,7 @@ type BoxStats struct {
 
 // Box returns what waits for a device.
 func (s *Store) Box(d Device) BoxStats {
-	st := BoxStats{Quota: s.opts.DeviceQuota}
+	st := BoxStats{Quota: int64(s.opts.PerDevice)}
 	s.mu.Lock()
 	if b := s.boxes[d]; b != nil {
 		st.Messages, st.Octets, st.Readers = b.count, b.bytes, b.readers

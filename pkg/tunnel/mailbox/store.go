@@ -29,26 +29,26 @@ type Store struct {
 	wg    sync.WaitGroup
 	close sync.Once
 
-	mu         sync.Mutex
-	boxes      map[Device]*box
-	identities map[string]int64
-	total      int64 // on disk and promised
-	uploads    map[partKey]*Upload
-	epochs     map[Device]int // remembered, by sender
-	ephemeral  int64          // octets in memory
-	broken     error          // the first error of the disk other than "full"; nothing more is taken
-	stats      Stats
+	mu        sync.Mutex
+	boxes     map[Device]*box
+	groups    map[string]int64
+	total     int64 // on disk and promised
+	uploads   map[partKey]*Upload
+	epochs    map[Device]int // remembered, by sender
+	ephemeral int64          // octets in memory
+	broken    error          // the first error of the disk other than "full"; nothing more is taken
+	stats     Stats
 }
 
 // box is what is known in memory of one device's queue. Empty ones that nobody waits for are forgotten.
 type box struct {
-	identity string
-	count    int   // entries, promised ones included
-	bytes    int64 // with overhead, promised ones included
-	readers  int
-	waiters  int
-	wake     chan struct{} // closed when something arrives; nil if nobody waits
-	passing  []Entry       // ephemeral ones
+	group   string
+	count   int   // entries, promised ones included
+	bytes   int64 // with overhead, promised ones included
+	readers int
+	waiters int
+	wake    chan struct{} // closed when something arrives; nil if nobody waits
+	passing []Entry       // ephemeral ones
 }
 
 // Open opens the store in dir, and makes it if there is none. Only one process can have it open.
@@ -70,7 +70,7 @@ func Open(dir string, o Options) (*Store, error) {
 	}
 	s := &Store{
 		dir: dir, opts: o, db: db, ops: make(chan *op), stop: make(chan struct{}),
-		boxes: make(map[Device]*box), identities: make(map[string]int64), uploads: make(map[partKey]*Upload),
+		boxes: make(map[Device]*box), groups: make(map[string]int64), uploads: make(map[partKey]*Upload),
 		epochs: make(map[Device]int),
 	}
 	s.stats.refused = make(map[string]uint64)
@@ -293,20 +293,20 @@ func (s *Store) box(d Device) *box {
 	b := s.boxes[d]
 	if b == nil {
 		b = &box{}
-		if s.opts.Identity != nil {
-			b.identity = s.opts.Identity(d)
+		if s.opts.Group != nil {
+			b.group = s.opts.Group(d)
 		}
 		s.boxes[d] = b
 	}
 	return b
 }
 
-// charge adds octets, which may be negative, to a box and its identity.
+// charge adds octets, which may be negative, to a box and its group.
 func (s *Store) charge(b *box, n int64) {
 	b.bytes += n
-	if b.identity != "" {
-		if s.identities[b.identity] += n; s.identities[b.identity] == 0 {
-			delete(s.identities, b.identity)
+	if b.group != "" {
+		if s.groups[b.group] += n; s.groups[b.group] == 0 {
+			delete(s.groups, b.group)
 		}
 	}
 }

@@ -145,12 +145,12 @@ func TestQuota(t *testing.T) {
 		change func(*Options)
 		to     []int
 	}{
-		"device":   {func(o *Options) { o.DeviceQuota = 2 * (overhead + 10) }, []int{2}},
+		"device":   {func(o *Options) { o.PerDevice = 2 * (overhead + 10) }, []int{2}},
 		"messages": {func(o *Options) { o.MaxMessages = 2 }, []int{2}},
-		"total":    {func(o *Options) { o.TotalQuota = 2 * (overhead + 10) }, []int{2}},
-		"identity": {func(o *Options) {
-			o.IdentityQuota = 4 * (overhead + 10)
-			o.Identity = func(Device) string { return "everybody" }
+		"total":    {func(o *Options) { o.Total = 2 * (overhead + 10) }, []int{2}},
+		"group": {func(o *Options) {
+			o.PerGroup = 4 * (overhead + 10)
+			o.Group = func(Device) string { return "everybody" }
 		}, []int{2, 3}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -8,18 +8,20 @@ import (
 	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/tunnel/device"
 	"edged.dev/edged/pkg/tunnel/groove"
+	"edged.dev/edged/pkg/tunnel/mailbox"
 	"edged.dev/edged/pkg/tunnel/uplink"
 )
 
 // Config is the section "tunnel" of the configuration.
 type Config struct {
-	Listen    []Listen      `yaml:"listen" jsonschema_description:"listeners: https://NETWORK:PORT (443; TLS, and WebSocket if there is a certificate under tls), quic://NETWORK:PORT (UDP 443), http://NETWORK:PORT (80; also Groove's HTTP), groove://NETWORK:PORT (2492, 443: Groove's own stream)"`
-	KeyFile   string        `yaml:"key_file" jsonschema:"default=" jsonschema_description:"the relay's own key, made if there is none; relative to this file; empty: tunnel/relay.key in state.dir"`
-	UsersFile string        `yaml:"users_file" jsonschema:"default=" jsonschema_description:"devices that are admitted, one a line: ID NAME [GROUP,GROUP...]; relative to this file; those that enrolled themselves come beside; live"`
-	Policy    []device.Rule `yaml:"policy" jsonschema_description:"which devices may reach which services of which; what no rule lets is refused; live"`
-	Limits    Limits        `yaml:"limits" jsonschema_description:"what one device may ask for"`
-	Groove    groove.Config `yaml:"groove" jsonschema_description:"Groove relays of others that are published at listeners of http and groove"`
-	Peers     []Peer        `yaml:"peers" jsonschema_description:"other relays: they are asked for devices that are not attached here, and may ask this one; one hop, never more"`
+	Listen    []Listen       `yaml:"listen" jsonschema_description:"listeners: https://NETWORK:PORT (443; TLS, and WebSocket if there is a certificate under tls), quic://NETWORK:PORT (UDP 443), http://NETWORK:PORT (80; also Groove's HTTP), groove://NETWORK:PORT (2492, 443: Groove's own stream)"`
+	KeyFile   string         `yaml:"key_file" jsonschema:"default=" jsonschema_description:"the relay's own key, made if there is none; relative to this file; empty: tunnel/relay.key in state.dir"`
+	UsersFile string         `yaml:"users_file" jsonschema:"default=" jsonschema_description:"devices that are admitted, one a line: ID NAME [GROUP,GROUP...]; relative to this file; those that enrolled themselves come beside; live"`
+	Policy    []device.Rule  `yaml:"policy" jsonschema_description:"which devices may reach which services of which; what no rule lets is refused; live"`
+	Limits    Limits         `yaml:"limits" jsonschema_description:"what one device may ask for"`
+	Groove    groove.Config  `yaml:"groove" jsonschema_description:"Groove relays of others that are published at listeners of http and groove"`
+	Mailbox   mailbox.Config `yaml:"mailbox" jsonschema_description:"messages for devices that are away, in state.dir; a device may send to those whose service mailbox the policy lets it reach"`
+	Peers     []Peer         `yaml:"peers" jsonschema_description:"other relays: they are asked for devices that are not attached here, and may ask this one; one hop, never more"`
 }
 
 // Peer is another relay.
@@ -68,7 +70,7 @@ func (l Listen) Transport() pinhole.Listen {
 }
 
 // DefaultConfig returns the defaults; the section is off as long as Listen is empty.
-func DefaultConfig() Config { return Config{Limits: DefaultLimits()} }
+func DefaultConfig() Config { return Config{Limits: DefaultLimits(), Mailbox: mailbox.Default()} }
 
 // Rules returns what may change while streams live.
 func (c Config) Rules() Rules { return Rules{c.Policy, c.Limits} }
@@ -114,6 +116,9 @@ func (c Config) Validate(nets pinhole.Networks) error {
 	}
 	nested(&faults, "groove", c.Groove.Validate())
 	c.Limits.validate(&faults)
+	if c.Mailbox.Total > 0 {
+		nested(&faults, "mailbox", c.Mailbox.Validate())
+	}
 	return faults.Err()
 }
 

@@ -87,7 +87,7 @@ func newKey(t testing.TB, n byte) *letter.Key {
 func (r *relay) device(n byte) (*Client, mailbox.Device) {
 	r.t.Helper()
 	k := newKey(r.t, n)
-	c := NewClient(k, func(_ context.Context, head []byte) (io.ReadWriteCloser, error) {
+	c := NewClient(k, func(_ context.Context, head []byte) (Stream, error) {
 		client, server := r.stream()
 		r.wg.Go(func() { r.server.Serve(r.ctx, head, server, k.Device()) })
 		return client, nil
@@ -213,7 +213,7 @@ func TestSendIsCut(t *testing.T) {
 	k := newKey(t, 1)
 	var written int64
 	cuts := 0
-	alice := NewClient(k, func(_ context.Context, head []byte) (io.ReadWriteCloser, error) {
+	alice := NewClient(k, func(_ context.Context, head []byte) (Stream, error) {
 		client, server := r.stream()
 		r.wg.Go(func() { r.server.Serve(r.ctx, head, server, k.Device()) })
 		return &cutting{Conn: client, left: 400_000 + rand.Int64N(400_000), written: &written}, nil
@@ -261,7 +261,7 @@ func (c *cutting) Write(b []byte) (int, error) {
 
 func TestRefusals(t *testing.T) {
 	ctx := timeout(t)
-	r := newRelay(t, func(o *mailbox.Options) { o.DeviceQuota, o.MaxSize = 200_000, 1<<20 })
+	r := newRelay(t, func(o *mailbox.Options) { o.PerDevice, o.MaxSize = 200_000, 1<<20 })
 	alice, _ := r.device(1)
 	_, b := r.device(2)
 	_, c := r.device(3)
@@ -335,7 +335,7 @@ func FuzzServe(f *testing.F) {
 	f.Add(byte(purposeFetch), frame(frameFetch, make([]byte, 16)...))
 	f.Add(byte(purposeAsk), append(frame(frameStatus), frame(frameLookup, make([]byte, 32)...)...))
 	o := mailbox.Options{Config: mailbox.Default()}
-	o.MinFree, o.TotalQuota = 0, 1<<20
+	o.MinFree, o.Total = 0, 1<<20
 	store, err := mailbox.Open(f.TempDir(), o)
 	if err != nil {
 		f.Fatal(err)
@@ -356,7 +356,7 @@ func FuzzServe(f *testing.F) {
 				t.Error(err)
 			}
 		}
-		if st := store.Stats(); st.Octets > o.TotalQuota || st.Broken {
+		if st := store.Stats(); st.Octets > int64(o.Total) || st.Broken {
 			t.Fatalf("%+v", st)
 		}
 	})

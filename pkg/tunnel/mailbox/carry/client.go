@@ -14,23 +14,27 @@ import (
 	"edged.dev/edged/pkg/tunnel/mailbox/letter"
 )
 
+// Stream is a stream of the tunnel's session. Close may be called while others read or write, and ends them.
+type Stream interface{ io.ReadWriteCloser }
+
 // Client is a device's side. It is safe for concurrent use; each call has a stream of its own.
 type Client struct {
 	key  *letter.Key
-	open func(ctx context.Context, head []byte) (io.ReadWriteCloser, error)
+	open func(ctx context.Context, head []byte) (Stream, error)
 
 	mu        sync.Mutex
 	published bool
+	known     map[mailbox.Device]letter.Card // a device's card is the same for ever
 }
 
 // NewClient returns a client of whichever relay open opens streams at.
-func NewClient(key *letter.Key, open func(ctx context.Context, head []byte) (io.ReadWriteCloser, error)) *Client {
-	return &Client{key: key, open: open}
+func NewClient(key *letter.Key, open func(ctx context.Context, head []byte) (Stream, error)) *Client {
+	return &Client{key: key, open: open, known: make(map[mailbox.Device]letter.Card)}
 }
 
 // call is a stream that is closed when a context ends.
 type call struct {
-	s    io.ReadWriteCloser
+	s    Stream
 	r    *bufio.Reader
 	buf  []byte
 	stop func() bool
@@ -94,9 +98,46 @@ func (c *Client) Publish(ctx context.Context) error {
 // ErrNoCard says that a device has never been attached to the relay, so that nothing can be sealed for it.
 var ErrNoCard = errors.New("the device has not published a key yet: it must have been attached once")
 
+// maxKnown bounds how many cards are remembered.
+const maxKnown = 4096
+
+// cards returns the cards of devices, those that are remembered or what the relay says.
 func (c *Client) cards(ctx context.Context, to []mailbox.Device) ([]letter.Card, error) {
-	question := beginFrame(nil, frameLookup)
+	var missing []mailbox.Device
+	c.mu.Lock()
 	for _, d := range to {
+		if _, ok := c.known[d]; !ok {
+			missing = append(missing, d)
+		}
+	}
+	c.mu.Unlock()
+	found, err := c.lookup(ctx, missing)
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var cards []letter.Card
+	for _, d := range to {
+		card, ok := c.known[d]
+		if !ok {
+			card = found[d]
+			if len(c.known) < maxKnown {
+				c.known[d] = card
+			}
+		}
+		cards = append(cards, card)
+	}
+	return cards, nil
+}
+
+// lookup asks the relay for the cards of devices.
+func (c *Client) lookup(ctx context.Context, devices []mailbox.Device) (map[mailbox.Device]letter.Card, error) {
+	if len(devices) == 0 {
+		return nil, nil
+	}
+	question := beginFrame(nil, frameLookup)
+	for _, d := range devices {
 		question = append(question, d[:]...)
 	}
 	answer, err := c.ask(ctx, endFrame(question, 0), frameCards)
@@ -104,8 +145,8 @@ func (c *Client) cards(ctx context.Context, to []mailbox.Device) ([]letter.Card,
 		return nil, err
 	}
 	f := fields{b: answer}
-	var cards []letter.Card
-	for _, d := range to {
+	cards := make(map[mailbox.Device]letter.Card)
+	for _, d := range devices {
 		b := f.take(f.u16())
 		if f.bad {
 			return nil, errFrame
@@ -113,11 +154,9 @@ func (c *Client) cards(ctx context.Context, to []mailbox.Device) ([]letter.Card,
 		if len(b) == 0 {
 			return nil, fmt.Errorf("%s: %w", d, ErrNoCard)
 		}
-		card, err := letter.ReadCard(b, d)
-		if err != nil {
+		if cards[d], err = letter.ReadCard(b, d); err != nil {
 			return nil, fmt.Errorf("%s: %w", d, err)
 		}
-		cards = append(cards, card)
 	}
 	return cards, f.end()
 }

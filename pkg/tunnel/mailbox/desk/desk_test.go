@@ -82,7 +82,7 @@ func keyOf(t *testing.T, name string) *letter.Key {
 func (o *office) site(name, spool string) *site {
 	o.t.Helper()
 	k := keyOf(o.t, name)
-	open := func(_ context.Context, head []byte) (io.ReadWriteCloser, error) {
+	open := func(_ context.Context, head []byte) (carry.Stream, error) {
 		o.mu.Lock()
 		defer o.mu.Unlock()
 		if o.down {

@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -30,9 +31,11 @@ type inbox struct {
 	reader *carry.Reader
 	cancel context.CancelFunc
 	idle   *time.Timer
-	after  uint64      // the last message that was handed out
-	next   chan result // closed when the reader has ended
-	wg     sync.WaitGroup
+	after  uint64 // the last message that was handed out
+	// dropped is up to where messages were acknowledged since the reader began: who asks for the first one goes on there.
+	dropped atomic.Uint64
+	next    chan result // closed when the reader has ended
+	wg      sync.WaitGroup
 }
 
 type result struct {
@@ -49,11 +52,12 @@ const (
 // start makes the reader stand behind a message. in.mu is held.
 func (k *Desk) start(after uint64) error {
 	in := &k.in
-	if in.reader != nil && in.after == after {
+	if in.reader != nil && (in.after == after || after == 0 && in.after <= in.dropped.Load()) {
 		in.idle.Reset(readerIdle)
 		return nil
 	}
 	in.close()
+	in.dropped.Store(0)
 	ctx, cancel := context.WithCancel(context.Background())
 	reader, err := k.d.Client.Read(ctx, after)
 	if err != nil {
@@ -287,6 +291,7 @@ func (k *Desk) ack(w http.ResponseWriter, r *http.Request) {
 		fail(w, err)
 		return
 	}
+	k.in.dropped.Store(upto)
 	k.clean(store, upto)
 	w.WriteHeader(http.StatusNoContent)
 }
