@@ -43,7 +43,10 @@ func (c Client) Climb() (io.ReadWriteCloser, string, error) {
 		return s, "LongLived", nil
 	}
 	k, err2 := c.KeepAlive()
-	return k, "KeepAlive", errors.Join(err, err2)
+	if err2 != nil {
+		return nil, "", errors.Join(err, err2)
+	}
+	return k, "KeepAlive", nil
 }
 
 func (c Client) guid() string {
@@ -207,45 +210,63 @@ type sequence struct {
 	mu   sync.Mutex // guards what follows: it is closed by another goroutine
 	conn net.Conn
 	over bool
-	br   *bufio.Reader
+	// waits says that there is a request without its response.
+	waits bool
+	br    *bufio.Reader
 }
 
-// connect returns the connection.
-func (s *sequence) connect(c Client) (net.Conn, error) {
+// send sends a request, on a new connection if a proxy has closed the last.
+func (s *sequence) send(c Client, request string, patience time.Duration) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.over {
-		return nil, net.ErrClosed
+		return net.ErrClosed
 	}
 	if s.conn == nil {
 		conn, err := c.Dial()
 		if err != nil {
-			return nil, err
+			return err
 		}
 		s.conn, s.br = conn, bufio.NewReader(conn)
 	}
-	return s.conn, nil
+	s.waits = true
+	s.conn.SetDeadline(time.Now().Add(patience))
+	_, err := io.WriteString(s.conn, request)
+	return err
 }
 
-// close closes the connection; over says that there is to be no other.
-func (s *sequence) close(over bool) {
+func (s *sequence) answered() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.over = s.over || over
+	s.waits = false
+}
+
+// leave closes the connection for good, with a request on it: what the relay sees end is a request that waits.
+func (s *sequence) leave(request string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.over = true
+	if s.conn != nil {
+		if !s.waits {
+			_, _ = io.WriteString(s.conn, request)
+		}
+		s.conn.Close()
+	}
+}
+
+// close closes the connection, so that the next request goes by another.
+func (s *sequence) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.conn != nil {
 		s.conn.Close()
 		s.conn = nil
 	}
 }
 
-// do sends a request, on a new connection if a proxy has closed the last.
+// do sends a request and returns the body of its response.
 func (s *sequence) do(c Client, request string, patience time.Duration) ([]byte, error) {
-	conn, err := s.connect(c)
-	if err != nil {
-		return nil, err
-	}
-	conn.SetDeadline(time.Now().Add(patience))
-	if _, err := io.WriteString(conn, request); err != nil {
+	if err := s.send(c, request, patience); err != nil {
 		return nil, err
 	}
 	n, goesOn, err := header(s.br)
@@ -259,8 +280,9 @@ func (s *sequence) do(c Client, request string, patience time.Duration) ([]byte,
 	if _, err := io.ReadFull(s.br, b); err != nil {
 		return nil, err
 	}
+	s.answered()
 	if !goesOn {
-		s.close(false)
+		s.close()
 	}
 	return b, nil
 }
@@ -317,8 +339,8 @@ func (k *Keep) Write(b []byte) (n int, err error) {
 // Close closes both connections.
 func (k *Keep) Close() error {
 	k.PipeReader.Close()
-	k.get.close(true)
-	k.post.close(true)
+	k.get.leave(get(k.uri(), k.c.Host, true))
+	k.post.close()
 	return nil
 }
 
