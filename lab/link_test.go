@@ -24,6 +24,7 @@ type closedSite struct {
 	near, far  *Edge
 	registrar  *Host
 	alice, bob *Host
+	way        wayOut
 }
 
 const (
@@ -31,13 +32,13 @@ const (
 	linkFar  = "100.64.0.1"
 )
 
-// closeFirewall lets the gateway open connections to TCP port 443 alone, if to that, and takes none.
-func closeFirewall(t *testing.T, gw *Host, open bool) {
+// closeFirewall lets the gateway send to what an expression of nft says, "" to nobody, and takes nothing but answers.
+func closeFirewall(t *testing.T, gw *Host, open string) {
 	t.Helper()
 	rules := "table inet closed\ndelete table inet closed\ntable inet closed {\n" +
 		" chain out { type filter hook output priority 0; policy drop\n  oifname != \"wan\" accept\n"
-	if open {
-		rules += "  tcp dport 443 accept\n"
+	if open != "" {
+		rules += "  " + open + " accept\n"
 	}
 	rules += " }\n chain in { type filter hook input priority 0; policy drop\n  iifname != \"wan\" accept\n  ct state established accept\n }\n}\n"
 	cmd := exec.Command("nft", "-f", "-")
@@ -50,8 +51,21 @@ func closeFirewall(t *testing.T, gw *Host, open bool) {
 	}))
 }
 
-// newClosedSite starts both edges and the registrar. Without links the site is as closed as before.
-func newClosedSite(t *testing.T, linked bool) *closedSite {
+// wayOut is how a closed site gets out.
+type wayOut struct {
+	Cut  bool   // by no way: the relay's policy does not let the link through
+	Open string // what the firewall lets out, an expression of nft
+	Port uint16 // the port of it
+	Rung string // the only rung that is tried; "" = all
+	// Proxy starts a proxy at the site's gateway and returns its URL; nil: there is none.
+	Proxy func(t *testing.T, gw *Host) string
+}
+
+// by443 is the way of most sites.
+var by443 = wayOut{Open: "tcp dport 443", Port: 443}
+
+// newClosedSite starts both edges and the registrar.
+func newClosedSite(t *testing.T, way wayOut) *closedSite {
 	t.Helper()
 	r := lab(t)
 	onlyEdged(t, "the reference has no tunnel")
@@ -60,10 +74,11 @@ func newClosedSite(t *testing.T, linked bool) *closedSite {
 	}
 	public := r.Outside("public")
 	s := &closedSite{Rig: r, there: &Rig{t: t, Dir: filepath.Join(r.Dir, "public"), GW: public}, registrar: r.Outside("registrar"), alice: r.Inside("in1"), bob: r.Outside("out1")}
-	closeFirewall(t, r.GW, true)
+	s.way = way
+	closeFirewall(t, r.GW, way.Open)
 	s.registrar.Registrar(t, RegistrarConfig{})
 	must(t, "directory", os.MkdirAll(s.there.Dir, 0o755))
-	tunnels := s.tunnels(t, linked)
+	tunnels := s.tunnels(t)
 	s.far = s.there.Edge(t, EdgeConfig{Sections: fmt.Sprintf(`networks:
   inside: {addresses: [%s], subnets: [%s/32], trusted: true}
   outside: {addresses: [%v], trusted: false}
@@ -82,7 +97,7 @@ sip:
   domains: {example.org: {network: outside, server: "udp:%s:5060"}}
 h323: {listen: ["tcp://inside:1720", "tcp://outside:1720"], aliases: {bob: "%s:1720", alice: "%v:1720"}}
 `, r.GW.IPOn(inside, 4), nets4[inside], linkNear, linkFar, linkFar, s.alice.IP) + tunnels[0]})
-	if linked {
+	if !way.Cut {
 		eventually(t, 60*time.Second, "the link is up at both ends", func() bool {
 			return s.near.Metric("edged_link_up") == 1 && s.far.Metric("edged_link_up") == 1
 		})
@@ -91,8 +106,8 @@ h323: {listen: ["tcp://inside:1720", "tcp://outside:1720"], aliases: {bob: "%s:1
 }
 
 // tunnels returns what the two edges' configurations say of the tunnel: of the site's (0) and of the public one's (1), which is the
-// relay too. A policy that does not let the link through is what an edge without one has.
-func (s *closedSite) tunnels(t *testing.T, linked bool) (sections [2]string) {
+// relay too.
+func (s *closedSite) tunnels(t *testing.T) (sections [2]string) {
 	t.Helper()
 	var id [3]device.ID
 	var file [3]string
@@ -105,19 +120,31 @@ func (s *closedSite) tunnels(t *testing.T, linked bool) (sections [2]string) {
 	users := filepath.Join(s.Dir, "tunnel.users")
 	must(t, "users", os.WriteFile(users, fmt.Appendf(nil, "%s site\n%s public\n", id[0], id[1]), 0o600))
 	service := "link-lab"
-	if !linked {
+	if s.way.Cut {
 		service = "link-other"
 	}
 	ends := [2]string{linkNear, linkFar}
 	for i := range ends {
-		sections[i] = fmt.Sprintf("agent: {key_file: %s, relays: [{address: \"%v:443\", id: %s}], devices: {other: %s}}\n"+
-			"links: [{name: lab, device: other, addresses: [%s], peer: [%s]}]\n", file[i], s.there.GW.IP, id[2], id[1-i], ends[i], ends[1-i])
+		more := ""
+		if i == 0 && s.way.Rung != "" {
+			more = fmt.Sprintf(", rungs: [%s]", s.way.Rung)
+		}
+		if i == 0 && s.way.Proxy != nil {
+			c := login(t, s.way.Proxy(t, s.GW))
+			more += fmt.Sprintf(", proxy: {url: %q, user: %s, password_file: %s, allow_basic: true}", c.URL, c.User, c.PasswordFile)
+		}
+		sections[i] = fmt.Sprintf("agent: {key_file: %s, relays: [{address: \"%v:443\", id: %s}], devices: {other: %s}%s}\n"+
+			"links: [{name: lab, device: other, addresses: [%s], peer: [%s]}]\n", file[i], s.there.GW.IP, id[2], id[1-i], more, ends[i], ends[1-i])
 	}
-	sections[1] += fmt.Sprintf("tunnel: {listen: [\"https://outside:443\"], key_file: %s, users_file: %s, policy: [{from: \"*\", to: \"*\", services: [%s]}]}\n", file[2], users, service)
+	sections[1] += fmt.Sprintf("tunnel: {listen: [\"https://outside:443\", \"http://outside:80\", \"quic://outside:443\"], groove: {polling: true}, key_file: %s, users_file: %s, policy: [{from: \"*\", to: \"*\", services: [%s]}]}\n", file[2], users, service)
+	if s.way.Rung == "wss" {
+		c := newAuthority(t, s.Dir).issue(t, "web", []string{"relay.example.org"}, s.there.GW.IP)
+		sections[1] += fmt.Sprintf("tls: {certificates: [{cert: %s, key: %s}]}\n", c.Cert, c.Key)
+	}
 	return sections
 }
 
-// capture watches what leaves the site and what the public side says outside. The check: the site is heard on port 443 alone, and no
+// capture watches what leaves the site and what the public side says outside. The check: the site is heard on its one port alone, and no
 // address of it, or of the link, is in what the public side says.
 func (s *closedSite) capture(t *testing.T) (check func()) {
 	t.Helper()
@@ -125,13 +152,13 @@ func (s *closedSite) capture(t *testing.T) (check func()) {
 	return func() {
 		t.Helper()
 		for _, p := range site.Stop(t) {
-			if p.Src.Port() != 443 && p.Dst.Port() != 443 {
+			if p.Src.Port() != s.way.Port && p.Dst.Port() != s.way.Port {
 				t.Errorf("%v to %v passes the firewall", p.Src, p.Dst)
 			}
 		}
 		n := 0
 		for _, p := range public.Stop(t) {
-			if p.Src.Addr() != s.there.GW.IP || p.Src.Port() == 443 {
+			if p.Src.Addr() != s.there.GW.IP || p.Src.Port() == s.way.Port {
 				continue
 			}
 			n++
@@ -150,7 +177,7 @@ func (s *closedSite) capture(t *testing.T) (check func()) {
 // TestTunnelLinkSIP: a phone inside registers through both edges, and calls go both ways with sound; nothing of the site's own
 // addresses gets out.
 func TestTunnelLinkSIP(t *testing.T) {
-	s := newClosedSite(t, true)
+	s := newClosedSite(t, by443)
 	check := s.capture(t)
 	alice, bob := s.phones(t)
 	talk(t, alice, bob, 2*time.Second)
@@ -170,17 +197,40 @@ func (s *closedSite) phones(t *testing.T) (alice, bob *Phone) {
 	return alice, bob
 }
 
+// TestTunnelLinkRungs: a call each way with sound over a link whose packets go by each way that the tunnel knows, through a firewall
+// that lets out no other; squid and dante want a password.
+func TestTunnelLinkRungs(t *testing.T) {
+	for _, way := range []wayOut{
+		{Rung: "quic", Open: "udp dport 443", Port: 443}, {Rung: "tls", Open: "tcp dport 443", Port: 443},
+		{Rung: "connect", Open: "tcp dport 443", Port: 443, Proxy: func(t *testing.T, gw *Host) string {
+			return "http://" + gw.squid(t, inside, 3128, "basic", "").String()
+		}},
+		{Rung: "socks5", Open: "tcp dport 443", Port: 443, Proxy: func(t *testing.T, gw *Host) string { return "socks5://" + gw.dante(t, inside, 3150, true).String() }},
+		{Rung: "wss", Open: "tcp dport 443", Port: 443}, {Rung: "ws", Open: "tcp dport 80", Port: 80}, {Rung: "longlived", Open: "tcp dport 80", Port: 80},
+		{Rung: "keepalive", Open: "tcp dport 80", Port: 80}, {Rung: "polling", Open: "tcp dport 80", Port: 80},
+	} {
+		t.Run(way.Rung, func(t *testing.T) {
+			s := newClosedSite(t, way)
+			check := s.capture(t)
+			alice, bob := s.phones(t)
+			talk(t, alice, bob, 2*time.Second)
+			talk(t, bob, alice, 2*time.Second)
+			check()
+		})
+	}
+}
+
 // TestTunnelLinkCut: a call outlives a firewall that lets nothing pass for a while: neither hears the other, and then again.
 func TestTunnelLinkCut(t *testing.T) {
-	s := newClosedSite(t, true)
+	s := newClosedSite(t, by443)
 	alice, bob := s.phones(t)
 	establish(t, bob, alice)
 	hear := func() bool { return s.arrive(t, alice) > 0 && s.arrive(t, bob) > 0 }
 	eventually(t, 20*time.Second, "both hear", hear)
-	closeFirewall(t, s.GW, false)
+	closeFirewall(t, s.GW, "")
 	eventually(t, 20*time.Second, "nobody hears", func() bool { return s.arrive(t, alice) == 0 && s.arrive(t, bob) == 0 })
 	pass(8 * time.Second) // the tunnel finds its carrier dead
-	closeFirewall(t, s.GW, true)
+	closeFirewall(t, s.GW, "tcp dport 443")
 	eventually(t, 60*time.Second, "both hear again", hear)
 	bob.Hangup(t)
 	alice.Expect(t, 20*time.Second, "CALL_CLOSED")
@@ -207,7 +257,7 @@ func (s *closedSite) arrive(t *testing.T, p *Phone) int {
 // TestTunnelLinkControl: the same two edges without the link's carrier, and with a firewall as closed: the phone inside does not even
 // register.
 func TestTunnelLinkControl(t *testing.T) {
-	s := newClosedSite(t, false)
+	s := newClosedSite(t, wayOut{Cut: true, Open: "tcp dport 443", Port: 443})
 	alice := s.alice.Phone(t, PhoneConfig{User: "alice", Hz: 440, Proxy: s.GW.IPOn(inside, 4).String() + ":5060"})
 	bob := s.bob.Phone(t, PhoneConfig{User: "bob", Hz: 1000, Register: true, Proxy: s.registrar.IP.String() + ":5060"})
 	alice.Dial(t, bob.AOR())
@@ -221,7 +271,7 @@ func TestTunnelLinkControl(t *testing.T) {
 
 // TestTunnelLinkH323: a call each way, in four modes.
 func TestTunnelLinkH323(t *testing.T) {
-	s := newClosedSite(t, true)
+	s := newClosedSite(t, by443)
 	for _, m := range h323Modes[:4] {
 		alice, bob := h323Spec{Name: "alice", At: netip.AddrPortFrom(s.alice.IP, 1720), Mode: m.callee}, h323Spec{Name: "bob", At: netip.AddrPortFrom(s.bob.IP, 1720), Mode: m.caller}
 		callee := s.alice.H323Phone(t, alice)
