@@ -460,6 +460,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 		"edged_turn_permissions_denied_total": true, "edged_turn_quota_rejections_total": true,
 		"edged_link_dropped_packets_total": true, "edged_proxy_requests_total": true, "edged_proxy_refused_total": true, "edged_proxy_dropped_datagrams_total": true,
 		"edged_tftp_trivial_transfers_total": true, "edged_tftp_trivial_drops_total": true,
+		"edged_groove_connections": true, "edged_groove_connections_total": true, "edged_groove_refused_total": true, "edged_groove_ended_total": true,
 	}
 	for _, name := range otherMetrics(t) {
 		shown[name] = true
