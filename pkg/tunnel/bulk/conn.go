@@ -121,7 +121,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 	}
 }
 
-func (c *Conn) readOnce(p []byte) (n int, err error, again bool) { //nolint:staticcheck // again qualifies both
+func (c *Conn) readOnce(p []byte) (n int, err error, again bool) {
 	c.mu.Lock()
 	l := c.leg
 	beside := l != nil && l.peerMoved && !l.dead
@@ -157,7 +157,7 @@ func (c *Conn) readOnce(p []byte) (n int, err error, again bool) { //nolint:stat
 }
 
 // wasRead counts what was read, and decides what an error means.
-func (c *Conn) wasRead(l *leg, beside bool, n int, err error) (int, error, bool) { //nolint:staticcheck // as above
+func (c *Conn) wasRead(l *leg, beside bool, n int, err error) (int, error, bool) {
 	var say []message
 	c.mu.Lock()
 	c.got += uint64(n)
