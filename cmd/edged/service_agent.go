@@ -12,6 +12,7 @@ import (
 	"edged.dev/edged/pkg/forwardproxy"
 	"edged.dev/edged/pkg/splice"
 	"edged.dev/edged/pkg/tunnel/agent"
+	"edged.dev/edged/pkg/tunnel/bulk"
 	"edged.dev/edged/pkg/tunnel/carrier"
 	"edged.dev/edged/pkg/tunnel/device"
 	"edged.dev/edged/pkg/tunnel/mux"
@@ -45,6 +46,29 @@ func (r *rungs) took(c *carrier.Carrier, err error) (*uplink.Carrier, error) {
 	}
 	r.now = c
 	return &uplink.Carrier{Conn: c.Conn, Rung: c.Rung.String(), Path: c.Path}, nil
+}
+
+// dialBulk returns what dials the relay of an uplink's session by the way that the session has come.
+func dialBulk(up *uplink.Uplink, dialers []uplink.Dialer) func(context.Context, bulk.Ticket) (bulk.Carrier, error) {
+	return func(ctx context.Context, ticket bulk.Ticket) (bulk.Carrier, error) {
+		st := up.State()
+		like := &carrier.Carrier{Path: st.Path}
+		if !st.Attached {
+			return nil, carrier.ErrNoBulk
+		}
+		if err := like.Rung.UnmarshalText([]byte(st.Rung)); err != nil {
+			return nil, err
+		}
+		r, ok := dialers[st.Relay].(*rungs)
+		if !ok {
+			return nil, carrier.ErrNoBulk
+		}
+		c, err := r.d.DialBulk(ctx, like, ticket)
+		if err != nil {
+			return nil, err
+		}
+		return c, nil
+	}
 }
 
 // newRungs returns what dials a relay; it still needs a proxy's dialer.
@@ -121,7 +145,7 @@ func buildAgent(ctx context.Context, d *serviceDeps) (*service, error) {
 		return nil, err
 	}
 	up := uplink.New(dialers, uplink.Config{Mux: mux.Config{Logger: log}}, log)
-	a := agent.New(d.cfg.Agent, agent.Deps{Key: key, Uplink: up, Handlers: linkHandlers(d.links)}, log)
+	a := agent.New(d.cfg.Agent, agent.Deps{Key: key, Uplink: up, Bulk: dialBulk(up, dialers), Handlers: linkHandlers(d.links)}, log)
 	socks, err := bindForwards(ctx, d.cfg.Agent.Forwards)
 	if err != nil {
 		return nil, err

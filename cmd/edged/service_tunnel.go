@@ -19,6 +19,7 @@ import (
 	"edged.dev/edged/internal/gate"
 	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/sharedport"
+	"edged.dev/edged/pkg/splice"
 	"edged.dev/edged/pkg/tunnel/carrier"
 	"edged.dev/edged/pkg/tunnel/device"
 	"edged.dev/edged/pkg/tunnel/groove"
@@ -100,7 +101,7 @@ func buildTunnel(ctx context.Context, d *serviceDeps) (*service, error) {
 	if err := t.load(d.cfg); err != nil {
 		return nil, err
 	}
-	if err := t.build(d.cfg); err != nil {
+	if err := t.build(d.cfg, d.joiner); err != nil {
 		return nil, err
 	}
 	if err := t.buildGroove(d); err != nil {
@@ -154,7 +155,7 @@ func (t *tunnelService) open(c *config) (err error) {
 }
 
 // build makes the relay, and what authenticates connections for it.
-func (t *tunnelService) build(c *config) error {
+func (t *tunnelService) build(c *config, joiner *splice.Joiner) error {
 	var ups []relay.Upstream
 	for i, p := range c.Tunnel.Peers {
 		up, err := t.peer(p)
@@ -171,14 +172,24 @@ func (t *tunnelService) build(c *config) error {
 	t.relay = relay.New(c.Tunnel.Rules(), relay.Deps{
 		Other:    t.mail.streams(),
 		Registry: t.registry, Store: t.store, Peers: c.Tunnel.PeerIDs(), Upstreams: ups,
-		Enrolled: func(device.Device) error { return t.load(t.state.Load().cfg) },
+		Enrolled: func(device.Device) error { return t.load(t.state.Load().cfg) }, Joiner: joiner,
 	}, t.log)
 	secure, err := device.ServerTLS(t.key, t.relay.Admit)
 	if err != nil {
 		return err
 	}
-	t.carriers = &carrier.Server{TLS: secure, Session: taken(t.relay.Session), Enrol: taken(t.relay.Enrol), Log: t.log}
+	t.carriers = &carrier.Server{TLS: secure, Session: taken(t.relay.Session), Enrol: taken(t.relay.Enrol), Bulk: t.bulk, Log: t.log}
 	return nil
+}
+
+// bulk gives the relay a carrier that came with a ticket.
+func (t *tunnelService) bulk(ctx context.Context, c *carrier.Carrier, ticket [16]byte) {
+	id, err := device.PeerID(c.PeerState())
+	if err != nil {
+		c.Close()
+		return
+	}
+	t.relay.Bulk(ctx, c, id, ticket)
 }
 
 // taken gives the relay what a carrier is.

@@ -11,6 +11,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"edged.dev/edged/pkg/tunnel/bulk"
 	"edged.dev/edged/pkg/tunnel/device"
 	"edged.dev/edged/pkg/tunnel/mux"
 	"edged.dev/edged/pkg/tunnel/streamhead"
@@ -22,6 +23,9 @@ type Deps struct {
 	Key device.Key
 	// Uplink is where the relay is; the agent runs it.
 	Uplink *uplink.Uplink
+	// Bulk dials the relay of a session with a ticket, by a way that can be spliced; nil, or an error: everything stays
+	// in the session.
+	Bulk func(ctx context.Context, ticket bulk.Ticket) (bulk.Carrier, error)
 	// Handlers serve services in the process itself, beside those of the configuration, whose allow lists they share by
 	// name: a handler's service needs an item under services with no target of its own.
 	Handlers map[string]Served
@@ -41,11 +45,14 @@ type Agent struct {
 	log   *zap.Logger
 	count *counters
 	dial  net.Dialer
+
+	mu     sync.Mutex
+	served map[[16]byte]*Conn // that may move, by token
 }
 
 // New returns an agent for a valid configuration.
 func New(cfg Config, deps Deps, log *zap.Logger) *Agent {
-	a := &Agent{deps: deps, log: log, count: newCounters(), dial: net.Dialer{Timeout: handshakeTime / 2}}
+	a := &Agent{deps: deps, log: log, count: newCounters(), served: map[[16]byte]*Conn{}, dial: net.Dialer{Timeout: handshakeTime / 2}}
 	a.cfg.Store(&cfg)
 	return a
 }
@@ -78,6 +85,10 @@ func (a *Agent) session(ctx context.Context, s *mux.Session) {
 // offered serves one stream that another device opened.
 func (a *Agent) offered(ctx context.Context, in *mux.Incoming) {
 	h, err := streamhead.Parse(in.Header)
+	if err == nil && h.Kind == streamhead.BulkOffer {
+		a.offeredBulk(ctx, in, h)
+		return
+	}
 	if err != nil || h.Kind != streamhead.Offer || h.Datagrams != in.Datagrams {
 		a.refuse(in, h, "head", mux.CodeProtocol)
 		return
@@ -91,7 +102,7 @@ func (a *Agent) offered(ctx context.Context, in *mux.Incoming) {
 	cfg, err := device.EndServerTLS(a.deps.Key, h.Peer)
 	var c *Conn
 	if err == nil {
-		c, err = handshake(ctx, stream, cfg, false, h.Datagrams, h.Peer)
+		c, err = handshake(ctx, stream, cfg, false, h.Datagrams, h.Peer, nil)
 	}
 	if err != nil {
 		a.count.refused.WithLabelValues("handshake").Inc()
@@ -100,6 +111,7 @@ func (a *Agent) offered(ctx context.Context, in *mux.Incoming) {
 		return
 	}
 	a.count.served.WithLabelValues(h.Service).Inc()
+	defer a.movable(c)()
 	serve(ctx, c)
 }
 
@@ -200,7 +212,7 @@ func (a *Agent) reach(ctx context.Context, name, service string, datagrams bool)
 	cfg, err := device.EndClientTLS(a.deps.Key, peer)
 	var c *Conn
 	if err == nil {
-		c, err = handshake(ctx, stream, cfg, true, datagrams, peer)
+		c, err = handshake(ctx, stream, cfg, true, datagrams, peer, a.worth(service, datagrams))
 	}
 	if err == nil {
 		err = c.answered(ctx)

@@ -149,12 +149,19 @@ type site struct {
 // join runs an agent at hubs until the test ends.
 func join(t *testing.T, key device.Key, cfg Config, hubs ...*hub) *site {
 	t.Helper()
+	return joinWith(t, Deps{Key: key}, cfg, hubs...)
+}
+
+func joinWith(t *testing.T, deps Deps, cfg Config, hubs ...*hub) *site {
+	t.Helper()
+	key := deps.Key
 	var dialers []uplink.Dialer
 	for _, h := range hubs {
 		dialers = append(dialers, direct{key, h})
 	}
 	up := uplink.New(dialers, uplink.Config{Pause: 20 * time.Millisecond, MaxPause: time.Second}, quietly(t))
-	a := New(cfg, Deps{Key: key, Uplink: up}, quietly(t))
+	deps.Uplink = up
+	a := New(cfg, deps, quietly(t))
 	ctx, cancel := context.WithCancel(t.Context())
 	var run sync.WaitGroup
 	run.Go(func() { a.Run(ctx) })

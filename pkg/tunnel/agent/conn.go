@@ -8,6 +8,7 @@ import (
 	"io"
 	"time"
 
+	"edged.dev/edged/pkg/tunnel/bulk"
 	"edged.dev/edged/pkg/tunnel/device"
 	"edged.dev/edged/pkg/tunnel/mux"
 	"edged.dev/edged/pkg/tunnel/sealed"
@@ -16,14 +17,18 @@ import (
 // chunk is how much is written to TLS at once: its record then fits into one frame of the session.
 const chunk = 16<<10 - 64
 
+// tokenLabel is that of the exporter (RFC 8446 §7.5) that a Conn's token comes from.
+const tokenLabel = "EXPORTER-edged-bulk"
+
 // handshakeTime bounds the handshake of two devices, and the called one's answer.
 const handshakeTime = 20 * time.Second
 
 // Conn is a stream to another device: TLS from end to end. It is a net.Conn whose directions end separately.
 type Conn struct {
 	*tls.Conn
-	stream *mux.Stream
+	below  *bulk.Conn
 	peer   device.ID
+	token  [16]byte     // names it to both ends, and to nobody else
 	sealed *sealed.Conn // nil without datagrams
 }
 
@@ -32,31 +37,41 @@ var ErrCut = errors.New("the stream is cut off")
 
 // whole is a stream beneath TLS. crypto/tls takes an end at a record's boundary for the peer's, with or without
 // close_notify (RFC 8446 §6.1); here it is an error, as is that of the session.
-type whole struct{ *mux.Stream }
+type whole struct{ *bulk.Conn }
 
 // Read reads from the stream. It never returns an error that is io.EOF.
 func (w whole) Read(b []byte) (int, error) {
-	n, err := w.Stream.Read(b)
+	n, err := w.Conn.Read(b)
 	if errors.Is(err, io.EOF) {
 		err = fmt.Errorf("%w: %v", ErrCut, err) //nolint:errorlint // an io.EOF in the chain would be the orderly end again
 	}
 	return n, err
 }
 
-// handshake secures a stream. The configuration pins the other's key.
-func handshake(ctx context.Context, s *mux.Stream, cfg *tls.Config, client, datagrams bool, peer device.ID) (*Conn, error) {
+// handshake secures a stream. The configuration pins the other's key. worth is called when the stream is worth a
+// connection of its own; nil: it is the other's to say.
+func handshake(ctx context.Context, s *mux.Stream, cfg *tls.Config, client, datagrams bool, peer device.ID, worth func(*Conn)) (*Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTime)
 	defer cancel()
-	c := &Conn{stream: s, peer: peer}
-	if c.Conn = tls.Server(whole{s}, cfg); client {
-		c.Conn = tls.Client(whole{s}, cfg)
+	c := &Conn{peer: peer}
+	var say func()
+	if worth != nil {
+		say = func() { worth(c) }
+	}
+	c.below = bulk.New(s, say)
+	if c.Conn = tls.Server(whole{c.below}, cfg); client {
+		c.Conn = tls.Client(whole{c.below}, cfg)
 	}
 	if err := c.HandshakeContext(ctx); err != nil {
 		return nil, fmt.Errorf("handshake with %s: %w", peer.Short(), err)
 	}
+	state := c.ConnectionState()
+	name, err := state.ExportKeyingMaterial(tokenLabel, nil, len(c.token))
+	if err != nil {
+		return nil, fmt.Errorf("handshake with %s: %w", peer.Short(), err)
+	}
+	c.token = [16]byte(name)
 	if datagrams {
-		state := c.ConnectionState()
-		var err error
 		if c.sealed, err = sealed.New(s, &state, client); err != nil {
 			return nil, err
 		}
@@ -87,18 +102,17 @@ func (c *Conn) CloseWrite() error {
 	if err := c.Conn.CloseWrite(); err != nil {
 		return err
 	}
-	c.stream.SetWriteDeadline(time.Time{}) // crypto/tls leaves one that is over
-	return c.stream.CloseWrite()
+	_ = c.below.SetWriteDeadline(time.Time{}) // crypto/tls leaves one that is over
+	return c.below.CloseWrite()
 }
 
 // Reset ends both directions at both ends; what is under way is lost.
-func (c *Conn) Reset(code mux.Code) { c.stream.Reset(code) }
+func (c *Conn) Reset(code mux.Code) { c.below.Reset(code) }
 
 // Close ends both directions. What was written arrives.
 func (c *Conn) Close() error {
 	err := c.Conn.Close()
-	c.stream.SetWriteDeadline(time.Time{})
-	c.stream.Close()
+	_ = c.below.Close() // TLS has closed it, unless it was closed before
 	return err
 }
 

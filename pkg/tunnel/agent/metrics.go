@@ -9,8 +9,8 @@ import (
 
 // counters are what an agent counts.
 type counters struct {
-	sent, received, datagramsOut, datagramsIn atomic.Uint64
-	buffers                                   sync.Pool // of *[]byte
+	sent, received, datagramsOut, datagramsIn, moved atomic.Uint64
+	buffers                                          sync.Pool // of *[]byte
 
 	served, refused, dialed, dropped *prometheus.CounterVec
 }
@@ -61,6 +61,7 @@ func (c collector) samples() []sample {
 		{"sent_bytes_total", "Octets of connections, to other devices.", prometheus.CounterValue, float64(n.sent.Load())},
 		{"received_bytes_total", "Octets of connections, from other devices.", prometheus.CounterValue, float64(n.received.Load())},
 		{"sent_datagrams_total", "Datagrams to other devices.", prometheus.CounterValue, float64(n.datagramsOut.Load())},
+		{"moved_total", "Times that a stream went on beside the session, spliced by the relay.", prometheus.CounterValue, float64(n.moved.Load())},
 		{"received_datagrams_total", "Datagrams from other devices.", prometheus.CounterValue, float64(n.datagramsIn.Load())},
 	}
 }

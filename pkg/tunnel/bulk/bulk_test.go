@@ -164,7 +164,7 @@ func (n *net2) stream() (a, b *mux.Stream) {
 // enter dials the relay with a ticket.
 func (n *net2) enter(who *site, t Ticket) *net.TCPConn {
 	x, y := loopback(n.t)
-	go func() { _ = n.pairs.Serve(context.Background(), plain{y}, who.id, t) }() // the end tells what the test wants to know
+	go func() { _, _ = n.pairs.Serve(context.Background(), plain{y}, who.id, t) }() // the end tells what the test wants to know
 	tcp, err := Enter(context.Background(), plain{x})
 	if err != nil {
 		n.t.Error(err)
@@ -423,7 +423,8 @@ func TestTickets(t *testing.T) {
 		serve := func(who Device, k Ticket) error {
 			x, y := net.Pipe()
 			defer x.Close()
-			return p.Serve(t.Context(), pipeCarrier{y}, who, k)
+			_, err := p.Serve(t.Context(), pipeCarrier{y}, who, k)
+			return err
 		}
 		for _, c := range []struct {
 			who Device

@@ -295,6 +295,10 @@ func (c *Conn) wake() {
 func (c *Conn) CloseWrite() error {
 	c.writer.Lock()
 	defer c.writer.Unlock()
+	return c.closeWrite()
+}
+
+func (c *Conn) closeWrite() error {
 	c.mu.Lock()
 	if c.fin || c.err != nil {
 		defer c.mu.Unlock()
@@ -316,9 +320,14 @@ func (c *Conn) CloseWrite() error {
 }
 
 // Close ends both directions. What was written arrives, if the peer reads it
-// within half a minute.
+// within half a minute. A Write in progress is cut off, by a reset.
 func (c *Conn) Close() error {
-	_ = c.CloseWrite() // it may have ended already
+	if !c.writer.TryLock() {
+		c.Reset(mux.CodeCanceled)
+		return nil
+	}
+	_ = c.closeWrite() // it may have ended already
+	c.writer.Unlock()
 	c.mu.Lock()
 	c.closed = true
 	c.kickLocked()

@@ -8,6 +8,8 @@ import (
 	"net"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"edged.dev/edged/pkg/tunnel/mux"
 )
 
@@ -43,11 +45,28 @@ func (c *Conn) Move(ctl *mux.Stream, tcp *net.TCPConn) error {
 		return net.ErrClosed
 	}
 	c.leg = l
+	watchful(tcp)
 	tcp.SetReadDeadline(c.readBy)
 	_ = tcp.SetWriteDeadline(c.writeBy)
 	c.told = c.got
 	go c.control(l)
 	return nil
+}
+
+// silent is how long the other end of a TCP connection may acknowledge nothing,
+// or take nothing, before the connection counts as lost.
+const silent = 20 * time.Second
+
+// watchful has the kernel find out that the other end is gone.
+func watchful(tcp *net.TCPConn) {
+	tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: silent / 2, Interval: silent / 6, Count: 3})
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return // it is closed, as its users will see
+	}
+	_ = raw.Control(func(fd uintptr) {
+		unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(silent.Milliseconds()))
+	})
 }
 
 // control is the goroutine that reads a leg's control stream; it ends with the leg.

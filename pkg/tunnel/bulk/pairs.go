@@ -126,16 +126,16 @@ func (p *Pairs) Waiting() int {
 }
 
 // Serve takes a device's connection that came with a ticket, and returns when
-// it has ended.
-func (p *Pairs) Serve(ctx context.Context, c Carrier, who Device, t Ticket) error {
+// it has ended. bytes is what passed between the two, told once for both.
+func (p *Pairs) Serve(ctx context.Context, c Carrier, who Device, t Ticket) (bytes uint64, err error) {
 	defer c.Close()
 	mine := &visit{c, 0, make(chan struct{})}
 	pr, first := p.redeem(who, t, mine)
 	if pr == nil {
-		return ErrTicket
+		return 0, ErrTicket
 	}
 	if first == nil {
-		return p.wait(ctx, pr, mine)
+		return 0, p.wait(ctx, pr, mine)
 	}
 	defer close(first.done)
 	var ends [2]Carrier
@@ -186,7 +186,7 @@ func (p *Pairs) wait(ctx context.Context, pr *pair, mine *visit) error {
 }
 
 // join drops the TLS of both and splices what is below.
-func (p *Pairs) join(ctx context.Context, ends [2]Carrier) error {
+func (p *Pairs) join(ctx context.Context, ends [2]Carrier) (uint64, error) {
 	var tcp [2]*net.TCPConn
 	var errs [2]error
 	var both sync.WaitGroup
@@ -203,9 +203,12 @@ func (p *Pairs) join(ctx context.Context, ends [2]Carrier) error {
 		for _, c := range ends {
 			c.Close()
 		}
-		return fmt.Errorf("bulk: %w", err)
+		return 0, fmt.Errorf("bulk: %w", err)
 	}
-	return p.joiner.Join(ctx, tcp[0], tcp[1], splice.Options{}).Err
+	watchful(tcp[0])
+	watchful(tcp[1])
+	r := p.joiner.Join(ctx, tcp[0], tcp[1], splice.Options{})
+	return r.Bytes[0] + r.Bytes[1], r.Err
 }
 
 // Enter waits, as a device that has dialed with its ticket, until the other is

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"edged.dev/edged/pkg/tunnel/bulk"
 	"edged.dev/edged/pkg/tunnel/device"
 	"edged.dev/edged/pkg/tunnel/mux"
 )
@@ -45,6 +46,8 @@ type Deps struct {
 	Upstreams []Upstream
 	// Other serves streams of the kinds that are not the relay's own, until they end; nil: they are refused.
 	Other func(ctx context.Context, head []byte, s *mux.Stream, peer device.ID)
+	// Joiner splices what leaves the sessions; nil: nothing does.
+	Joiner bulk.Joiner
 	// Mux tunes sessions; its limits of streams are the relay's.
 	Mux mux.Config
 }

@@ -11,6 +11,7 @@ type counters struct {
 	totals
 	attached, resumes, refused, streamsRefused, opened *prometheus.CounterVec
 	replayed, stalled, dropped                         prometheus.Counter // of sessions that have ended
+	spliced                                            prometheus.Counter
 }
 
 func newCounters() *counters {
@@ -25,7 +26,8 @@ func newCounters() *counters {
 		resumes:        vec("resumes_total", "Sessions that went on by another carrier, by its rung.", "rung"),
 		refused:        vec("refused_total", "Connections of the tunnel that were refused.", "reason"),
 		streamsRefused: vec("streams_refused_total", "Streams that were refused.", "reason"),
-		opened:         vec("streams_total", "Streams that were joined: local, or hop if by another relay.", "way"),
+		opened:         vec("streams_total", "Streams that were joined: local, hop if by another relay, bulk if to control a connection beside the sessions.", "way"),
+		spliced:        one("spliced_bytes_total", "Bytes carried beside sessions, of connections that have ended."),
 		replayed:       one("replayed_bytes_total", "Bytes sent again after a carrier was lost, of sessions that have ended."),
 		stalled:        one("stalled_seconds_total", "Time that streams waited for credit, of sessions that have ended."),
 		dropped:        one("session_datagrams_dropped_total", "Datagrams that queues of sessions dropped, of sessions that have ended."),
@@ -46,7 +48,7 @@ type collector struct{ r *Relay }
 
 func (c collector) all() []prometheus.Collector {
 	n := c.r.count
-	return []prometheus.Collector{n.attached, n.resumes, n.refused, n.streamsRefused, n.opened, n.replayed, n.stalled, n.dropped}
+	return []prometheus.Collector{n.attached, n.resumes, n.refused, n.streamsRefused, n.opened, n.replayed, n.stalled, n.dropped, n.spliced}
 }
 
 // gauges are read when they are asked for.

@@ -69,10 +69,17 @@ func (r *Relay) open(ctx context.Context, a *attachment, in *mux.Incoming, h str
 		return
 	}
 	f := &flow{From: caller, To: h.Peer, Service: h.Service, Datagrams: h.Datagrams, since: time.Now(), ends: [2]*mux.Stream{in.Accept(), out}}
+	r.count.opened.WithLabelValues(kindOf(at)).Inc()
+	bytes := r.carry(ctx, f, a, at)
+	r.log.Info("stream ended", zap.String("from", from.Name), zap.String("to", to.Name), zap.String("service", h.Service),
+		zap.Duration("after", time.Since(f.since)), zap.Uint64("bytes_out", bytes[0]), zap.Uint64("bytes_back", bytes[1]))
+}
+
+// carry pipes a flow until it has ended. Reload resets it where the rules do not let it pass any more.
+func (r *Relay) carry(ctx context.Context, f *flow, a, at *attachment) [2]uint64 {
 	r.mu.Lock()
 	r.flows[f] = struct{}{}
 	r.mu.Unlock()
-	r.count.opened.WithLabelValues(kindOf(at)).Inc()
 	budgets := []*bucket{a.bytes}
 	if at != nil {
 		budgets = append(budgets, at.bytes)
@@ -81,8 +88,7 @@ func (r *Relay) open(ctx context.Context, a *attachment, in *mux.Incoming, h str
 	r.mu.Lock()
 	delete(r.flows, f)
 	r.mu.Unlock()
-	r.log.Info("stream ended", zap.String("from", from.Name), zap.String("to", to.Name), zap.String("service", h.Service),
-		zap.Duration("after", time.Since(f.since)), zap.Uint64("bytes_out", bytes[0]), zap.Uint64("bytes_back", bytes[1]))
+	return bytes
 }
 
 func kindOf(at *attachment) string {

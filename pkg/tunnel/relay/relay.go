@@ -10,6 +10,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"edged.dev/edged/pkg/tunnel/bulk"
 	"edged.dev/edged/pkg/tunnel/device"
 	"edged.dev/edged/pkg/tunnel/mux"
 	"edged.dev/edged/pkg/tunnel/streamhead"
@@ -20,6 +21,7 @@ type Relay struct {
 	deps  Deps
 	log   *zap.Logger
 	count *counters
+	pairs *bulk.Pairs // nil without a joiner
 
 	running sync.WaitGroup // sessions and what they started
 
@@ -44,10 +46,14 @@ type attachment struct {
 
 // New returns a relay.
 func New(rules Rules, deps Deps, log *zap.Logger) *Relay {
-	return &Relay{
+	r := &Relay{
 		rules: rules, deps: deps, log: log, count: newCounters(), sessions: map[mux.ID]*attachment{},
 		devices: map[device.ID]*attachment{}, flows: map[*flow]struct{}{},
 	}
+	if deps.Joiner != nil {
+		r.pairs = bulk.NewPairs(deps.Joiner)
+	}
+	return r
 }
 
 // Admit tells whether a device may finish its handshake: it is known, or it may have come to enrol itself.
@@ -209,6 +215,8 @@ func (r *Relay) opened(ctx context.Context, a *attachment, in *mux.Incoming) {
 		r.open(ctx, a, in, h, a.dev.ID)
 	case h.Kind == streamhead.Hop && a.relay:
 		r.open(ctx, a, in, h, h.Caller)
+	case h.Kind == streamhead.Bulk && !a.relay:
+		r.openBulk(ctx, a, in, h)
 	case h.Kind == streamhead.Presence && !a.relay:
 		r.tellPresence(a, in)
 	default:

@@ -5,7 +5,8 @@
 //
 //	agent A ──Open(B, service)──► relay ──Offer(A, service)──► agent B
 //	                              relay ──Hop(B, A, service)──► relay ──Offer──► agent B
-//	octets: kind 1 | flags 1 | peer 32 | caller 32, in a Hop only | service, the rest (1-63)
+//	agent A ──Bulk(B, token)───► relay ──BulkOffer(A, token)──► agent B      for a stream between them that is worth it
+//	octets: kind 1 | flags 1 | peer 32 | caller 32, in a Hop only | token 16, of bulk only | service, the rest (1-63)
 //
 // Kinds from [FirstOther] on belong to others, whose heads are not read here.
 package streamhead
@@ -27,6 +28,11 @@ const (
 	Hop      Kind = 3 // a relay passes on what Caller wants of Peer; it is not passed on again
 	Presence Kind = 4 // a device asks who is there; it has no more octets
 
+	// Bulk and BulkOffer open the control stream of package bulk for a stream that was opened before, which Token
+	// names to its two ends. The relay's first octets on it are a ticket.
+	Bulk      Kind = 5
+	BulkOffer Kind = 6
+
 	FirstOther Kind = 16 // the kinds from here to LastOther are for mailboxes
 	LastOther  Kind = 31
 )
@@ -40,6 +46,7 @@ type Head struct {
 	Datagrams bool
 	Peer      device.ID
 	Caller    device.ID // in a Hop
+	Token     [16]byte  // of bulk
 	Service   string
 }
 
@@ -57,6 +64,8 @@ func (h Head) MarshalBinary() ([]byte, error) {
 		b = append(b, h.Peer[:]...)
 	case Hop:
 		b = append(append(b, h.Peer[:]...), h.Caller[:]...)
+	case Bulk, BulkOffer:
+		b = append(append(b, h.Peer[:]...), h.Token[:]...)
 	default:
 		return nil, fmt.Errorf("no head of kind %d", h.Kind)
 	}
@@ -74,7 +83,7 @@ func Parse(b []byte) (Head, error) {
 		return Head{}, errShort
 	}
 	h := Head{Kind: Kind(b[0])}
-	ids := 1
+	ids, token := 1, 0
 	switch h.Kind {
 	case Presence:
 		if len(b) != 1 {
@@ -84,11 +93,13 @@ func Parse(b []byte) (Head, error) {
 	case Open, Offer:
 	case Hop:
 		ids = 2
+	case Bulk, BulkOffer:
+		token = len(h.Token)
 	default:
 		return Head{}, fmt.Errorf("streams of kind %d are not known", b[0])
 	}
 	const size = len(device.ID{})
-	if len(b) < 2+ids*size {
+	if len(b) < 2+ids*size+token {
 		return Head{}, errShort
 	}
 	if b[1]&^flagDatagrams != 0 {
@@ -99,7 +110,9 @@ func Parse(b []byte) (Head, error) {
 	if ids == 2 {
 		h.Caller = device.ID(b[2+size : 2+2*size])
 	}
-	h.Service = string(b[2+ids*size:])
+	rest := b[2+ids*size:]
+	copy(h.Token[:], rest[:token])
+	h.Service = string(rest[token:])
 	if err := device.CheckName(h.Service); err != nil {
 		return Head{}, fmt.Errorf("service: %w", err)
 	}

@@ -13,6 +13,7 @@ func heads() []Head {
 	return []Head{
 		{Kind: Open, Peer: a, Service: "ssh"}, {Kind: Offer, Peer: b, Service: "rtp-1", Datagrams: true},
 		{Kind: Hop, Peer: a, Caller: b, Service: strings.Repeat("x", 63)}, {Kind: Presence},
+		{Kind: Bulk, Peer: a, Token: [16]byte{3, 15: 4}, Service: "ssh"}, {Kind: BulkOffer, Peer: b, Token: [16]byte{5}, Service: "x"},
 	}
 }
 
