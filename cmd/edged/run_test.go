@@ -29,7 +29,11 @@ import (
 	"edged.dev/edged/pkg/h323"
 	"edged.dev/edged/pkg/tftp"
 	"edged.dev/edged/pkg/tftp/rfc1350"
+	"edged.dev/edged/pkg/tunnel/agent"
+	"edged.dev/edged/pkg/tunnel/carrier"
 	"edged.dev/edged/pkg/tunnel/link"
+	tunnelrelay "edged.dev/edged/pkg/tunnel/relay"
+	"edged.dev/edged/pkg/tunnel/uplink"
 	"edged.dev/edged/pkg/turn"
 	"edged.dev/edged/pkg/turn/msturn"
 )
@@ -423,6 +427,9 @@ func otherMetrics(t *testing.T) (names []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	tunnel := tunnelrelay.New(tunnelrelay.Rules{}, tunnelrelay.Deps{}, zap.NewNop())
+	device := agent.New(agent.Config{}, agent.Deps{Uplink: uplink.New(nil, uplink.Config{}, zap.NewNop())}, zap.NewNop())
+	reg.MustRegister(tunnel.Collector(), newCarrierMetrics(&carrier.Server{}), device.Collector())
 	reg.MustRegister(server.Collector(), trivial.Collector(), files.Collector(), audio.Collector(), relay.Collector(), ocs.Collector(), proxy.Collector(), link.Collector([]*link.Link{link.New(link.Config{Name: "x"}, nil, zap.NewNop())}))
 	families, err := reg.Gather()
 	if err != nil {
@@ -458,6 +465,10 @@ func TestMetricsAreDocumented(t *testing.T) {
 		"edged_msturn_drops_total": true, "edged_msturn_requests_total": true,
 		"edged_turn_allocations": true, "edged_turn_allocations_total": true, "edged_turn_requests_total": true, "edged_turn_dropped_total": true,
 		"edged_turn_permissions_denied_total": true, "edged_turn_quota_rejections_total": true,
+		"edged_tunnel_attached_total": true, "edged_tunnel_resumes_total": true, "edged_tunnel_refused_total": true,
+		"edged_tunnel_streams_refused_total": true, "edged_tunnel_streams_total": true,
+		"edged_agent_served_total": true, "edged_agent_refused_total": true, "edged_agent_dials_total": true,
+		"edged_agent_datagrams_dropped_total": true, "edged_agent_probes_total": true,
 		"edged_link_dropped_packets_total": true, "edged_proxy_requests_total": true, "edged_proxy_refused_total": true, "edged_proxy_dropped_datagrams_total": true,
 		"edged_tftp_trivial_transfers_total": true, "edged_tftp_trivial_drops_total": true,
 		"edged_groove_connections": true, "edged_groove_connections_total": true, "edged_groove_refused_total": true, "edged_groove_ended_total": true,
