@@ -195,38 +195,37 @@ func wantSurvives(t *testing.T, h *Host, d *carrier.Dialer) {
 	s, err := mux.Client(ctx, first.Conn, killedMux())
 	must(t, "session", err)
 	defer func() { _ = s.Close(mux.CodeClosed) }()
-	var resumed, received atomic.Int64
-	wg.Go(func() { keep(ctx, t, s, d, &resumed) })
+	k := &killer{socks: socks, rung: first.Rung, size: size, kills: kills}
+	wg.Go(func() { keep(ctx, t, s, d, &k.resumed) })
 	st, err := s.Open(ctx, nil, mux.OpenOptions{})
 	must(t, "stream", err)
 	sent := sha256.New()
 	wg.Go(func() {
-		random := rand.NewChaCha8([32]byte{1})
-		if _, err := io.Copy(io.MultiWriter(sent, struct{ io.Writer }{st}), io.LimitReader(random, size)); err != nil {
+		source := &paced{ctx, k, io.LimitReader(rand.NewChaCha8([32]byte{1}), size), 0}
+		if _, err := io.Copy(io.MultiWriter(sent, struct{ io.Writer }{st}), source); err != nil {
 			t.Errorf("write: %v", err)
 		}
 		if err := st.CloseWrite(); err != nil { // the half-close must leave the answer whole
 			t.Errorf("half-close: %v", err)
 		}
 	})
-	wg.Go(func() { killer{socks, first.Rung, size, kills, &received, &resumed}.run(ctx, t) })
+	wg.Go(func() { k.run(ctx, t) })
 	back := sha256.New()
-	n, err := io.Copy(io.MultiWriter(back, counter{&received}), struct{ io.Reader }{st})
+	n, err := io.Copy(io.MultiWriter(back, counter{&k.received}), struct{ io.Reader }{st})
 	if err != nil || n != size || string(back.Sum(nil)) != string(sent.Sum(nil)) {
 		t.Errorf("%d of %d octets came back, %v, equal %v", n, size, err, string(back.Sum(nil)) == string(sent.Sum(nil)))
 	}
-	t.Logf("%d octets there and back, %d resumes, %d octets replayed", n, resumed.Load(), s.Stats().Replayed)
-	if got := int(resumed.Load()); got < kills-2 {
+	t.Logf("%d octets there and back, %d resumes, %d octets replayed", n, k.resumed.Load(), s.Stats().Replayed)
+	if got := int(k.resumed.Load()); got < kills {
 		t.Errorf("resumed %d times for %d kills", got, kills)
 	}
 }
 
-// killer kills the carrier each time another part of what is to come has come, and the session has moved on.
-func (k killer) run(ctx context.Context, t *testing.T) {
+// run kills the carrier each time another part of what is to come has come, and waits until the session has moved on.
+func (k *killer) run(ctx context.Context, t *testing.T) {
 	ways := []string{"rst", "fin", "rst", "fin", "hole"}
 	for i := range k.kills {
-		at := k.size * int64(i) / int64(k.kills+1)
-		if !waitFor(ctx, func() bool { return k.received.Load() >= at }) {
+		if !waitFor(ctx, func() bool { return k.received.Load() >= k.part(int64(i)) }) {
 			return
 		}
 		before := k.resumed.Load()
@@ -234,10 +233,36 @@ func (k killer) run(ctx context.Context, t *testing.T) {
 			t.Errorf("kill %d: nothing to be killed", i)
 			return
 		}
-		if !waitFor(ctx, func() bool { return k.resumed.Load() > before || k.received.Load() == k.size }) {
+		if !waitFor(ctx, func() bool { return k.resumed.Load() > before }) {
 			return
 		}
+		k.done.Add(1)
 	}
+}
+
+// part returns what n kills lie behind; some is left for after the last.
+func (k *killer) part(n int64) int64 { return k.size * n / int64(k.kills+2) }
+
+// paced is a source that stays so little ahead of the kills that each hits bytes in flight.
+type paced struct {
+	ctx  context.Context
+	k    *killer
+	from io.Reader
+	n    int64
+}
+
+// Read waits until there is something that may be sent.
+func (p *paced) Read(b []byte) (int, error) {
+	left := func() int64 { return p.k.part(p.k.done.Load()+2) - p.n }
+	if !waitFor(p.ctx, func() bool { return left() > 0 || p.n >= p.k.size }) {
+		return 0, p.ctx.Err()
+	}
+	if p.n < p.k.size {
+		b = b[:min(int64(len(b)), left())]
+	}
+	n, err := p.from.Read(b)
+	p.n += int64(n)
+	return n, err
 }
 
 // waitFor polls until cond is true; false if ctx has ended before.
@@ -254,13 +279,14 @@ func waitFor(ctx context.Context, cond func() bool) bool {
 	return true
 }
 
-// killer is what it needs to do its work.
+// killer kills carriers, and knows how far everything has come.
 type killer struct {
-	socks             *sockets
-	rung              carrier.Rung
-	size              int64
-	kills             int
-	received, resumed *atomic.Int64
+	socks *sockets
+	rung  carrier.Rung
+	size  int64
+	kills int
+
+	received, resumed, done atomic.Int64
 }
 
 // counter counts what is written.
@@ -279,14 +305,14 @@ func TestTunnelRungsKilled(t *testing.T) {
 	other := r.Outside("other")
 	none := proxydial.Config{URL: "none"}
 	for _, rung := range []carrier.Rung{carrier.QUIC, carrier.TLS, carrier.WS, carrier.LongLived, carrier.KeepAlive, carrier.Polling} {
-		t.Run(rung.String(), func(t *testing.T) { wantSurvives(t, other, r.dialer(t, other, none, rung)) })
+		t.Run(rung.String(), func(t *testing.T) { t.Parallel(); wantSurvives(t, other, r.dialer(t, other, none, rung)) })
 	}
 	squid := login(t, "http://"+r.GW.squid(t, inside, 3128, "ntlm", "").String())
 	for _, rung := range []carrier.Rung{carrier.Connect, carrier.LongLived, carrier.KeepAlive} {
-		t.Run("squid "+rung.String(), func(t *testing.T) { wantSurvives(t, r.site, r.dialer(t, r.site, squid, rung)) })
+		t.Run("squid "+rung.String(), func(t *testing.T) { t.Parallel(); wantSurvives(t, r.site, r.dialer(t, r.site, squid, rung)) })
 	}
 	tiny := login(t, "http://"+r.GW.tinyproxy(t, inside, 3140).String())
-	t.Run("tinyproxy connect", func(t *testing.T) { wantSurvives(t, r.site, r.dialer(t, r.site, tiny, carrier.Connect)) })
+	t.Run("tinyproxy connect", func(t *testing.T) { t.Parallel(); wantSurvives(t, r.site, r.dialer(t, r.site, tiny, carrier.Connect)) })
 	dante := login(t, "socks5://"+r.GW.dante(t, inside, 3150, true).String())
-	t.Run("dante socks5", func(t *testing.T) { wantSurvives(t, r.site, r.dialer(t, r.site, dante, carrier.SOCKS5)) })
+	t.Run("dante socks5", func(t *testing.T) { t.Parallel(); wantSurvives(t, r.site, r.dialer(t, r.site, dante, carrier.SOCKS5)) })
 }

@@ -3,12 +3,15 @@ package proxydial
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"encoding/base64"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -337,5 +340,32 @@ func TestWeb(t *testing.T) {
 				t.Errorf("%d connections", conns)
 			}
 		})
+	}
+}
+
+// TestHTTPSProxy speaks TLS with the proxy itself, and only with one that the authorities know.
+func TestHTTPSProxy(t *testing.T) {
+	s := httptest.NewUnstartedServer(nil)
+	s.StartTLS()
+	cert := s.TLS.Certificates[0]
+	s.Close()
+	f := &fakeProxy{answer: func(int, *http.Request) string { return established }}
+	addr := listen(t, func(c net.Conn) { f.serve(tls.Server(c, &tls.Config{Certificates: []tls.Certificate{cert}})) })
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Certificate[0]}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := Proxy{Scheme: HTTPS, Address: addr}
+	d, _ := dialer(t, func(cfg *Config) { cfg.CAFile = ca })
+	got, err := d.Dial(within(t), p, "relay.example.org:443")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer got.Conn.Close()
+	wantEcho(t, got.Conn)
+	stranger, _ := dialer(t, nil)
+	if c, err := stranger.Dial(within(t), p, "relay.example.org:443"); err == nil {
+		c.Conn.Close()
+		t.Error("a proxy whose certificate nobody has signed was taken")
 	}
 }
