@@ -74,7 +74,7 @@ func Pick(flows []*Flow, src *Sockaddr, now time.Time, b []byte) *Flow {
 
 // admit confirms src for the flow that it fits best. Where the peer has keys, its packet must bear them.
 func admit(flows []*Flow, src netip.AddrPort, now time.Time, b []byte) *Flow {
-	if isSTUN(b) && offerCheck(flows, src, b) {
+	if isSTUN(b) && offerCheck(flows, src, now, b) {
 		return nil
 	}
 	var best *Flow

@@ -3,6 +3,7 @@ package media
 import (
 	"bytes"
 	"net/netip"
+	"time"
 
 	"github.com/pion/stun/v4"
 	"go.uber.org/zap"
@@ -13,13 +14,15 @@ import (
 // The lite half of ICE (RFC 8445 §2.5): a peer that signalling says speaks ICE proves by STUN, with the credentials that
 // signalling gave it, where it is. Its check that nominates (USE-CANDIDATE) confirms the source, and a later one moves it.
 //
-//	peer ── Binding request, USERNAME, MESSAGE-INTEGRITY, USE-CANDIDATE ──► checks.answer ─► nominate ─► Path.Set
+//	peer ── Binding request, USERNAME, MESSAGE-INTEGRITY, USE-CANDIDATE ──► checks.answer ─► consent ─► Path.Set
 //	peer ◄─ Binding response, XOR-MAPPED-ADDRESS, MESSAGE-INTEGRITY ◄──────────────┘
 //
 // What is not authentic gets no answer, so that nobody can have strangers answered. The peer's checks go on for the
-// length of the call, which is its consent (RFC 7675); whether media still come is the relay's idle timer's business.
+// length of the call, which is its consent to what it is sent (RFC 7675): without them its source is confirmed no longer.
 
 const (
+	// consentTime is how long a check is good for (RFC 7675 §5.1); browsers make one every 2.5-5 s.
+	consentTime = 30 * time.Second
 	// stunHeader is the length of STUN's header, maxCheck that of the longest request that is read: a browser's has some 120 octets.
 	stunHeader = 20
 	maxCheck   = 1200
@@ -62,14 +65,14 @@ func (g *leg) checksLocked() *checks {
 }
 
 // offerCheck gives a STUN packet to the flow that it is for. It tells whether it was for one of them.
-func offerCheck(flows []*Flow, src netip.AddrPort, b []byte) bool {
+func offerCheck(flows []*Flow, src netip.AddrPort, now time.Time, b []byte) bool {
 	var first *Flow
 	for _, f := range flows {
 		checks := f.checks()
 		if checks == nil {
 			continue
 		}
-		if checks.answer(src, b) {
+		if checks.answer(src, now, b) {
 			return true
 		}
 		if first == nil {
@@ -84,7 +87,7 @@ func offerCheck(flows []*Flow, src netip.AddrPort, b []byte) bool {
 }
 
 // answer answers a Binding request, and tells whether the packet was the peer's: authentic, or an indication, which needs no answer.
-func (c *checks) answer(src netip.AddrPort, b []byte) bool {
+func (c *checks) answer(src netip.AddrPort, now time.Time, b []byte) bool {
 	if len(b) > maxCheck {
 		return false
 	}
@@ -100,8 +103,8 @@ func (c *checks) answer(src netip.AddrPort, b []byte) bool {
 		return false
 	}
 	reply, err := respond(m, src, own.Pwd)
-	if err == nil && reply.Type == stun.BindingSuccess && m.Contains(stun.AttrUseCandidate) {
-		c.leg.nominate(src)
+	if err == nil && reply.Type == stun.BindingSuccess {
+		c.leg.consent(src, now, m.Contains(stun.AttrUseCandidate))
 	}
 	if to := SockaddrOf(src); err != nil || sendTo(c.sock.FD, reply.Raw, &to) != nil {
 		c.leg.Drop(SendError, 1) // the peer asks again
@@ -159,12 +162,17 @@ func known(t stun.AttrType) bool {
 	return false
 }
 
-// nominate confirms the source that the peer's check has chosen.
-func (g *leg) nominate(src netip.AddrPort) {
+// consent takes an authentic check that came from src at time now: there the peer is if it nominates, and it goes on to be there if
+// it has been before.
+func (g *leg) consent(src netip.AddrPort, now time.Time, nominates bool) {
 	r := g.lease.relay
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if g.lease.closed || g.lease.remote[g.side].ICE == nil || g.latched == src {
+	if g.lease.closed || g.lease.remote[g.side].ICE == nil || g.latched != src && !nominates {
+		return
+	}
+	g.consented = now.Sub(r.epoch)
+	if g.latched == src {
 		return
 	}
 	g.latched = src
@@ -175,4 +183,23 @@ func (g *leg) nominate(src netip.AddrPort) {
 		r.log.Error("media path refused a flow", zap.String("label", g.lease.req.Label), zap.Error(err))
 	}
 	r.log.Debug("media source nominated", zap.String("label", g.lease.req.Label), zap.Stringer("source", src))
+}
+
+// expireLocked forgets the sources of peers that have not consented for too long.
+func (l *lease) expireLocked(now time.Time) {
+	for s := range l.legs {
+		if l.remote[s].ICE == nil {
+			continue
+		}
+		for _, g := range l.legs[s] {
+			if g == nil || !g.latched.IsValid() || now.Sub(l.relay.epoch)-g.consented < consentTime {
+				continue
+			}
+			l.relay.log.Info("media peer has ceased to consent", zap.String("label", l.req.Label), zap.Stringer("source", g.latched))
+			g.latched = netip.AddrPort{}
+			if err := l.publishLocked(); err != nil {
+				l.relay.log.Error("media path refused a flow", zap.String("label", l.req.Label), zap.Error(err))
+			}
+		}
+	}
 }

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/pion/stun/v4"
 	"go.uber.org/zap"
@@ -66,6 +67,53 @@ func FuzzCheck(f *testing.F) {
 			t.Fatalf("%x confirms its source", b)
 		}
 	})
+}
+
+// TestICEConsent: a peer whose checks have ceased is sent nothing any more, until it makes one that nominates.
+func TestICEConsent(t *testing.T) {
+	r, path := newTestRelay(t, nil)
+	l := mustOpen(t, r, testRequest(pinhole.RTP)).(*lease)
+	defer l.Close()
+	declareBoth(t, l)
+	own := pinhole.ICE{Ufrag: "edgeedge", Pwd: "passwordofthe/edge+which", Peer: "peer"}
+	if err := l.Declare(pinhole.Near, pinhole.Remote{Addr: nearPhone, RTCP: nearPhone, Source: nearPhone.Addr(), ICE: &own}); err != nil {
+		t.Fatal(err)
+	}
+	check := func(at time.Time, more ...stun.Setter) {
+		t.Helper()
+		what := append([]stun.Setter{stun.TransactionID, stun.BindingRequest, stun.NewUsername("edgeedge:peer")}, more...)
+		m := stun.MustBuild(append(what, stun.NewShortTermIntegrity(own.Pwd), stun.Fingerprint)...)
+		path.mu.Lock()
+		flows := path.flows[l.Local(pinhole.Near).Addr]
+		path.mu.Unlock()
+		if !offerCheck(flows, nearPhone, at, m.Raw) {
+			t.Fatal("a check is not taken")
+		}
+	}
+	sent := func() netip.AddrPort { return path.packet(l.Local(pinhole.Far).Addr, farPhone, speech(1, 1)) }
+	begin := time.Now()
+	check(begin)
+	if at := sent(); at.IsValid() {
+		t.Errorf("sent to %v before it is nominated", at)
+	}
+	check(begin, stun.RawAttribute{Type: stun.AttrUseCandidate})
+	check(begin.Add(20 * time.Second))
+	r.sweep(begin.Add(49 * time.Second))
+	if at := sent(); at != nearPhone {
+		t.Errorf("sent to %v, not %v", at, nearPhone)
+	}
+	r.sweep(begin.Add(51 * time.Second))
+	if at := sent(); at.IsValid() {
+		t.Errorf("sent to %v without its consent", at)
+	}
+	check(begin.Add(52 * time.Second))
+	if at := sent(); at.IsValid() {
+		t.Errorf("sent to %v, which is not nominated again", at)
+	}
+	check(begin.Add(53*time.Second), stun.RawAttribute{Type: stun.AttrUseCandidate})
+	if at := sent(); at != nearPhone {
+		t.Errorf("sent to %v, not %v", at, nearPhone)
+	}
 }
 
 // TestSRTPSourceIsAuthentic: who does not have the keys confirms no source, though its packet comes first and from the peer's host.

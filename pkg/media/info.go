@@ -36,6 +36,8 @@ type EndInfo struct {
 	Latched     netip.AddrPort `json:"latched,omitzero"`
 	LatchedRTCP netip.AddrPort `json:"latched_rtcp,omitzero"`
 	Quiet       bool           `json:"quiet,omitempty"`
+	// ICE says that the peer proves by checks where it is.
+	ICE bool `json:"ice,omitempty"`
 	// Path says what moves the media from this peer, and Why why it is nothing faster.
 	Path string `json:"path"`
 	Why  string `json:"why,omitempty"`
@@ -103,7 +105,7 @@ func (l *lease) infoLocked(now time.Time) Info {
 func (l *lease) endInfoLocked(s pinhole.Side) EndInfo {
 	st := l.statsLocked(s)
 	e := EndInfo{
-		Network: l.req.Networks[s], Local: l.ends[s].local.Addr, Declared: l.remote[s].Addr, Quiet: l.remote[s].Quiet,
+		Network: l.req.Networks[s], Local: l.ends[s].local.Addr, Declared: l.remote[s].Addr, Quiet: l.remote[s].Quiet, ICE: l.remote[s].ICE != nil,
 		Stats: StatsInfo{
 			Packets: st.Packets, Bytes: st.Bytes, Lost: st.Lost, MOS: st.MOS,
 			JitterSeconds: st.Jitter.Seconds(), RTTSeconds: st.RTT.Seconds(),

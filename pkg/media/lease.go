@@ -44,7 +44,9 @@ type leg struct {
 	// barred must not be latched until the given time since the relay's epoch, see lateTime.
 	barred netip.AddrPort
 	until  time.Duration
-	flow   *Flow
+	// consented is when the peer at latched last made a check, since the relay's epoch.
+	consented time.Duration
+	flow      *Flow
 	Counters
 }
 

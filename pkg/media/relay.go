@@ -234,6 +234,7 @@ func (r *Relay) sweep(now time.Time) {
 		if l.tcp != nil {
 			l.tcp.sweepLocked(now)
 		}
+		l.expireLocked(now)
 		far := l.ends[pinhole.Far]
 		is := far.idleLocked(now)
 		if far.idled == is {

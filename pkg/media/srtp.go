@@ -61,7 +61,7 @@ func (f *Flow) Convert(s *Scratch, now time.Time, b []byte) (*Flow, []byte) {
 	}
 	switch {
 	case f.checks() != nil && isSTUN(b):
-		if !f.checks().answer(f.From.AddrPort(), b) {
+		if !f.checks().answer(f.From.AddrPort(), now, b) {
 			f.Counters.Drop(BadCheck, 1)
 		}
 		return nil, nil
