@@ -49,7 +49,7 @@ func (r *rig) dial(secure bool) (*client, error) {
 		return err
 	})
 	if err == nil && secure {
-		c.Conn = tls.Client(c.Conn, &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS12}) //nolint:gosec // of the bench's own
+		c.Conn = tls.Client(c.Conn, &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS12})
 	}
 	return c, err
 }
@@ -107,7 +107,7 @@ func (c *client) ask(m stun.Method, signed bool, attrs ...stun.Setter) (*stun.Me
 func (c *client) binding() error {
 	a, err := c.ask(stun.MethodBinding, false)
 	if err == nil && a.Type.Class != stun.ClassSuccessResponse {
-		err = fmt.Errorf("Binding: %s", a.Type)
+		err = fmt.Errorf("refused: %s", a.Type)
 	}
 	return err
 }
@@ -124,7 +124,7 @@ func (c *client) allocate() error {
 	}
 	c.nonce = slices.Clone(c.nonce) // it is part of the buffer
 	if a, err = c.ask(stun.MethodAllocate, true, transport); err == nil && a.Type.Class != stun.ClassSuccessResponse {
-		err = fmt.Errorf("Allocate: %s", a)
+		err = fmt.Errorf("refused: %s", a)
 	}
 	return err
 }
@@ -135,7 +135,7 @@ func (c *client) bind() error {
 	number := stun.RawAttribute{Type: stun.AttrChannelNumber, Value: []byte{channel >> 8, channel & 0xFF, 0, 0}}
 	a, err := c.ask(stun.MethodChannelBind, true, number, setter(func(m *stun.Message) error { return peer.AddToAs(m, stun.AttrXORPeerAddress) }))
 	if err == nil && a.Type.Class != stun.ClassSuccessResponse {
-		err = fmt.Errorf("ChannelBind: %s", a)
+		err = fmt.Errorf("refused: %s", a)
 	}
 	return err
 }

@@ -350,7 +350,8 @@ func (p turnProbe) verify(chain []*x509.Certificate, out io.Writer) {
 
 // dialDTLS begins DTLS, as dial and secure do TLS.
 func (p turnProbe) dialDTLS(ctx context.Context, out io.Writer) (net.PacketConn, error) {
-	pc, err := net.ListenPacket("udp", ":0")
+	var lc net.ListenConfig
+	pc, err := lc.ListenPacket(ctx, "udp", ":0")
 	if err != nil {
 		return nil, err
 	}
@@ -374,7 +375,7 @@ func (p turnProbe) dialDTLS(ctx context.Context, out io.Writer) (net.PacketConn,
 	ctx, cancel := context.WithTimeout(ctx, p.wait)
 	defer cancel()
 	if err := c.HandshakeContext(ctx); err != nil {
-		c.Close()
+		pc.Close()
 		return nil, fmt.Errorf("DTLS handshake (%w): does the daemon run, and is the port open in the firewall?", err)
 	}
 	return dtlsConn{c}, nil

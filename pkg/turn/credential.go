@@ -2,7 +2,6 @@ package turn
 
 import (
 	"crypto/md5" //nolint:gosec // the key of long-term credentials (RFC 8489 §9.2.2)
-	//nolint:gosec // what TURN REST credentials are made with
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"

@@ -125,7 +125,7 @@ func (s *Server) ServeDTLS(ctx context.Context, network string, pc net.PacketCon
 
 // run reads the socket until it is closed.
 func (d *dtlsFront) run(ctx context.Context, work *sync.WaitGroup) {
-	defer d.Close()
+	defer func() { _ = d.Close() }() // the socket is closed, or it would still be read
 	buf := make([]byte, dtlsBuffer)
 	for {
 		n, from, err := d.PacketConn.ReadFrom(buf)
@@ -165,7 +165,7 @@ func (d *dtlsFront) association(from net.Addr, b []byte) (a *association, fresh 
 	a.in.SetLimitCount(waitingDatagrams)
 	d.clients[client] = a
 	if d.unproved = append(d.unproved, a); len(d.unproved) > maxUnproved {
-		d.unproved[0].in.Close()
+		d.unproved[0].stop()
 		d.unproved = d.unproved[1:]
 		d.s.count.drop("handshake")
 	}
@@ -222,7 +222,7 @@ func (d *dtlsFront) Close() error {
 		defer d.mu.Unlock()
 		d.closed = true
 		for _, a := range d.clients {
-			a.in.Close()
+			a.stop()
 		}
 	})
 	return d.PacketConn.Close()
@@ -244,11 +244,14 @@ type association struct {
 	proved bool
 }
 
+// stop has pion/dtls read no more, which ends the association.
+func (a *association) stop() { _ = a.in.Close() } // never fails
+
 // serve is the handshake and what follows.
 func (a *association) serve(ctx context.Context) {
 	s := a.d.s
 	defer a.d.forget(a, true)
-	defer a.in.Close()
+	defer a.stop()
 	conn, err := dtls.ServerWithOptions(a, a.addr, a.d.options...)
 	if err != nil {
 		s.count.drop("handshake")
@@ -339,7 +342,7 @@ func (a *association) mayHave(b []byte) bool {
 	if len(b) > recordHead && b[0] == recordHandshake && b[recordHead] != helloVerify {
 		if why := s.gate.Enter(a.client.Addr()); why != "" {
 			s.count.drop(why)
-			a.in.Close()
+			a.stop()
 			return false
 		}
 		a.proved = true

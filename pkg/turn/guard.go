@@ -167,7 +167,7 @@ func (r *answer) authenticate() (user string, code int) {
 	if !s.nonces.valid(m.get(attrNonce), r.o.client, time.Now()) {
 		return "", 438
 	}
-	name := string(m.get(attrUsername))
+	name, why := string(m.get(attrUsername)), "realm"
 	if len(name) <= maxUsername && string(m.get(attrRealm)) == s.cfg.Realm {
 		keys, known := s.lookup(r.o, name, m.method, time.Now())
 		if !known {
@@ -179,14 +179,18 @@ func (r *answer) authenticate() (user string, code int) {
 				return c.user, 0
 			}
 		}
+		why = "user" // that nobody has, or whose time is over
+		if len(keys) > 0 {
+			why = "password"
+		}
 	}
-	s.authFailed(r.o, name)
+	s.authFailed(r.o, name, why)
 	return "", 401
 }
 
 // authFailed counts, and logs once in a while for one source: for fail2ban and its like.
-func (s *Server) authFailed(o origin, name string) {
-	s.count.authFailures.Inc()
+func (s *Server) authFailed(o origin, name, why string) {
+	s.count.authFailures.WithLabelValues(why).Inc()
 	if s.count.logAuth.Allow(o.client.Addr()) {
 		s.log.Warn("authentication failed", zap.Stringer("client", o.client), zap.ByteString("user", []byte(name[:min(len(name), 64)])))
 	}

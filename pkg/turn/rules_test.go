@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	dto "github.com/prometheus/client_model/go"
+
 	"edged.dev/edged/pkg/pinhole"
 )
 
@@ -556,6 +558,25 @@ func TestStrictExpiry(t *testing.T) {
 	for _, bad := range []string{"a", ":b", "a:", "a:b\na:c"} {
 		if _, err := ParseUsers(bad); err == nil {
 			t.Errorf("%q taken", bad)
+		}
+	}
+}
+
+// TestAuthFailures: what is wrong with a login is counted by reason.
+func TestAuthFailures(t *testing.T) {
+	b := serve(t, nil)
+	for _, c := range []struct{ user, password, realm, reason string }{
+		{testUser, "wrong", testRealm, "password"}, {"nobody", "x", testRealm, "user"}, {testUser, testPass, "example.net", "realm"},
+	} {
+		r := b.raw("udp", c.user, c.password)
+		r.asked(refresh) // for a nonce
+		w := compose(nil, request, refresh, r.txid()).text(attrUsername, c.user).text(attrRealm, c.realm).text(attrNonce, r.nonce)
+		if code, _ := r.ask(w.sign(longTermKey(c.user, c.realm, c.password)).b); code != 401 {
+			t.Errorf("%s: %d", c.reason, code)
+		}
+		var m dto.Metric
+		if err := b.s.count.authFailures.WithLabelValues(c.reason).Write(&m); err != nil || m.GetCounter().GetValue() != 1 {
+			t.Errorf("%s: %v, %v", c.reason, m.GetCounter().GetValue(), err)
 		}
 	}
 }
