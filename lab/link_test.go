@@ -236,6 +236,22 @@ func TestTunnelLinkCut(t *testing.T) {
 	alice.Expect(t, 20*time.Second, "CALL_CLOSED")
 }
 
+// TestTunnelLinkRestart: each edge is killed and started again; the link comes back, and a registered phone is called over it.
+func TestTunnelLinkRestart(t *testing.T) {
+	s := newClosedSite(t, by443)
+	alice, bob := s.phones(t)
+	for _, e := range []*Edge{s.far, s.near} {
+		e.Kill()
+		e.Start(t)
+		eventually(t, 90*time.Second, "the link is up again at both ends", func() bool {
+			return s.near.Metric("edged_link_up") == 1 && s.far.Metric("edged_link_up") == 1
+		})
+		talk(t, bob, alice, 2*time.Second)
+	}
+	s.near.Clean(t)
+	s.far.Clean(t)
+}
+
 // arrive returns how many packets of RTP come to a phone in a while.
 func (s *closedSite) arrive(t *testing.T, p *Phone) int {
 	t.Helper()

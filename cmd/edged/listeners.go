@@ -103,6 +103,12 @@ func (c *config) listeners() []portListener {
 			Proto: l.Proto, Network: l.Network, Port: l.Port, Handler: handlerTURN, Scheme: l.Proto, Key: "turn.alternate_port",
 		})
 	}
+	c.unreadListeners(add)
+	return out
+}
+
+// unreadListeners adds those of services that pass on what they do not read.
+func (c *config) unreadListeners(add func(portListener)) {
 	for i, r := range c.Forwards {
 		add(portListener{
 			Proto: "tcp", Network: r.Listen.Network, Port: r.Listen.Port, Handler: handlerForward, Scheme: "tcp",
@@ -119,7 +125,6 @@ func (c *config) listeners() []portListener {
 			Proto: l.Transport().Proto, Network: l.Network, Port: l.Port, Handler: handlerTunnel, Scheme: l.Scheme, Key: fmt.Sprintf("tunnel.listen[%d]", i),
 		})
 	}
-	return out
 }
 
 // what says who has the listener, in words.

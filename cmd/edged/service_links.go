@@ -90,7 +90,7 @@ func carryLink(ctx context.Context, l linkEnd, c *agent.Conn) error {
 		_, _ = io.Copy(io.Discard, io.LimitReader(c, 1))
 	})
 	err := l.Carry(ctx, c.Datagrams())
-	c.Close()
+	_ = c.Close() // the stream is over, either way
 	reading.Wait()
 	return err
 }
