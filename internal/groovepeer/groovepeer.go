@@ -170,7 +170,7 @@ func (c Client) LongLived() (*Long, error) {
 		err = ping(br)
 	}
 	if err != nil {
-		l.Close()
+		_ = l.Close()
 		return nil, fmt.Errorf("LongLived: %w", err)
 	}
 	g.SetDeadline(time.Time{})
@@ -301,7 +301,7 @@ func (c Client) KeepAlive() (*Keep, error) {
 	}()
 	_, err := k.post.do(c, post(k.uri(), c.Host, true, len(Ping))+Ping, c.Patience)
 	if err = errors.Join(err, <-got); err != nil {
-		k.Close()
+		_ = k.Close()
 		return nil, fmt.Errorf("KeepAlive: %w", err)
 	}
 	go k.getAll()
@@ -338,7 +338,7 @@ func (k *Keep) Write(b []byte) (n int, err error) {
 
 // Close closes both connections.
 func (k *Keep) Close() error {
-	k.PipeReader.Close()
+	_ = k.PipeReader.Close()
 	k.get.leave(get(k.uri(), k.c.Host, true))
 	k.post.close()
 	return nil

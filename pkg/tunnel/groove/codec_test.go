@@ -195,7 +195,7 @@ func TestChecksum(t *testing.T) {
 func TestPollBody(t *testing.T) {
 	good := "1.2\x00dpp://relay.example.org\x00" + sample + "\x007\x00198\x00ab"
 	p, err := parsePollBody([]byte(good), false)
-	if err != nil || p.seq != 7 || string(p.data) != "ab" || !sameRelay(p.relay, "Relay.example.org") || string(p.append(nil)) != good {
+	if err != nil || p.seq != 7 || string(p.data) != "ab" || !sameRelay(p.relay, "Relay.example.org") || string(p.bytes()) != good {
 		t.Errorf("%+v, %v", p, err)
 	}
 	for _, bad := range []string{
@@ -208,20 +208,20 @@ func TestPollBody(t *testing.T) {
 	}
 	full := pollBody{relay: "relay.example.org", guid: sample, seq: 1<<32 - 1, pace: &pace{maxPace, maxPace, maxRepetitions}}
 	full.data = bytes.Repeat([]byte{0x80}, full.room())
-	if b := full.append(nil); len(b) > maxBody {
+	if b := full.bytes(); len(b) > maxBody {
 		t.Errorf("a body of %d octets", len(b))
 	}
 }
 
 func FuzzPollBody(f *testing.F) {
 	f.Add([]byte("1.2\x00relay.example.org\x00"+sample+"\x000\x000\x00"), false)
-	f.Add(pollBody{relay: "r", guid: sample, seq: 3, pace: pollPace(), data: []byte("data")}.append(nil), true)
+	f.Add(pollBody{relay: "r", guid: sample, seq: 3, pace: pollPace(), data: []byte("data")}.bytes(), true)
 	f.Fuzz(func(t *testing.T, b []byte, isResponse bool) {
 		p, err := parsePollBody(b, isResponse)
 		if err != nil {
 			return
 		}
-		again, err := parsePollBody(p.append(nil), isResponse)
+		again, err := parsePollBody(p.bytes(), isResponse)
 		if diff := cmp.Diff(p, again, cmp.AllowUnexported(pollBody{}, pace{})); err != nil || diff != "" {
 			t.Errorf("%v, %s", err, diff)
 		}

@@ -217,13 +217,13 @@ func (d *dialling) polling(ctx context.Context) (net.Conn, error) {
 		return nil, err
 	}
 	x, alive := newExchanges(l)
-	go x.pollAll(alive, l, probe, answer.pace)
+	go x.pollAll(alive, l, probe)
 	return x.q, nil
 }
 
 // poll sends one request and reads its response.
 func (l *line) poll(ctx context.Context, p pollBody) (pollBody, error) {
-	b, err := l.do(ctx, "POST", p.append(nil), requestTime)
+	b, err := l.do(ctx, "POST", p.bytes(), requestTime)
 	if err != nil {
 		return pollBody{}, err
 	}
@@ -235,7 +235,7 @@ func (l *line) poll(ctx context.Context, p pollBody) (pollBody, error) {
 }
 
 // pollAll exchanges data, the more often the more there are.
-func (x *exchanges) pollAll(ctx context.Context, l *line, p pollBody, pc *pace) {
+func (x *exchanges) pollAll(ctx context.Context, l *line, p pollBody) {
 	defer l.close()
 	interval, without := time.Duration(0), 0
 	for {
@@ -253,10 +253,9 @@ func (x *exchanges) pollAll(ctx context.Context, l *line, p pollBody, pc *pace) 
 			x.failed(err)
 			return
 		}
-		pc = answer.pace
 		_, _ = x.q.in.write(answer.data, &deadline{}) // after Close nobody wants it
 		p.seq++
-		interval, without = pc.next(interval, without, len(b)+len(answer.data) > 0)
+		interval, without = answer.pace.next(interval, without, len(b)+len(answer.data) > 0)
 	}
 }
 

@@ -187,7 +187,7 @@ func (c *client) poll(t target, h *head) bool {
 		return false
 	}
 	p.pace = pollPace()
-	return c.reply(v, rolePost, h, p.append(nil))
+	return c.reply(v, rolePost, h, p.bytes())
 }
 
 // pollTake brings the data of a request to who reads them, and returns those of its response. The first request is the

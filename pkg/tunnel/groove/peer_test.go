@@ -171,7 +171,7 @@ func TestSequence(t *testing.T) {
 		want string // the end of the answer
 	}{{0, "", "\x00"}, {0, "hello", "\x00"}, {1, " world", "\x00"}, {3, "x", ""}} {
 		p.seq, p.data = tc.seq, []byte(tc.data)
-		body := string(p.append(nil))
+		body := string(p.bytes())
 		got := x.say(t, post(p.guid, "Polling", strconv.Itoa(len(body)), body))
 		if tc.want == "" && got != "" || !strings.Contains(got, tc.want) {
 			t.Errorf("request %d: %q", i, got)

@@ -87,9 +87,9 @@ func parsePace(text []string) (*pace, error) {
 	return p, nil
 }
 
-// append appends the body to b.
-func (p pollBody) append(b []byte) []byte {
-	b = fmt.Appendf(b, "%s\x00%s\x00%s\x00%d\x00%d\x00", pollVersion, p.relay, p.guid, p.seq, checksum(p.data))
+// bytes returns the body.
+func (p pollBody) bytes() []byte {
+	b := fmt.Appendf(nil, "%s\x00%s\x00%s\x00%d\x00%d\x00", pollVersion, p.relay, p.guid, p.seq, checksum(p.data))
 	if p.pace != nil {
 		b = fmt.Appendf(b, "%d\x00%d\x00%d\x00", p.pace.min.Milliseconds(), p.pace.max.Milliseconds(), p.pace.repetitions)
 	}
@@ -99,7 +99,7 @@ func (p pollBody) append(b []byte) []byte {
 // room is how much data fits beside the fields, whatever their values are.
 func (p pollBody) room() int {
 	widest := pollBody{relay: p.relay, guid: p.guid, seq: math.MaxUint32, pace: &pace{maxPace, maxPace, maxRepetitions}}
-	return maxBody - len(widest.append(nil)) - len(strconv.Itoa(math.MinInt32))
+	return maxBody - len(widest.bytes()) - len(strconv.Itoa(math.MinInt32))
 }
 
 // checksum is that of [MS-GRVHENC] §2.2.4: signed octets, nothing for the first, and for each other one more than it

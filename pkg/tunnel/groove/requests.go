@@ -178,24 +178,40 @@ func (c *client) longPost(t target, h *head) bool {
 
 // attach gives a virtual connection its half. With both of them it is established.
 func (s *Server) attach(v *virtual, h *half, r role) {
+	if !s.attached(v, h, r) {
+		return
+	}
+	// It may be that what was answered on that connection before has not been read: the lock is not held meanwhile.
+	v.get.conn.SetWriteDeadline(time.Now().Add(bodyTime))
+	_, err := v.get.conn.Write(append(response("200 OK", false, v.length), echo...))
+	v.get.conn.SetWriteDeadline(time.Time{})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case err != nil:
+		s.endLocked(v, endUnanswering)
+	case !v.ended:
+		s.streamLocked(v)
+	}
+}
+
+// attached notes the half, and tells whether it is the second.
+func (s *Server) attached(v *virtual, h *half, r role) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if v.ended {
-		return
+		return false
 	}
 	if r == roleGet {
 		v.get = h
 	} else {
 		v.post = h
 	}
-	if v.get == nil || v.post == nil {
-		return
-	}
-	// An empty buffer takes it, so that nobody waits here.
-	if _, err := v.get.conn.Write(append(response("200 OK", false, v.length), echo...)); err != nil {
-		s.endLocked(v, endUnanswering)
-		return
-	}
+	return v.get != nil && v.post != nil
+}
+
+// streamLocked has the connection served that both halves are of.
+func (s *Server) streamLocked(v *virtual) {
 	v.stream = &stream{
 		rc: v.post.conn, wc: v.get.conn, br: v.post.br, left: v.post.left, room: v.length - int64(len(echo)),
 		ended: func(why string) { s.end(v, why) },

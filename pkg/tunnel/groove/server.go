@@ -79,7 +79,7 @@ func New(cfg Config, deps Deps, log *zap.Logger) (*Server, error) {
 	}
 	return &Server{
 		cfg: cfg, deps: deps, log: log, count: newCounters(), wake: make(chan struct{}, 1),
-		gate: gate.New(2*cfg.MaxConnections+maxHalfOpen, cfg.PerSource),
+		gate: gate.New(mostClients(cfg), cfg.PerSource),
 		live: map[string]*virtual{}, used: guids{until: map[string]time.Time{}}, sources: map[netip.Addr]int{}, conns: map[*client]struct{}{},
 	}, nil
 }
@@ -244,14 +244,23 @@ func (s *Server) serveClient(ctx context.Context, c *client, h *head) {
 	}
 }
 
+// opened enters a connection, if there is room; those of listeners have been bounded before.
 func (s *Server) opened(c *client) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.stopped {
-		s.conns[c] = struct{}{}
+	switch {
+	case s.stopped:
+		return false
+	case len(s.conns) >= mostClients(s.cfg):
+		s.count.refusals.WithLabelValues(gate.Connections).Inc()
+		return false
 	}
-	return !s.stopped
+	s.conns[c] = struct{}{}
+	return true
 }
+
+// mostClients bounds connections of TCP: two for each virtual one.
+func mostClients(c Config) int { return 2*c.MaxConnections + maxHalfOpen }
 
 func (s *Server) shut(c *client) {
 	s.mu.Lock()

@@ -159,6 +159,41 @@ func TestLost(t *testing.T) {
 	})
 }
 
+// TestSameConnection: a proxy may send the GET of LongLived by a connection that has served a GET of KeepAlive, long ago.
+func TestSameConnection(t *testing.T) {
+	inMemory(t, echoing, func(t *testing.T, m memory) {
+		const keep, long = "/2.0/t/a" + "czn5kctbrpxfgkgxzqs6zmkp9uwvswszvs6f72,ConnType=KeepAlive", "/2.0/t/" + sample + ",ConnType=LongLived,ContentLength=2147479552"
+		get, _ := m.dial(t.Context())
+		post, _ := m.dial(t.Context())
+		defer get.Close()
+		defer post.Close()
+		br := bufio.NewReader(get)
+		go io.Copy(io.Discard, post)
+		for _, uri := range []string{keep, long} {
+			length := "22"
+			if uri == long {
+				length = "2147479552"
+			}
+			go io.WriteString(get, "GET "+uri+" HTTP/1.1\r\n\r\n")
+			go io.WriteString(post, "POST "+uri+" HTTP/1.1\r\nContent-Length: "+length+"\r\n\r\n"+echo)
+			b := make([]byte, len(echo))
+			if _, err := readHead(br); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadFull(br, b); err != nil || string(b) != echo {
+				t.Fatalf("%q, %v", b, err)
+			}
+		}
+		time.Sleep(2 * bodyTime)
+		go io.WriteString(post, "hello")
+		get.SetReadDeadline(time.Now().Add(10 * time.Second))
+		b := make([]byte, 5)
+		if _, err := io.ReadFull(br, b); err != nil || string(b) != "hello" {
+			t.Errorf("%q, %v", b, err)
+		}
+	})
+}
+
 // TestNotEstablished: a relay, or a proxy, that never answers costs what ctx allows; the server gives up by itself.
 func TestNotEstablished(t *testing.T) {
 	inMemory(t, echoing, func(t *testing.T, m memory) {
