@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -129,6 +130,56 @@ func TestRefusedMovesOn(t *testing.T) {
 	defer mu.Unlock()
 	if want := []string{"tls failed", "connect failed", "connect won"}; !slices.Equal(seen, want) {
 		t.Errorf("%v, want %v", seen, want)
+	}
+}
+
+// TestRestartingRelay refuses the first way while another hangs: the first must be tried again before that has failed.
+func TestRestartingRelay(t *testing.T) {
+	r := newRig(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	hangs := r.listen(ctx, &wg, func(c net.Conn) { <-ctx.Done(); c.Close() })
+	l := listenTCP(t)
+	addr := l.Addr().String()
+	l.Close()
+	refused := make(chan struct{})
+	var once sync.Once
+	d := r.dialer("", func(d *Dialer) {
+		d.Rungs, d.PortHTTP, d.Attempt = []Rung{TLS, WS}, hangs, 10*time.Minute
+		_, port, _ := net.SplitHostPort(addr)
+		n, err := strconv.Atoi(port)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.PortTLS = uint16(n)
+		d.Probed = func(p Result) {
+			if p.Rung == TLS && p.Outcome == "failed" {
+				once.Do(func() { close(refused) })
+			}
+		}
+	})
+	wg.Go(func() {
+		<-refused
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer l.Close()
+		context.AfterFunc(ctx, func() { l.Close() })
+		for c, err := l.Accept(); err == nil; c, err = l.Accept() {
+			wg.Go(func() { r.server.ServeConn(ctx, c) })
+		}
+	})
+	c, err := d.Dial(within(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if c.Rung != TLS {
+		t.Errorf("came by %v", c.Rung)
 	}
 }
 

@@ -17,38 +17,47 @@ type runner struct {
 	err error
 }
 
+// retryEvery is how often a race tries its first way again, after that has failed and while others still run: a relay that
+// restarts refuses connections for a moment, and what is dropped elsewhere takes long to fail.
+const retryEvery = time.Second
+
 // race tries the ways in order, each a step later than the one before, or at once when one has failed. The first that
 // gets through and is not slow wins. If none is left, the fastest of the slow does.
 func (d *Dialer) race(ctx context.Context, ways []way) (*Carrier, way, error) {
 	racing, stop := context.WithCancel(ctx)
-	done := make(chan runner, len(ways)) // all, so that nobody waits for a race that is over
-	running, best := 0, runner{}
-	var faults []error
-	step := time.NewTimer(0)
+	done := make(chan runner)
+	best, faults := runner{}, map[way]error{}
+	step, again := time.NewTimer(0), time.NewTicker(retryEvery)
 	defer step.Stop()
-	next := 0
-	for {
+	defer again.Stop()
+	next, running, first := 0, 0, false // first: the first way is running
+	start := func(i int) {
+		go d.run(racing, ways[i], done)
+		running++
+		first = first || i == 0
+	}
+	for running > 0 || next < len(ways) {
 		select {
+		case <-again.C:
+			if next == len(ways) && !first {
+				start(0)
+			}
 		case <-step.C:
 			if next < len(ways) {
-				go d.run(racing, ways[next], done)
+				start(next)
 				next++
-				running++
 				step.Reset(d.step())
 			}
-			continue
 		case r := <-done:
 			running--
+			first = first && r.way != ways[0]
 			if r.err == nil && !r.p.slow {
 				d.settle(r, best, running, stop, done)
 				return r.c, r.way, nil
 			}
-			faults = append(faults, d.lost(r))
+			faults[r.way] = d.lost(r)
 			best = faster(best, r)
 			step.Reset(0)
-		}
-		if running == 0 && next == len(ways) {
-			break
 		}
 	}
 	if best.c != nil {
@@ -59,7 +68,11 @@ func (d *Dialer) race(ctx context.Context, ways []way) (*Carrier, way, error) {
 	if ctx.Err() != nil {
 		return nil, way{}, context.Cause(ctx)
 	}
-	return nil, way{}, errors.Join(faults...)
+	var list []error
+	for _, w := range ways {
+		list = append(list, faults[w])
+	}
+	return nil, way{}, errors.Join(list...)
 }
 
 func (d *Dialer) step() time.Duration {
