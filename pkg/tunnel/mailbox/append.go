@@ -120,7 +120,6 @@ func (s *Store) AppendAll(list []Message) []Outcome {
 type pending struct {
 	m         Message
 	record    []byte // its body's
-	promised  bool
 	discarded int
 	out       *Outcome
 }
@@ -315,8 +314,11 @@ func (s *Store) drop(d Device, size int64) {
 
 // store commits messages whose room is promised.
 func (s *Store) store(list []*pending) {
-	now := time.Now()
-	err := s.do(func(t tx) (refused, failed error) {
+	now, octets := time.Now(), 0
+	for _, p := range list {
+		octets += len(p.record)
+	}
+	err := s.doSized(octets, func(t tx) (refused, failed error) {
 		for _, p := range list {
 			r := Receipt{Discarded: p.discarded}
 			r.Duplicate, p.out.Err = t.taken(p.m.From, p.m.ID)

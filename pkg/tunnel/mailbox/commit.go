@@ -14,17 +14,25 @@ type op struct {
 	// untouched; one that it returns as failed ends the whole transaction.
 	apply func(t tx) (refused, failed error)
 	// done runs once it is on disk, before anybody is told, with s.mu held.
-	done  func()
-	reply chan error
+	done   func()
+	octets int // about what it writes
+	reply  chan error
 }
 
-// maxBatch bounds a transaction. With bodies of maxInline it is 16 MiB.
-const maxBatch = 256
+// Bounds of a transaction: changes, and about what they write.
+const (
+	maxBatch       = 1024
+	maxBatchOctets = 16 << 20
+)
 
 // do has an op committed. It returns once it is synced, or refused. It is not given up when a context ends: what became of it
 // would be unknown.
 func (s *Store) do(apply func(t tx) (refused, failed error), done func()) error {
-	o := &op{apply, done, make(chan error, 1)}
+	return s.doSized(overhead, apply, done)
+}
+
+func (s *Store) doSized(octets int, apply func(t tx) (refused, failed error), done func()) error {
+	o := &op{apply, done, octets, make(chan error, 1)}
 	select {
 	case s.ops <- o:
 		return <-o.reply
@@ -47,11 +55,11 @@ func (s *Store) commits() {
 
 // waiting returns first and all that wait now.
 func (s *Store) waiting(first *op) []*op {
-	batch := []*op{first}
-	for len(batch) < maxBatch {
+	batch, octets := []*op{first}, first.octets
+	for len(batch) < maxBatch && octets < maxBatchOctets {
 		select {
 		case o := <-s.ops:
-			batch = append(batch, o)
+			batch, octets = append(batch, o), octets+o.octets
 		default:
 			return batch
 		}

@@ -39,8 +39,8 @@ type part struct {
 	to     []Device
 }
 
-func (p part) append(b []byte) []byte {
-	b = append(b, p.file[:]...)
+func (p part) bytes() []byte {
+	b := append([]byte(nil), p.file[:]...)
 	b = binary.BigEndian.AppendUint64(b, uint64(p.size))
 	b = binary.BigEndian.AppendUint64(b, uint64(p.synced))
 	b = binary.BigEndian.AppendUint64(b, uint64(p.when.UnixMilli()))
@@ -160,7 +160,7 @@ func (s *Store) start(u *Upload) error {
 	u.part = part{size: u.m.Size, when: time.Now(), to: u.m.To}
 	err := u.createFile()
 	if err == nil {
-		record := u.part.append(nil)
+		record := u.part.bytes()
 		err = s.do(func(t tx) (error, error) { return nil, t.parts.Put(u.key.bytes(), record) }, nil)
 	}
 	if err != nil {
@@ -282,7 +282,7 @@ func (u *Upload) sync() error {
 		return u.s.refuse(diskError(err))
 	}
 	u.part.synced, u.part.when = u.offset, time.Now()
-	record := u.part.append(nil)
+	record := u.part.bytes()
 	return u.s.do(func(t tx) (refused, failed error) {
 		if t.parts.Get(u.key.bytes()) == nil {
 			return ErrFenced, nil // purged meanwhile

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -503,13 +504,50 @@ func TestDamagedFile(t *testing.T) {
 func FuzzRecords(f *testing.F) {
 	f.Add(bodyHead{kind: bodyInline, size: 3, rest: []byte("abc")}.append(nil))
 	f.Add(bodyHead{kind: bodyFile, size: 1 << 40}.append(nil))
-	f.Add(part{size: 10, synced: 5, to: []Device{device(1)}}.append(nil))
+	f.Add(part{size: 10, synced: 5, to: []Device{device(1)}}.bytes())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if h, err := parseBody(b); err == nil && !bytes.Equal(h.append(nil), b) {
 			t.Errorf("body %x", b)
 		}
-		if p, err := parsePart(b); err == nil && !bytes.Equal(p.append(nil), b) {
+		if p, err := parsePart(b); err == nil && !bytes.Equal(p.bytes(), b) {
 			t.Errorf("part %x", b)
 		}
 	})
+}
+
+// BenchmarkAppendAll has 64 senders store 16 messages each at once, for 10,000 devices: what a relay does with streams whose senders do
+// not wait for each answer.
+func BenchmarkAppendAll(b *testing.B) {
+	for _, size := range []int{256, 4096} {
+		b.Run(fmt.Sprint(size), func(b *testing.B) {
+			s := openStore(b, b.TempDir(), nil)
+			body := make([]byte, size)
+			const senders, each = 64, 16
+			var left atomic.Int64
+			left.Store(int64(b.N))
+			var wg sync.WaitGroup
+			for w := range senders {
+				wg.Go(func() {
+					for n := uint64(1); left.Add(-each) > -each; {
+						var list []Message
+						for range each {
+							list = append(list, Message{
+								ID: ID{1, n}, From: device(100_000 + w), To: []Device{device((int(n)*7919 + w*31) % 10_000)},
+								Size: int64(size), Body: bytes.NewReader(body),
+							})
+							n++
+						}
+						for _, o := range s.AppendAll(list) {
+							if o.Err != nil {
+								b.Error(o.Err)
+								return
+							}
+						}
+					}
+				})
+			}
+			wg.Wait()
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "messages/s")
+		})
+	}
 }

@@ -24,7 +24,7 @@ type relay struct {
 	t      *testing.T
 	server *Server
 	ln     net.Listener
-	ctx    context.Context
+	ctx    context.Context //nolint:containedctx // of the test
 	wg     sync.WaitGroup
 }
 
@@ -350,7 +350,7 @@ func FuzzServe(f *testing.F) {
 		for _, parse := range []func() error{
 			func() error { _, err := parseMessage(b); return err },
 			func() error { _, _, err := parseStored(b); return err },
-			func() error { _, _, err := parseRefused(b); return err },
+			func() error { _, err := parseRefused(b); return err },
 		} {
 			if err := parse(); err != nil && !errors.Is(err, errFrame) {
 				t.Error(err)
@@ -368,3 +368,30 @@ type scripted struct{ r io.Reader }
 func (s *scripted) Read(b []byte) (int, error)  { return s.r.Read(b) }
 func (s *scripted) Write(b []byte) (int, error) { return len(b), nil }
 func (s *scripted) Close() error                { return nil }
+
+// TestStreamFlood has a device open more streams than it may: those that are too many end, and others' do not.
+func TestStreamFlood(t *testing.T) {
+	r := newRelay(t, nil)
+	open := func(d mailbox.Device) net.Conn {
+		client, server := r.stream()
+		t.Cleanup(func() { client.Close() })
+		r.wg.Go(func() { r.server.Serve(r.ctx, head(purposeAsk), server, d) })
+		return client
+	}
+	answers := func(c net.Conn) bool {
+		var buf []byte
+		if _, err := c.Write(frame(frameStatus)); err != nil {
+			return false
+		}
+		kind, _, err := readFrame(c, &buf)
+		return err == nil && kind == frameState
+	}
+	for i := range maxStreams + 3 {
+		if got := answers(open(mailbox.Device{1})); got != (i < maxStreams) {
+			t.Errorf("stream %d answers: %v", i, got)
+		}
+	}
+	if !answers(open(mailbox.Device{2})) {
+		t.Error("another device pays for it")
+	}
+}

@@ -62,8 +62,11 @@ func (c *call) next() (byte, []byte, error) {
 	if err != nil || kind != frameRefused {
 		return kind, payload, err
 	}
-	_, refused, err := parseRefused(payload)
-	return kind, nil, errors.Join(refused, err)
+	refused, err := parseRefused(payload)
+	if err != nil {
+		return kind, nil, err
+	}
+	return kind, nil, refused
 }
 
 // ask sends one question and reads its answer.

@@ -243,17 +243,18 @@ type RefusedError struct {
 func (e *RefusedError) Error() string { return "relay: " + e.Text }
 func (e *RefusedError) Unwrap() error { return e.code }
 
-func parseRefused(payload []byte) (mailbox.ID, error, error) {
+// parseRefused returns what a Refused frame says. Streams answer in order, so its number says nothing new.
+func parseRefused(payload []byte) (refused *RefusedError, err error) {
 	f := fields{b: payload}
-	id := f.id()
+	f.id()
 	code, ok := refusals()[f.u8()]
 	if f.bad || len(f.b) > maxReason {
-		return id, nil, errFrame
+		return nil, errFrame
 	}
 	if !ok {
 		code = ErrTryLater
 	}
-	return id, &RefusedError{string(f.b), code}, nil
+	return &RefusedError{string(f.b), code}, nil
 }
 
 // appendStored writes a Stored frame: epoch 8 | counter 8 | duplicate 1 | discarded 2.

@@ -23,6 +23,34 @@ type Server struct {
 	// Card verifies what a device publishes.
 	Card func(card []byte, d mailbox.Device) error
 	Log  *zap.Logger
+
+	mu      sync.Mutex
+	streams map[mailbox.Device]int
+}
+
+// maxStreams bounds the streams of one device: each may cost more than 1 MiB.
+const maxStreams = 32
+
+// enter counts a stream of a device in; leave counts it out.
+func (s *Server) enter(d mailbox.Device) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.streams == nil {
+		s.streams = make(map[mailbox.Device]int)
+	}
+	if s.streams[d] >= maxStreams {
+		return false
+	}
+	s.streams[d]++
+	return true
+}
+
+func (s *Server) leave(d mailbox.Device) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.streams[d]--; s.streams[d] == 0 {
+		delete(s.streams, d)
+	}
 }
 
 // Serve serves one stream, whose head it is given, of a device. It returns when the stream has ended, and closes it. What came
@@ -36,6 +64,10 @@ func (s *Server) Serve(ctx context.Context, head []byte, stream io.ReadWriteClos
 	if len(head) != 2 || head[0] != Kind {
 		return errFrame
 	}
+	if !s.enter(peer) {
+		return fmt.Errorf("mailbox: more than %d streams of a device", maxStreams)
+	}
+	defer s.leave(peer)
 	c := &served{Server: s, r: bufio.NewReaderSize(stream, maxFrame), w: stream, peer: peer}
 	var err error
 	switch head[1] {

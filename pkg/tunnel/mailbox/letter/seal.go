@@ -179,7 +179,7 @@ func (s *Sealer) head(key []byte) ([]byte, error) {
 		b = append(append(b, c.device[:]...), sealed...)
 	}
 	b = binary.BigEndian.AppendUint16(b, uint16(len(s.l.Meta)))
-	return s.aead.Seal(b, nil, s.l.Meta, place(metaIndex, false)), nil
+	return s.aead.Seal(b, nil, s.l.Meta, place(metaIndex, false)), nil //nolint:gosec // the nonce is made inside
 }
 
 // Read gives octets of the sealed letter. A text that is shorter than said is an error.
@@ -205,7 +205,7 @@ func (s *Sealer) fill() error {
 			to = append(to, c.device)
 		}
 		signature := s.k.sign(signed(s.k.Device(), s.l.ID, to, s.l.Meta, s.l.Size, s.hash.Sum(nil)))
-		s.left = s.aead.Seal(s.out[:0], nil, signature, place(uint64(s.next), true))
+		s.left = s.aead.Seal(s.out[:0], nil, signature, place(uint64(s.next), true)) //nolint:gosec // the nonce is made inside
 		s.done = true
 		return nil
 	}
@@ -214,7 +214,7 @@ func (s *Sealer) fill() error {
 		return fmt.Errorf("letter: text: %w", err)
 	}
 	s.hash.Write(plain)
-	s.out = s.aead.Seal(s.out[:0], nil, plain, place(uint64(s.next), false))
+	s.out = s.aead.Seal(s.out[:0], nil, plain, place(uint64(s.next), false)) //nolint:gosec // the nonce is made inside
 	s.left = s.out
 	s.next++
 	return nil
