@@ -464,7 +464,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 		"edged_tftp_denials_total": true, "edged_tftp_ended_total": true, "edged_tftp_refused_connections_total": true,
 		"edged_msturn_drops_total": true, "edged_msturn_requests_total": true,
 		"edged_turn_allocations": true, "edged_turn_allocations_total": true, "edged_turn_requests_total": true, "edged_turn_dropped_total": true,
-		"edged_turn_permissions_denied_total": true, "edged_turn_quota_rejections_total": true,
+		"edged_turn_permissions_denied_total": true, "edged_turn_quota_rejections_total": true, "edged_turn_auth_failures_total": true,
 		"edged_tunnel_attached_total": true, "edged_tunnel_resumes_total": true, "edged_tunnel_refused_total": true,
 		"edged_tunnel_streams_refused_total": true, "edged_tunnel_streams_total": true,
 		"edged_agent_served_total": true, "edged_agent_refused_total": true, "edged_agent_dials_total": true,
