@@ -226,34 +226,32 @@ func (b *Browser) Open(t testing.TB, url string) *Page {
 	return p
 }
 
-// note keeps what the page says on its console, and what fails in it.
-func (p *Page) note(method string, params json.RawMessage) {
-	var m struct {
-		Type string `json:"type"`
-		Args []struct {
-			Value       any    `json:"value"`
-			Description string `json:"description"`
-		} `json:"args"`
+// consoleEvent is what Chromium says of a page's console, of an exception or of its own complaints.
+type consoleEvent struct {
+	Type string `json:"type"`
+	Args []struct {
+		Value       any    `json:"value"`
+		Description string `json:"description"`
+	} `json:"args"`
+	Exception struct {
+		Text      string `json:"text"`
 		Exception struct {
-			Text      string `json:"text"`
-			Exception struct {
-				Description string `json:"description"`
-			} `json:"exception"`
-		} `json:"exceptionDetails"`
-		Entry struct {
-			Level string `json:"level"`
-			Text  string `json:"text"`
-			URL   string `json:"url"`
-		} `json:"entry"`
-	}
-	if json.Unmarshal(params, &m) != nil {
-		return
-	}
-	line, bad := "", false
+			Description string `json:"description"`
+		} `json:"exception"`
+	} `json:"exceptionDetails"`
+	Entry struct {
+		Level string `json:"level"`
+		Text  string `json:"text"`
+		URL   string `json:"url"`
+	} `json:"entry"`
+}
+
+// line returns the event as a line of text, empty if it is none, and whether it tells of a fault.
+func (e *consoleEvent) line(method string) (line string, bad bool) {
 	switch method {
 	case "Runtime.consoleAPICalled":
-		line, bad = m.Type+":", m.Type == "error" || m.Type == "assert"
-		for _, a := range m.Args {
+		line, bad = e.Type+":", e.Type == "error" || e.Type == "assert"
+		for _, a := range e.Args {
 			if a.Description != "" {
 				line += " " + a.Description
 			} else {
@@ -261,18 +259,27 @@ func (p *Page) note(method string, params json.RawMessage) {
 			}
 		}
 	case "Runtime.exceptionThrown":
-		line, bad = m.Exception.Text+" "+m.Exception.Exception.Description, true
+		line, bad = e.Exception.Text+" "+e.Exception.Exception.Description, true
 	case "Log.entryAdded":
-		if strings.HasSuffix(m.Entry.URL, "/favicon.ico") {
-			return // which each browser asks for
+		if !strings.HasSuffix(e.Entry.URL, "/favicon.ico") { // which each browser asks for
+			line, bad = e.Entry.Level+": "+e.Entry.Text+" "+e.Entry.URL, e.Entry.Level == "error"
 		}
-		line, bad = m.Entry.Level+": "+m.Entry.Text+" "+m.Entry.URL, m.Entry.Level == "error"
-	default:
+	}
+	return line, bad
+}
+
+// note keeps what the page says on its console, and what fails in it.
+func (p *Page) note(method string, params json.RawMessage) {
+	var e consoleEvent
+	if json.Unmarshal(params, &e) != nil {
 		return
 	}
+	line, bad := e.line(method)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.log = append(p.log, line)
+	if line != "" {
+		p.log = append(p.log, line)
+	}
 	if bad {
 		p.errors = append(p.errors, line)
 	}

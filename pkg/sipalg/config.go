@@ -167,6 +167,25 @@ func (c Config) Validate(nets pinhole.Networks) error {
 	if !slices.Contains([]ICEMode{"strip", "relay", "pass"}, c.ICE) {
 		fault("ice", "%q is not strip, relay or pass", c.ICE)
 	}
+	c.validateMedia(fault, known)
+	for key, d := range map[string]time.Duration{"keepalive": c.Keepalive, "probe": c.Probe, "ban": c.Ban} {
+		if d < 0 || d > 0 && d < time.Second {
+			fault(key, "%v is neither 0 nor at least 1s", d)
+		}
+	}
+	if c.DSCP < 0 || c.DSCP > 63 {
+		fault("dscp", "%d is not in 0-63", c.DSCP)
+	}
+	for name := range c.Access {
+		known("access."+name, name)
+	}
+	c.validateCertificates(fault, known)
+	faults = append(faults, c.IMURLs.Validate(nets))
+	return faults.Err()
+}
+
+// validateMedia judges how media are protected, and who may bring browsers.
+func (c Config) validateMedia(fault func(key, format string, a ...any), known func(key, network string)) {
 	for name, p := range c.MediaProfile {
 		proto, network, cut := strings.Cut(name, "://")
 		if !cut {
@@ -184,20 +203,6 @@ func (c Config) Validate(nets pinhole.Networks) error {
 			fault(fmt.Sprintf("origins[%d]", i), "%q is not HOST or HOST:PORT, with * for any characters", o)
 		}
 	}
-	for key, d := range map[string]time.Duration{"keepalive": c.Keepalive, "probe": c.Probe, "ban": c.Ban} {
-		if d < 0 || d > 0 && d < time.Second {
-			fault(key, "%v is neither 0 nor at least 1s", d)
-		}
-	}
-	if c.DSCP < 0 || c.DSCP > 63 {
-		fault("dscp", "%d is not in 0-63", c.DSCP)
-	}
-	for name := range c.Access {
-		known("access."+name, name)
-	}
-	c.validateCertificates(fault, known)
-	faults = append(faults, c.IMURLs.Validate(nets))
-	return faults.Err()
 }
 
 // validateCertificates judges what concerns clients' certificates.

@@ -205,7 +205,7 @@ type mute struct {
 	*net.UDPConn
 	once sync.Once
 	said chan struct{}
-	quit context.Context
+	quit <-chan struct{}
 }
 
 func (m *mute) WriteTo(b []byte, to net.Addr) (int, error) {
@@ -217,7 +217,7 @@ func (m *mute) WriteTo(b []byte, to net.Addr) (int, error) {
 }
 
 func (m *mute) ReadFrom([]byte) (int, net.Addr, error) {
-	<-m.quit.Done()
+	<-m.quit
 	return 0, nil, net.ErrClosed
 }
 
@@ -231,7 +231,7 @@ func TestDTLSStranger(t *testing.T) {
 	defer l.Close()
 	peer, plain := &dtlsPeer{udpAt(t, "127.0.5.7"), make(chan []byte, 64)}, udpAt(t, "127.0.6.7")
 	ctx, cancel := context.WithCancel(t.Context())
-	stranger := &mute{UDPConn: udpAt(t, "127.0.5.7"), said: make(chan struct{}), quit: ctx}
+	stranger := &mute{UDPConn: udpAt(t, "127.0.5.7"), said: make(chan struct{}), quit: ctx.Done()}
 	cert, err := selfsign.GenerateSelfSigned()
 	if err != nil {
 		t.Fatal(err)
