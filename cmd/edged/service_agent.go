@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -162,7 +163,8 @@ func buildAgent(ctx context.Context, d *serviceDeps) (*service, error) {
 		return nil, err
 	}
 	d.reg.MustRegister(a.Collector(), probed.results)
-	d.agent = func() *agentStatus { return newAgentStatus(d.cfg, key, up.State(), socks) }
+	status := func() *agentStatus { return newAgentStatus(d.cfg, key, up.State(), socks) }
+	d.agent = func(v *tunnelsView) { v.Agent, v.Neighbours = status(), askNeighbours(a, up, log) }
 	s := &service{
 		serve: func(ctx context.Context) error {
 			return socks.serve(ctx, func(ctx context.Context, s socket) error {
@@ -178,14 +180,33 @@ func buildAgent(ctx context.Context, d *serviceDeps) (*service, error) {
 			desk.names.Store(c)
 			return nil
 		},
-		status: func() any { return d.agent() },
+		status: func() any { return status() },
 	}
 	if len(d.cfg.Tunnel.Listen) == 0 || d.cfg.only != "" { // else the relay shows it, too
 		s.views = map[string]func() any{"tunnels": func() any {
-			return tunnelsView{Agent: d.agent(), Tunnels: []relay.Tunnel{}, Streams: []relay.Stream{}}
+			v := tunnelsView{Tunnels: []relay.Tunnel{}, Streams: []relay.Stream{}}
+			d.agent(&v)
+			return v
 		}}
 	}
 	return s, nil
+}
+
+// neighbourTime is how long the relay may take to tell whom the agent may reach.
+const neighbourTime = 2 * time.Second
+
+// askNeighbours returns whom the agent may reach, nil if its relay does not tell.
+func askNeighbours(a *agent.Agent, up *uplink.Uplink, log *zap.Logger) []agent.Neighbour {
+	if !up.State().Attached {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), neighbourTime)
+	defer cancel()
+	list, err := a.Neighbours(ctx)
+	if err != nil {
+		log.Debug("neighbours are not known", zap.Error(err))
+	}
+	return list
 }
 
 // bindForwards opens the ports of forwards; all or none.

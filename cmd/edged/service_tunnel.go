@@ -137,7 +137,7 @@ func (t *tunnelService) view(d *serviceDeps) func() any {
 	return func() any {
 		v := tunnelsView{Tunnels: t.relay.Tunnels(), Streams: t.relay.Streams()}
 		if d.agent != nil {
-			v.Agent = d.agent()
+			d.agent(&v)
 		}
 		return v
 	}

@@ -70,8 +70,8 @@ type serviceDeps struct {
 	links []linkEnd
 	// shared are the ports that services share.
 	shared sharedPorts
-	// agent is set by the tunnel's agent: how it is doing.
-	agent func() *agentStatus
+	// agent is set by the tunnel's agent: it says how it is doing, and whom it may reach.
+	agent func(*tunnelsView)
 	// kernel is set by the relay, nil if it has none.
 	kernel forward.Kernel
 }

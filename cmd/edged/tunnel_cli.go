@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 
+	"edged.dev/edged/pkg/tunnel/agent"
 	"edged.dev/edged/pkg/tunnel/device"
 	"edged.dev/edged/pkg/tunnel/relay"
 )
@@ -295,9 +296,11 @@ func newTunnelStatusCmd() *cobra.Command {
 
 // tunnelsView is /api/v1/tunnels.
 type tunnelsView struct {
-	Agent   *agentStatus   `json:"agent,omitempty"`
-	Tunnels []relay.Tunnel `json:"tunnels"`
-	Streams []relay.Stream `json:"streams"`
+	Agent *agentStatus `json:"agent,omitempty"`
+	// Neighbours are whom the agent's relay lets it reach; absent while it has no relay.
+	Neighbours []agent.Neighbour `json:"neighbours,omitempty"`
+	Tunnels    []relay.Tunnel    `json:"tunnels"`
+	Streams    []relay.Stream    `json:"streams"`
 }
 
 // printTunnels prints /api/v1/tunnels as tables.
@@ -313,6 +316,12 @@ func printTunnels(out io.Writer, body []byte) error {
 			state = fmt.Sprintf("attached to %s by %s (%s) since %s", a.Relay, a.Rung, a.Path, a.Since)
 		}
 		fmt.Fprintf(w, "agent %s\n%s\nsessions %d, resumed %d times\n", a.ID, state, a.Sessions, a.Resumes)
+	}
+	if len(v.Neighbours) > 0 {
+		fmt.Fprintln(w, "MAY REACH\tONLINE\tID")
+	}
+	for _, n := range v.Neighbours {
+		fmt.Fprintf(w, "%s\t%v\t%s\n", n.Name, n.Online, n.ID)
 	}
 	if len(v.Tunnels) > 0 {
 		fmt.Fprintln(w, "DEVICE\tRUNG\tREMOTE\tSINCE\tRTT\tSTREAMS\tIN\tOUT\tMOVES")

@@ -620,3 +620,91 @@ func TestBandwidth(t *testing.T) {
 		t.Errorf("6 MiB at 2 MiB/s in %v", d)
 	}
 }
+
+func TestNeighbours(t *testing.T) {
+	p := newPair(t, everything(), nil)
+	list, err := p.a.Neighbours(timeout(t))
+	if err != nil || len(list) != 1 || list[0] != (Neighbour{p.keyB.ID(), "b", true}) {
+		t.Errorf("a may reach %+v, %v", list, err)
+	}
+	list, err = p.b.Neighbours(timeout(t))
+	if err != nil || len(list) != 0 {
+		t.Errorf("b may reach %+v, %v", list, err)
+	}
+}
+
+// TestCut: the end of the stream alone, which the relay could bring about, is no end of what the other device says.
+func TestCut(t *testing.T) {
+	keyA, keyB := newKey(t), newKey(t)
+	x, y := net.Pipe()
+	served := make(chan *mux.Session, 1)
+	go func() {
+		s, _, err := mux.Server(t.Context(), y, func(mux.ID) *mux.Session { return nil }, mux.Config{})
+		if err != nil {
+			t.Error(err)
+		}
+		served <- s
+	}()
+	a, err := mux.Client(t.Context(), x, mux.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := <-served
+	defer a.Close(mux.CodeClosed)
+	defer b.Close(mux.CodeClosed)
+	for _, orderly := range []bool{true, false} {
+		called, caller := secured(t, a, b, keyA, keyB)
+		if _, err := called.Write([]byte("all of it?")); err != nil {
+			t.Fatal(err)
+		}
+		if orderly {
+			err = called.CloseWrite()
+		} else {
+			err = called.below.CloseWrite()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(caller)
+		if string(text) != "all of it?" || (err == nil) != orderly || !orderly && !errors.Is(err, ErrCut) {
+			t.Errorf("in order: %v: %q, %v", orderly, text, err)
+		}
+		called.Reset(mux.CodeClosed)
+	}
+}
+
+// secured opens a stream and has both ends speak TLS.
+func secured(t *testing.T, a, b *mux.Session, keyA, keyB device.Key) (called, caller *Conn) {
+	t.Helper()
+	done := make(chan *Conn, 1)
+	go func() {
+		in, err := b.Accept(t.Context())
+		var c *Conn
+		if err == nil {
+			var cfg *tls.Config
+			if cfg, err = device.EndServerTLS(keyB, keyA.ID()); err == nil {
+				c, err = handshake(t.Context(), in.Accept(), cfg, false, false, keyA.ID(), nil)
+			}
+		}
+		if err != nil {
+			t.Error(err)
+		}
+		done <- c
+	}()
+	s, err := a.Open(timeout(t), []byte{1}, mux.OpenOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := device.EndClientTLS(keyA, keyB.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	caller, err = handshake(timeout(t), s, cfg, true, false, keyB.ID(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if called = <-done; called == nil {
+		t.FailNow()
+	}
+	return called, caller
+}
