@@ -11,7 +11,9 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -223,4 +225,40 @@ func (h *Host) bufferingNginx(t *testing.T, at, to netip.AddrPort, more string) 
 		" server { listen %[2]s; %[4]s location / { proxy_pass http://%[3]s; } } }\n", dir, at, to, more)
 	p := h.Start(t, h.Name, "nginx", "-p", dir, "-c", writeFile(t, filepath.Join(dir, "nginx.conf"), conf))
 	h.listening(t, at, p)
+}
+
+// TestGrooveTunnel: two sites whose only way out is a squid that lets no tunnel through meet by LongLived.
+func TestGrooveTunnel(t *testing.T) {
+	x := tunnelLab(t, tunnelConfig{Open: "tcp dport { 443, 3128 }", Agents: `proxy: {url: "http://198.51.100.1:3128"}`})
+	x.GW.squid(t, outside, 3128, "", "")
+	x.GW.noTLSTo(t, x.relay.IP)
+	for _, e := range []*tunnelEnd{x.a, x.b} {
+		e.router.closeBut(t, "tcp dport 3128") // the devices are enrolled
+	}
+	x.Join(t)
+	for _, e := range []*tunnelEnd{x.a, x.b} {
+		if rung := e.attachedBy(x); rung != "longlived" {
+			t.Errorf("%s is attached by %q", e.Name, rung)
+		}
+	}
+	if err := echoes(x.a.local(t, 7000), int64(grooveSize())); err != nil {
+		t.Errorf("TCP: %v", err)
+	}
+	if err := x.a.refused(t, 7010); err != nil {
+		t.Error(err)
+	}
+}
+
+// noTLSTo has the host refuse what it would send to port 443 of another.
+func (h *Host) noTLSTo(t *testing.T, to netip.Addr) {
+	t.Helper()
+	cmd := exec.Command("nft", "-f", "-")
+	cmd.Stdin = strings.NewReader(fmt.Sprintf("table ip labout {\n chain out {\n  type filter hook output priority 0\n  ip daddr %v tcp dport 443 reject with tcp reset\n }\n}\n", to))
+	must(t, "firewall", h.Do(func() error {
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	}))
 }

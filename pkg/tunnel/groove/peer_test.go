@@ -192,7 +192,11 @@ func TestHalfOpen(t *testing.T) {
 			t.Fatal(err)
 		}
 		held = append(held, c)
-		io.WriteString(c, "GET /2.0/relay.example.org/"+newToken(guidLen)+",ConnType=KeepAlive HTTP/1.0\r\n\r\n")
+		if len(held)%2 == 0 {
+			io.WriteString(c, "GET /2.0/relay.example.org/"+newToken(guidLen)+",ConnType=KeepAlive HTTP/1.0\r\n\r\n")
+		} else {
+			io.WriteString(c, post(newToken(guidLen), "LongLived,ContentLength=2147479552", "2147479552", echo))
+		}
 	}
 	until(t, "too many are refused", func() bool { return x.s.counted(t, "edged_groove_refused_total", "half_open") == 10 })
 	until(t, "the others end", func() bool {
