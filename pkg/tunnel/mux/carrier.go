@@ -32,6 +32,9 @@ type carrier struct {
 	rtt      time.Duration // shortest
 	heard    time.Time     // when anything arrived last
 	waiting  time.Time     // since when something is outstanding; zero: nothing is
+	data     time.Time     // when anything but answers arrived last
+	probed   time.Time     // when a silence after that was last looked into
+	watching bool          // look will look into it
 	nextPing time.Time
 	pinged   time.Time // zero: no PING is under way
 	pingDue  bool
@@ -86,6 +89,13 @@ func (s *Session) look(c *carrier) {
 		s.wake.Signal()
 	}
 	next := c.nextPing
+	if c.watching {
+		if quiet := c.data.Add(s.cfg.DeadAfter / 3); now.Before(quiet) {
+			next = quiet
+		} else {
+			s.probeLocked(c, now)
+		}
+	}
 	if !c.waiting.IsZero() {
 		silent := c.waiting
 		if c.heard.After(silent) {
@@ -103,6 +113,29 @@ func (s *Session) look(c *carrier) {
 	c.watch.Reset(next.Sub(now))
 }
 
+// probeLocked asks whether the peer is still there: what it was sending has
+// stopped, and an end that only receives has nothing outstanding to notice it by.
+func (s *Session) probeLocked(c *carrier, now time.Time) {
+	c.watching = false
+	if len(s.streams) > 0 && c.data.After(c.probed) {
+		c.probed, c.pingDue = now, true
+		s.wake.Signal()
+	}
+}
+
+// arrivedLocked notes that something came which the peer sent of itself.
+func (s *Session) arrivedLocked() {
+	c := s.carrier
+	if c == nil {
+		return
+	}
+	c.data = c.heard
+	if !c.watching {
+		c.watching = true
+		c.watch.Reset(s.cfg.DeadAfter / 3)
+	}
+}
+
 // outstandingLocked notes since when the peer owes an answer.
 func (s *Session) outstandingLocked(c *carrier) {
 	owed := s.ring.sent > s.ring.acked || !c.pinged.IsZero()
@@ -111,7 +144,9 @@ func (s *Session) outstandingLocked(c *carrier) {
 		c.waiting = time.Time{}
 	case c.waiting.IsZero() && !c.lost:
 		c.waiting = time.Now()
-		c.watch.Reset(s.cfg.DeadAfter)
+		if !c.watching { // else look comes before that anyway
+			c.watch.Reset(s.cfg.DeadAfter)
+		}
 	}
 }
 

@@ -130,6 +130,7 @@ func (st *Stream) ReceiveDatagram(ctx context.Context) ([]byte, error) {
 func (s *Session) gotDatagram(id uint32, b []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.arrivedLocked()
 	st := s.streams[id]
 	if st == nil || !st.datagrams || st.rerr != nil {
 		s.stats.DroppedNoStream++

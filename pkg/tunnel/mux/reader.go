@@ -111,6 +111,7 @@ func (s *Session) counted(h header, do func() *SessionError) error {
 // countLocked counts a frame that is done with, and sees to its ACK.
 func (s *Session) countLocked(h header) {
 	s.received += uint64(headerLen + h.size)
+	s.arrivedLocked()
 	switch {
 	case s.received-s.acked >= ackEvery:
 		s.ackDue = true

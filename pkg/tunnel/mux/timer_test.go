@@ -192,6 +192,28 @@ func TestBlackHole(t *testing.T) {
 	})
 }
 
+// An end that only receives notices as soon, though nothing of it is outstanding.
+func TestBlackHoleWhileReceiving(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := newPipe(time.Millisecond, unlimited)
+		client, server := pair(t, a, b, Config{})
+		x, y := open(t, client, server, OpenOptions{})
+		go func() { _, _ = io.Copy(io.Discard, x) }() // until the session ends
+		for range 100 {
+			if _, err := y.Write(make([]byte, 1000)); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		a.mute()
+		start := time.Now()
+		<-client.Lost()
+		if d := time.Since(start); d > 8*time.Second+time.Millisecond {
+			t.Errorf("noticed after %v", d)
+		}
+	})
+}
+
 // An idle session pings every 25 s, more or less, and lives on.
 func TestPing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
