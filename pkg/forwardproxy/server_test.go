@@ -417,9 +417,10 @@ func TestAssociate(t *testing.T) {
 	for _, reason := range []string{dropSource, "fragment", notListed} {
 		until(t, reason, func() bool { return h.dropped(reason) == 1 })
 	}
-	if list := h.Connections(); len(list) != 1 || !list[0].UDP || list[0].FromClient != 15 || list[0].FromTarget != 15 {
-		t.Errorf("%+v", list)
-	}
+	until(t, "octets are counted", func() bool { // those of an answer after it has been sent
+		list := h.Connections()
+		return len(list) == 1 && list[0].UDP && list[0].FromClient == 15 && list[0].FromTarget == 15
+	})
 	c.Close()
 	until(t, "the end", func() bool { return h.Open() == 0 })
 	until(t, "the socket is closed", func() bool {
