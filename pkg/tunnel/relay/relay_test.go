@@ -139,6 +139,12 @@ func TestStrangers(t *testing.T) {
 	if b.Admit(b.ids["other"]) == nil {
 		t.Error("a stranger finishes the handshake though no token waits")
 	}
+	if _, err := b.store.Add(device.ID{7}, "new", nil, time.Now(), time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	if now := time.Now(); b.tokensWait(now.Add(-tokensFresh/2)) || !b.tokensWait(now.Add(2*tokensFresh)) {
+		t.Error("a new token is noticed before the file is read again, or never")
+	}
 	if err := errors.Join(b.Admit(b.ids["a"]), b.Admit(device.ID{9})); err != nil {
 		t.Error(err)
 	}
