@@ -75,7 +75,7 @@ func (r *Relay) Admit(id device.ID) error {
 }
 
 // tokensFresh is how long it is believed that tokens wait, or none does: strangers must not have the file read each time.
-const tokensFresh = time.Second
+const tokensFresh = 200 * time.Millisecond
 
 // tokensWait tells whether a device that is not known may have come with a token.
 func (r *Relay) tokensWait(now time.Time) bool {
