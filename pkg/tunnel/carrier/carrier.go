@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,9 +30,6 @@ const (
 	Polling                   // HTTP requests and answers, port 80
 )
 
-var rungNames = [...]string{QUIC: "quic", TLS: "tls", Connect: "connect", SOCKS5: "socks5", WSS: "wss", WS: "ws",
-	LongLived: "longlived", KeepAlive: "keepalive", Polling: "polling"}
-
 // Rungs returns all, the best first.
 func Rungs() []Rung {
 	return []Rung{QUIC, TLS, Connect, SOCKS5, WSS, WS, LongLived, KeepAlive, Polling}
@@ -41,10 +37,12 @@ func Rungs() []Rung {
 
 // String returns the rung's name in configuration, metrics and logs.
 func (r Rung) String() string {
-	if r == 0 || int(r) >= len(rungNames) {
+	names := [...]string{QUIC: "quic", TLS: "tls", Connect: "connect", SOCKS5: "socks5", WSS: "wss", WS: "ws",
+		LongLived: "longlived", KeepAlive: "keepalive", Polling: "polling"}
+	if r == 0 || int(r) >= len(names) {
 		return fmt.Sprintf("rung %d", uint8(r))
 	}
-	return rungNames[r]
+	return names[r]
 }
 
 // MarshalText writes the name.
@@ -52,9 +50,11 @@ func (r Rung) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
 
 // UnmarshalText reads a name.
 func (r *Rung) UnmarshalText(b []byte) error {
-	if i := slices.Index(rungNames[:], string(b)); i > 0 {
-		*r = Rung(i)
-		return nil
+	for _, known := range Rungs() {
+		if known.String() == string(b) {
+			*r = known
+			return nil
+		}
 	}
 	return fmt.Errorf("%q is none of %v", b, Rungs())
 }

@@ -34,7 +34,7 @@ type Server struct {
 	Log        *zap.Logger
 
 	begun   atomic.Int64
-	counted [len(reasons)]atomic.Uint64
+	counted [reasonCount]atomic.Uint64
 }
 
 // Why a server let a connection go.
@@ -44,23 +44,26 @@ const (
 	reasonPreamble
 	reasonService
 	reasonUpgrade
+	reasonCount
 )
 
-var reasons = [...]string{reasonFull: "full", reasonTLS: "tls", reasonPreamble: "preamble", reasonService: "service", reasonUpgrade: "upgrade"}
+func reasonName(reason int) string {
+	return [reasonCount]string{reasonFull: "full", reasonTLS: "tls", reasonPreamble: "preamble", reasonService: "service", reasonUpgrade: "upgrade"}[reason]
+}
 
 // Refused returns how many connections were let go, by reason: full (too many at once), tls (the tunnel's handshake),
 // preamble, service (nobody takes sessions, bulk or enrolments), upgrade (no WebSocket handshake).
 func (s *Server) Refused() map[string]uint64 {
 	out := map[string]uint64{}
-	for i, name := range reasons {
-		out[name] = s.counted[i].Load()
+	for i := range s.counted {
+		out[reasonName(i)] = s.counted[i].Load()
 	}
 	return out
 }
 
 func (s *Server) refuse(reason int, conn net.Conn, err error) {
 	s.counted[reason].Add(1)
-	s.log().Debug("tunnel connection refused", zap.String("reason", reasons[reason]), zap.Stringer("source", conn.RemoteAddr()), zap.Error(err))
+	s.log().Debug("tunnel connection refused", zap.String("reason", reasonName(reason)), zap.Stringer("source", conn.RemoteAddr()), zap.Error(err))
 	conn.Close()
 }
 

@@ -336,7 +336,7 @@ func TestWeb(t *testing.T) {
 				}
 				conn.Close()
 			}
-			if conns, _ := f.seen(); conns > 3 {
+			if conns, _ := f.seen(); conns > 4 {
 				t.Errorf("%d connections", conns)
 			}
 		})
@@ -367,5 +367,43 @@ func TestHTTPSProxy(t *testing.T) {
 	if c, err := stranger.Dial(within(t), p, "relay.example.org:443"); err == nil {
 		c.Conn.Close()
 		t.Error("a proxy whose certificate nobody has signed was taken")
+	}
+}
+
+// TestWebRenewsNonces has a proxy that takes each nonce 50 times, as squid does: no request of 300 may meet a stale one.
+func TestWebRenewsNonces(t *testing.T) {
+	var mu sync.Mutex
+	uses := map[string]int{}
+	f := &fakeProxy{answer: func(_ int, r *http.Request) string {
+		mu.Lock()
+		defer mu.Unlock()
+		c := parseChallenges([]string{r.Header.Get("Proxy-Authorization")})
+		if len(c) == 0 {
+			return ask(fmt.Sprintf(`Digest realm="x", nonce="n%d", qop=auth`, len(uses)))
+		}
+		n := c[0].params["nonce"]
+		if uses[n]++; uses[n] > 50 || c[0].params["nc"] != fmt.Sprintf("%08x", uses[n]) {
+			return ask(`Digest realm="x", nonce="late", qop=auth, stale=true`)
+		}
+		return "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+	}}
+	d, _ := dialer(t, nil)
+	w, err := d.Web(within(t), Proxy{Scheme: HTTP, Address: f.start(t)}, "relay.example.org:80", "/x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	conn, err := w.Dial(within(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	br := bufio.NewReader(conn)
+	for i := range 300 {
+		fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\nProxy-Authorization: %s\r\n\r\n", w.URI("/y"), w.Authorize("GET", w.URI("/y")))
+		resp, err := http.ReadResponse(br, nil)
+		if err != nil || resp.StatusCode != http.StatusNotFound {
+			t.Fatalf("request %d: %v, %v", i, resp, err)
+		}
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"go.uber.org/zap"
 )
 
 // Web makes connections for plain HTTP requests to one target, by way of one HTTP proxy or directly. It knows how the
@@ -17,16 +19,33 @@ type Web struct {
 	target string
 	path   string
 	rtt    time.Duration
-	try    attempt // how the first request got through
 
-	mu    sync.Mutex
-	spare net.Conn // of the first request, if it is logged in
+	mu     sync.Mutex
+	try    attempt           // how the first request got through
+	nonces map[string]*nonce // of Digest, by method
+	spare  net.Conn          // of the first request, if it is logged in
 }
+
+// nonce is a challenge that is answered again and again. Each method has its own: they use different connections, and
+// squid wants the counts of a nonce in order.
+type nonce struct {
+	try   attempt
+	since time.Time
+	used  int
+}
+
+// A nonce of Digest is replaced before proxies say that it is stale, since what runs over requests cannot repeat one.
+// squid takes a nonce 50 times.
+const (
+	nonceUses = 40
+	nonceTime = 4 * time.Minute
+	nonceWait = 10 * time.Second // for another one
+)
 
 // Web asks target, HOST:PORT, for path by way of p, and returns what later requests need. Any answer of the target will
 // do but a 5xx, or a 403, which is more likely one of the proxy. It is for the direct way and for HTTP proxies.
 func (d *Dialer) Web(ctx context.Context, p Proxy, target, path string) (*Web, error) {
-	w := &Web{d: d, proxy: p, target: target, path: path}
+	w := &Web{d: d, proxy: p, target: target, path: path, nonces: map[string]*nonce{}}
 	conn, err := w.log(ctx)
 	w.spare = conn
 	return w, err
@@ -71,13 +90,13 @@ func (w *Web) RTT() time.Duration { return w.rtt }
 // Dial opens a connection for requests; it belongs to the caller.
 func (w *Web) Dial(ctx context.Context) (net.Conn, error) {
 	w.mu.Lock()
-	conn := w.spare
+	conn, scheme := w.spare, w.try.scheme
 	w.spare = nil
 	w.mu.Unlock()
 	switch {
 	case conn != nil:
 		return conn, nil
-	case byConnection(w.try.scheme):
+	case byConnection(scheme):
 		return w.again(ctx)
 	case w.Proxied():
 		return w.d.open(ctx, w.proxy)
@@ -96,16 +115,43 @@ func (w *Web) again(ctx context.Context) (net.Conn, error) {
 }
 
 // Authorize returns the value of Proxy-Authorization for a request, "" where it needs none. uri is what the
-// request line says.
+// request line says. With Digest it asks the proxy for another nonce now and then, for 10 s at most.
 func (w *Web) Authorize(method, uri string) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if w.try.login == nil || byConnection(w.try.scheme) {
 		return ""
 	}
-	value, _, err := w.try.login.answer(context.Background(), w.try.challenge, method, uri)
+	try := w.try
+	if try.scheme == digest {
+		try = w.nonceLocked(method)
+	}
+	value, _, err := try.login.answer(context.Background(), try.challenge, method, uri)
 	if err != nil {
 		return "" // it answered the same challenge before
 	}
 	return value
+}
+
+// nonceLocked returns what answers the next request of a method. If the proxy gives no new nonce an old one has to do.
+func (w *Web) nonceLocked(method string) attempt {
+	n := w.nonces[method]
+	if n == nil {
+		n = &nonce{try: w.try}
+		w.nonces[method] = n
+	}
+	if n.used == 0 || n.used >= nonceUses || time.Since(n.since) > nonceTime {
+		ctx, cancel := context.WithTimeout(context.Background(), nonceWait)
+		defer cancel()
+		other := &Web{d: w.d, proxy: w.proxy, target: w.target, path: w.path}
+		if _, err := other.log(ctx); err == nil {
+			*n = nonce{try: other.try, since: time.Now()}
+		} else {
+			w.d.log.Debug("no other nonce", zap.Stringer("proxy", w.proxy), zap.Error(err))
+		}
+	}
+	n.used++
+	return n.try
 }
 
 // Close closes the connection that was not taken.
