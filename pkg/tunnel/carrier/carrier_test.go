@@ -190,13 +190,13 @@ func TestSlowIsSteppedOver(t *testing.T) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
-	slow := r.listen(ctx, &wg, func(c net.Conn) { r.delay(ctx, c, time.Second) })
+	slow := r.listen(ctx, &wg, func(c net.Conn) { r.delay(ctx, c, 300*time.Millisecond) })
 	var mu sync.Mutex
 	outcome := map[Rung]string{}
 	change := func(d *Dialer) {
 		d.PortTLS = slow
 		d.Step = 10 * time.Minute
-		d.Limits = Limits{Echo: 900 * time.Millisecond}
+		d.Limits = Limits{Echo: 290 * time.Millisecond}
 		d.Probed = func(r Result) { mu.Lock(); outcome[r.Rung] = r.Outcome; mu.Unlock() }
 	}
 	c, err := r.dialer("", func(d *Dialer) { change(d); d.Rungs = []Rung{TLS, WS} }).Dial(within(t))
