@@ -164,6 +164,9 @@ func TestMailboxes(t *testing.T) {
 	if _, err := r.ask(t.Context(), http.MethodDelete, "/api/v1/mailboxes?device=nobody"); err == nil {
 		t.Error("a device that is not there is purged")
 	}
+	if _, err := listenMessages(t.Context(), filepath.Join(aDir, "tunnel", "messages.sock")); err == nil {
+		t.Error("a second agent takes the first one's socket")
+	}
 	metrics, err := r.get(t.Context(), "/metrics")
 	if err != nil || !bytes.Contains(metrics, []byte("edged_mailbox_purged_total 1\n")) || !bytes.Contains(metrics, []byte("edged_mailbox_bytes 0\n")) {
 		t.Errorf("%v: %s", err, metrics)

@@ -287,17 +287,30 @@ func openDesk(ctx context.Context, c *config, key device.Key, a *agent.Agent, lo
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if s.ln, err = listenMessages(ctx, path); err != nil {
 		return nil, fmt.Errorf("agent.messages_socket: %w", err)
-	}
-	var lc net.ListenConfig
-	if s.ln, err = lc.Listen(ctx, "unix", path); err != nil {
-		return nil, fmt.Errorf("agent.messages_socket: %w", err)
-	}
-	if err := os.Chmod(path, 0o660); err != nil {
-		return nil, errors.Join(fmt.Errorf("agent.messages_socket: %w", err), s.ln.Close())
 	}
 	return s, nil
+}
+
+// listenMessages opens the socket. One that a killed agent has left is replaced, one that answers is not.
+func listenMessages(ctx context.Context, path string) (net.Listener, error) {
+	var d net.Dialer
+	if c, err := d.DialContext(ctx, "unix", path); err == nil {
+		return nil, errors.Join(fmt.Errorf("%s: another agent listens there", path), c.Close())
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	var lc net.ListenConfig
+	ln, err := lc.Listen(ctx, "unix", path)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(path, 0o660); err != nil {
+		return nil, errors.Join(err, ln.Close())
+	}
+	return ln, nil
 }
 
 // nameOf returns the name that the configuration has for a device.

@@ -105,7 +105,7 @@ func buildTunnel(ctx context.Context, d *serviceDeps) (*service, error) {
 		return nil, err
 	}
 	if err := t.buildGroove(d); err != nil {
-		return nil, err
+		return nil, errors.Join(err, t.mail.close())
 	}
 	if t.mail != nil {
 		d.reg.MustRegister(t.mail)
@@ -116,7 +116,7 @@ func buildTunnel(ctx context.Context, d *serviceDeps) (*service, error) {
 	}
 	socks, err := d.bindShared(ctx, "tunnel.listen[%d]", list, false)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, t.mail.close())
 	}
 	d.reg.MustRegister(t.relay.Collector(), newCarrierMetrics(t.carriers), t.groove)
 	return &service{
