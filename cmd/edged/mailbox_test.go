@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -22,23 +23,30 @@ import (
 // mailRelay is a relay with mailboxes, on an address that no other process uses.
 type mailRelay struct {
 	*testDaemon
+	t   *testing.T
 	at  string
 	dir string
 	id  string
 }
 
-func newMailRelay(t *testing.T, devices ...device.ID) *mailRelay {
-	t.Helper()
-	pid, dir := os.Getpid(), t.TempDir()
-	r := &mailRelay{at: fmt.Sprintf("127.77.%d.%d", pid>>8&255, pid&255), dir: dir}
+// config writes the configuration of a relay for these devices, called site-a, site-b…
+func (r *mailRelay) config(devices ...device.ID) string {
+	r.t.Helper()
+	pid := os.Getpid()
+	r.at, r.dir = fmt.Sprintf("127.77.%d.%d", pid>>8&255, pid&255), r.t.TempDir()
 	users := ""
 	for i, id := range devices {
 		users += fmt.Sprintf("%s site-%c\n", id, 'a'+i)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "users"), []byte(users), 0o600); err != nil {
-		t.Fatal(err)
+	if err := os.WriteFile(filepath.Join(r.dir, "users"), []byte(users), 0o600); err != nil {
+		r.t.Fatal(err)
 	}
-	cfg := fmt.Sprintf(`admin: {listen: '127.0.0.1:0'}
+	k, _, err := device.LoadOrCreateKey(filepath.Join(r.dir, "tunnel", relayKeyFile))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.id = k.ID().String()
+	return fmt.Sprintf(`admin: {listen: '127.0.0.1:0'}
 state: {dir: %s}
 networks: {outside: {addresses: [%s]}}
 tunnel:
@@ -46,19 +54,13 @@ tunnel:
   users_file: %s/users
   policy: [{from: site-a, to: "*", services: [mailbox]}]
   mailbox: {min_free: 0, max_size: 64MiB}
-`, dir, r.at, dir)
-	r.testDaemon = startDaemon(t, cfg)
-	var doc struct {
-		ID string `json:"id"`
-	}
-	b, err := json.Marshal(r.status().Services["tunnel"])
-	if err == nil {
-		err = json.Unmarshal(b, &doc)
-	}
-	if err != nil || doc.ID == "" {
-		t.Fatal(doc, err)
-	}
-	r.id = doc.ID
+`, r.dir, r.at, r.dir)
+}
+
+func newMailRelay(t *testing.T, devices ...device.ID) *mailRelay {
+	t.Helper()
+	r := &mailRelay{t: t}
+	r.testDaemon = startDaemon(t, r.config(devices...))
 	return r
 }
 
@@ -173,10 +175,94 @@ func TestMailboxes(t *testing.T) {
 	}
 }
 
+// TestRelayKilled has the relay's process killed again and again while a program leaves messages for a device, whose own
+// program reads some of them at the same time. Each that was acknowledged arrives once, in order.
+func TestRelayKilled(t *testing.T) {
+	aDir, a := agentDir(t)
+	bDir, b := agentDir(t)
+	r := &mailRelay{t: t}
+	file := filepath.Join(t.TempDir(), "relay.yaml")
+	if err := os.WriteFile(file, []byte(r.config(a, b)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	start := func() *exec.Cmd {
+		cmd := exec.Command("edged", "run", "--config", file) // this test binary: see TestMain
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		return cmd
+	}
+	relay := start()
+	kill := func() {
+		if err := relay.Process.Kill(); err != nil {
+			t.Error(err)
+		}
+		relay.Wait() // it was killed
+	}
+	t.Cleanup(func() { kill() })
+	devices := map[string]device.ID{"site-a": a, "site-b": b}
+	alice, bob := r.agent(aDir, devices), r.agent(bDir, devices)
+	messages, each := 60, 20
+	if os.Getenv("EDGED_LAB_FULL") != "" {
+		messages, each = 20_000, 500
+	}
+	in := &inboxDir{dir: t.TempDir(), client: bob, out: io.Discard, progress: io.Discard}
+	end := time.Now().Add(10 * time.Minute)
+	retry := func(what string, do func() error) {
+		t.Helper()
+		for {
+			err := do()
+			if err == nil {
+				return
+			}
+			if time.Now().After(end) || !errors.Is(err, errLater) && !strings.Contains(err.Error(), "has not published") {
+				t.Fatalf("%s: %v", what, err)
+			}
+			<-time.After(20 * time.Millisecond)
+		}
+	}
+	for i := range messages {
+		if i%each == each-1 {
+			kill()
+			relay = start()
+		}
+		path := fmt.Sprintf("/v1/messages?to=site-b&name=%06d&key=%d", i, i)
+		retry(path, func() error {
+			answer, err := alice.do(t.Context(), http.MethodPost, path, 5, strings.NewReader(fmt.Sprintf("%05d", i)))
+			if err != nil {
+				return err
+			}
+			return answer.Body.Close()
+		})
+		if i == messages/2 {
+			retry("inbox", func() error { return in.run(t.Context(), false) })
+		}
+	}
+	kill()
+	relay = start()
+	retry("inbox", func() error { return in.run(t.Context(), false) })
+	list, err := filepath.Glob(filepath.Join(in.dir, "0*"))
+	if err != nil || len(list) != messages {
+		t.Fatalf("%d of %d messages are there, %v", len(list), messages, err)
+	}
+	var last time.Time
+	for i, file := range list { // by name
+		text, err := os.ReadFile(file)
+		st, serr := os.Stat(file)
+		if err != nil || serr != nil || string(text) != fmt.Sprintf("%05d", i) || st.ModTime().Before(last) {
+			t.Fatalf("%s: %q, %v %v", file, text, err, serr)
+		}
+		last = st.ModTime()
+	}
+}
+
 // fakeInbox gives the same message again and again, whatever is acknowledged.
 type fakeInbox struct{ seq, gets int }
 
 func (f *fakeInbox) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.URL.Path == "/v1/status" {
+		return &http.Response{StatusCode: http.StatusOK, Body: io.NopCloser(strings.NewReader("{}")), Request: r}, nil
+	}
 	answer := &http.Response{StatusCode: http.StatusNoContent, Header: http.Header{}, Body: http.NoBody, Request: r}
 	if r.Method == http.MethodGet {
 		if f.gets--; f.gets < 0 {

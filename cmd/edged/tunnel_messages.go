@@ -323,13 +323,17 @@ func (in *inboxDir) run(ctx context.Context, watch bool) error {
 	if watch {
 		wait = "5m"
 	}
-	for ctx.Err() == nil {
+	for tries := 0; ctx.Err() == nil; {
 		answer, err := in.client.do(ctx, http.MethodGet, "/v1/inbox?wait="+wait, 0, nil)
 		switch {
 		case err == nil && answer.StatusCode == http.StatusNoContent:
-			if !watch {
-				return nil
+			if watch {
+				continue
 			}
+			if empty, err := in.empty(ctx); err != nil || empty || tries == 10 {
+				return err
+			}
+			tries++
 			continue
 		case err != nil && answer == nil:
 			if !watch || !errors.Is(err, errLater) {
@@ -346,6 +350,18 @@ func (in *inboxDir) run(ctx context.Context, watch bool) error {
 		}
 	}
 	return nil
+}
+
+// empty asks the relay whether no whole message waits. That none has come may also mean that the way to the relay is broken.
+func (in *inboxDir) empty(ctx context.Context) (bool, error) {
+	answer, err := in.client.do(ctx, http.MethodGet, "/v1/status", 0, nil)
+	if err != nil {
+		return false, err
+	}
+	defer answer.Body.Close()
+	var st desk.Status
+	err = json.NewDecoder(answer.Body).Decode(&st)
+	return st.Oldest == nil, err
 }
 
 // take puts one message into the folder, and acknowledges it. One that is forged is dropped.
