@@ -91,6 +91,9 @@ bench-tcp: need-go ## TCP through the gateway against HAProxy, nginx, NAT and ro
 bench-h323: need-go ## H.323 call set-ups against the kernel's helper; needs root
 	go run ./bench/h323
 
+bench-tunnel: build ## a stream through the tunnel against stunnel, OpenSSH, HAProxy and TCP alone; on loopback
+	go run ./bench/tunnel
+
 bench-ft: need-go ## a Messenger file transfer through the gateway against HAProxy; needs root
 	go run ./bench/ft
 
