@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"edged.dev/edged/pkg/audiocall"
+	"edged.dev/edged/pkg/firewall"
 	"edged.dev/edged/pkg/forwardproxy"
 	"edged.dev/edged/pkg/h323"
 	"edged.dev/edged/pkg/ils"
@@ -36,6 +37,7 @@ type config struct {
 	State    stateConfig              `yaml:"state" jsonschema_description:"what outlives a restart"`
 	Networks map[string]networkConfig `yaml:"networks" jsonschema_description:"the named sides of the edge; the names are used everywhere else"`
 	Pinholes media.PinholeConfig      `yaml:"pinholes" jsonschema_description:"ports that are opened for media"`
+	Firewall firewall.Config          `yaml:"firewall" jsonschema_description:"the edge's own nftables table, which hands over what hosts inside send to others (transparent)"`
 	Media    media.Config             `yaml:"media" jsonschema_description:"how media is relayed"`
 	TLS      tlsConfig                `yaml:"tls" jsonschema_description:"certificates of the edge and of its peers"`
 	SIP      sipalg.Config            `yaml:"sip" jsonschema_description:"SIP: listeners and routes; without listeners the service is off"`
@@ -138,6 +140,7 @@ func defaultConfig() config {
 		Admin:    adminConfig{Listen: "127.0.0.1:9060"},
 		State:    stateConfig{Dir: "/var/lib/edged"},
 		Pinholes: media.DefaultPinholeConfig(),
+		Firewall: firewall.DefaultConfig(),
 		Media:    media.DefaultConfig(),
 		SIP:      sipalg.DefaultConfig(),
 		T120:     t120.DefaultConfig(),

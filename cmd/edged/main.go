@@ -56,7 +56,7 @@ func newRootCmd() *cobra.Command {
 		SilenceErrors: true,
 	}
 	root.PersistentFlags().String("config", "/etc/edged/edged.yaml", "configuration `FILE`")
-	root.AddCommand(newRunCmd(), newCheckCmd(), newStatusCmd(), newCallsCmd(), newFastpathCmd(), newDoctorCmd(), newDemoCmd(), newSchemaCmd(), newTURNCmd(), newTunnelCmd(), newManCmd(), newVersionCmd())
+	root.AddCommand(newRunCmd(), newCheckCmd(), newStatusCmd(), newCallsCmd(), newFastpathCmd(), newDoctorCmd(), newFirewallCmd(), newDemoCmd(), newSchemaCmd(), newTURNCmd(), newTunnelCmd(), newManCmd(), newVersionCmd())
 	return root
 }
 

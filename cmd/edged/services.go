@@ -103,6 +103,7 @@ func buildServices(ctx context.Context, d *serviceDeps) ([]*service, error) {
 		{"tunnel", len(d.cfg.Tunnel.Listen) > 0, buildTunnel},
 		{"agent", len(d.cfg.Agent.Relays) > 0, buildAgent},
 		{"blocked", len(d.cfg.Blocked) > 0, buildBlocked},
+		{"firewall", d.cfg.Firewall.Manage, buildFirewall}, // hands over to what listens by now
 	}
 	var out []*service
 	for _, row := range table {

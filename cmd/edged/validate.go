@@ -28,6 +28,7 @@ func (c *config) validate() []keyText {
 	c.Admin.validate(&l)
 	c.validateNetworks(&l)
 	c.validateMedia(&l)
+	l = append(l, sectionFaults("firewall", c.Firewall.Validate())...)
 	c.Limits.validate(&l)
 	c.validateSIP(&l)
 	l = append(l, sectionFaults("h323", c.H323.Validate(c.networks()))...)

@@ -126,6 +126,7 @@ func mayImport() map[string][]string {
 		"pkg/splice":     {},
 		"pkg/sharedport": alg,
 		"pkg/refuse":     alg,
+		"pkg/firewall":   {"pkg/pinhole"},
 		"pkg/console":    {},
 		"internal/per":   {},
 		// A phone speaks the protocol that it tests.

@@ -1,0 +1,107 @@
+// Package firewall keeps the edge's own nftables table, "inet edged", and the policy routing that goes with it. It hands
+// what hosts of trusted networks send to others over to the edge's transparent listeners (TPROXY). It touches no table, rule
+// or route of anybody else, speaks netlink itself, and knows no protocol: which ports there are, others say.
+//
+//	Rules ─► String          what would be applied, in nft's own words
+//	      ─► Apply, Remove   the same by netlink: one transaction, as often as one likes
+//
+//	packet from inside ─► prerouting (mangle): tproxy, mark ─► ip rule: mark ─► table: local ─► the edge's socket
+package firewall
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+)
+
+// TableName is the name of the table, of the family inet.
+const TableName = "edged"
+
+// chainName is its one chain.
+const chainName = "prerouting"
+
+// Redirect hands packets over that come by an interface, are for a port of others, and would be forwarded.
+type Redirect struct {
+	// Interface is where they come by.
+	Interface string
+	// Proto is tcp or udp.
+	Proto string
+	// To is the transparent listener; its port is also the one that the packets are for.
+	To netip.AddrPort
+}
+
+// Rules are what is to be applied.
+type Rules struct {
+	Redirects []Redirect
+	Config    Config
+}
+
+// Validate returns what is wrong with the rules, joined.
+func (r Rules) Validate() error {
+	var errs []error
+	if err := r.Config.Validate(); err != nil {
+		errs = append(errs, err)
+	}
+	for i, x := range r.Redirects {
+		if x.Interface == "" || len(x.Interface) > maxInterface || strings.ContainsAny(x.Interface, "\"* \t\n") {
+			errs = append(errs, fmt.Errorf("redirects[%d]: %q is no interface", i, x.Interface))
+		}
+		if x.Proto != "tcp" && x.Proto != "udp" {
+			errs = append(errs, fmt.Errorf("redirects[%d]: %q is not tcp or udp", i, x.Proto))
+		}
+		if !x.To.IsValid() || x.To.Addr().Is4In6() || x.To.Addr().Zone() != "" || x.To.Port() == 0 {
+			errs = append(errs, fmt.Errorf("redirects[%d]: %v is no address and port", i, x.To))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// maxInterface is the longest name of an interface (IFNAMSIZ without its NUL).
+const maxInterface = 15
+
+// String returns the rules as nft reads them; the policy routing is in comments, as commands.
+func (r Rules) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "table inet %s {\n", TableName)
+	fmt.Fprintf(&b, "\tchain %s {\n\t\ttype filter hook prerouting priority mangle; policy accept;\n", chainName)
+	for _, x := range r.Redirects {
+		fmt.Fprintf(&b, "\t\t%s\n", x.text(r.Config.Mark))
+	}
+	b.WriteString("\t}\n}\n")
+	for _, v6 := range r.families() {
+		family, all := "-4", "0.0.0.0/0"
+		if v6 {
+			family, all = "-6", "::/0"
+		}
+		fmt.Fprintf(&b, "# ip %s rule add priority %d fwmark %#x lookup %d\n", family, r.priority(), r.Config.Mark, r.Config.RoutingTable)
+		fmt.Fprintf(&b, "# ip %s route add local %s dev lo table %d\n", family, all, r.Config.RoutingTable)
+	}
+	return b.String()
+}
+
+func (x Redirect) text(mark uint32) string {
+	family, nfproto := "ip", "ipv4"
+	if x.To.Addr().Is6() {
+		family, nfproto = "ip6", "ipv6"
+	}
+	return fmt.Sprintf("iifname %q meta nfproto %s fib daddr type unicast %s dport %d tproxy %s to %s meta mark set %#x accept",
+		x.Interface, nfproto, x.Proto, x.To.Port(), family, x.To, mark)
+}
+
+// families tells for which families packets are handed over: false for IPv4, true for IPv6.
+func (r Rules) families() []bool {
+	var out []bool
+	for _, v6 := range []bool{false, true} {
+		for _, x := range r.Redirects {
+			if x.To.Addr().Is6() == v6 {
+				out = append(out, v6)
+				break
+			}
+		}
+	}
+	return out
+}
+
+// priority is the place of the rule among those of the system: the table's number, before the main table's rule (32766).
+func (r Rules) priority() int { return min(r.Config.RoutingTable, 32000) }
