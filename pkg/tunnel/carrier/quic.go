@@ -105,7 +105,7 @@ func (d *Dialer) dialQUIC(ctx context.Context) (*quicConn, time.Duration, error)
 // ServeQUIC serves rung quic on pc until ctx ends; then it closes pc and waits for what it serves.
 func (s *Server) ServeQUIC(ctx context.Context, pc net.PacketConn) error {
 	defer pc.Close()
-	transport := &quic.Transport{Conn: pc, VerifySourceAddress: s.crowded}
+	transport := &quic.Transport{Conn: pc, VerifySourceAddress: s.crowded, ConnContext: s.arrived}
 	defer func() { _ = transport.Close() }()
 	l, err := transport.Listen(s.TLS, quicConfig())
 	if err != nil {
@@ -129,29 +129,44 @@ func (s *Server) ServeQUIC(ctx context.Context, pc net.PacketConn) error {
 }
 
 // crowded makes strangers prove their address by a further turn while many handshakes are under way (RFC 9000 §8.1.2).
-func (s *Server) crowded(net.Addr) bool { return s.begun.Load() > crowd }
+func (s *Server) crowded(net.Addr) bool { return s.begun.taken() >= crowd }
 
 const crowd = 64 // handshakes at once, on all rungs
+
+// leaveKey is that of a connection's place in its context.
+type leaveKey struct{}
+
+// arrived gives a connection its place before its first packet has cost more than being read; it has it until its preamble
+// has come, or until it has ended. ctx is the connection's.
+func (s *Server) arrived(ctx context.Context, info *quic.ClientInfo) (context.Context, error) {
+	leave := s.enter(info.RemoteAddr)
+	if leave == nil {
+		s.counted[reasonFull].Add(1)
+		return nil, errFull
+	}
+	context.AfterFunc(ctx, leave)
+	return context.WithValue(ctx, leaveKey{}, leave), nil
+}
 
 func (s *Server) serveQUIC(ctx context.Context, conn *quic.Conn) {
 	stop := context.AfterFunc(ctx, func() { _ = conn.CloseWithError(0, "") })
 	defer stop()
-	if !s.enter() {
-		s.counted[reasonFull].Add(1)
-		_ = conn.CloseWithError(0, "full")
+	leave, ok := conn.Context().Value(leaveKey{}).(func())
+	if !ok {
+		_ = conn.CloseWithError(0, "")
 		return
 	}
+	defer leave()
 	first, cancel := context.WithTimeout(ctx, tlsTime)
 	stream, err := conn.AcceptStream(first)
 	cancel()
 	if err != nil {
-		s.begun.Add(-1)
 		s.counted[reasonPreamble].Add(1)
 		_ = conn.CloseWithError(0, "")
 		return
 	}
 	c := &quicConn{Stream: stream, conn: conn, closing: newClosing()}
-	s.serve(ctx, &Carrier{Conn: c, Rung: QUIC, Path: "direct", state: conn.ConnectionState().TLS})
+	s.serve(ctx, &Carrier{Conn: c, Rung: QUIC, Path: "direct", state: conn.ConnectionState().TLS}, leave)
 }
 
 func hostOf(address string) string {

@@ -6,10 +6,14 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"net/netip"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
+
+	"edged.dev/edged/pkg/pinhole"
 )
 
 const (
@@ -29,11 +33,12 @@ type Server struct {
 	Session func(context.Context, *Carrier)
 	Bulk    func(context.Context, *Carrier, [16]byte)
 	Enrol   func(context.Context, *Carrier)
-	// Handshakes bounds the connections that are not yet past the preamble, on all rungs together; 0: 1024.
+	// Handshakes bounds the connections that are not yet past the preamble, on all rungs together; 0: 1024. One address (of
+	// IPv6: a network of 64 bits) may have half of them, so that it does not keep all others out.
 	Handshakes int
 	Log        *zap.Logger
 
-	begun   atomic.Int64
+	begun   places
 	counted [reasonCount]atomic.Uint64
 }
 
@@ -74,17 +79,68 @@ func (s *Server) log() *zap.Logger {
 	return s.Log
 }
 
-// enter takes one of the places for connections that have not yet said what they want.
-func (s *Server) enter() bool {
-	limit := int64(s.Handshakes)
+// enter takes one of the places for connections that have not yet said what they want. leave gives it back, once; it is
+// nil if there is none.
+func (s *Server) enter(source net.Addr) (leave func()) {
+	limit := s.Handshakes
 	if limit == 0 {
 		limit = defaultOpen
 	}
-	if s.begun.Add(1) > limit {
-		s.begun.Add(-1)
+	from := sourceOf(source)
+	if !s.begun.take(from, limit) {
+		return nil
+	}
+	return sync.OnceFunc(func() { s.begun.give(from) })
+}
+
+// places counts who is in. The zero value is nobody.
+type places struct {
+	mu      sync.Mutex
+	all     int
+	sources map[netip.Prefix]int
+}
+
+func (p *places) take(from netip.Prefix, limit int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.all >= limit || from.IsValid() && p.sources[from] >= max(limit/2, 1) {
 		return false
 	}
+	if p.sources == nil {
+		p.sources = map[netip.Prefix]int{}
+	}
+	p.all++
+	p.sources[from]++
 	return true
+}
+
+func (p *places) give(from netip.Prefix) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.all--
+	if p.sources[from]--; p.sources[from] == 0 {
+		delete(p.sources, from)
+	}
+}
+
+func (p *places) taken() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.all
+}
+
+// sourceOf returns what one site may have for itself; the zero value where there is no address.
+func sourceOf(a net.Addr) netip.Prefix {
+	bits := 32
+	at := pinhole.AddrPortOf(a).Addr().Unmap().WithZone("")
+	if at.Is6() {
+		bits = 64
+	}
+	p, err := at.Prefix(bits)
+	if err != nil {
+		return netip.Prefix{}
+	}
+	return p
 }
 
 var errFull = errors.New("too many handshakes at once")
@@ -95,20 +151,21 @@ func (s *Server) ServeConn(ctx context.Context, conn net.Conn) { s.ServeVirtual(
 
 // ServeVirtual serves a byte pipe of any rung below QUIC, such as a virtual connection of package groove.
 func (s *Server) ServeVirtual(ctx context.Context, conn net.Conn, rung Rung) {
-	if !s.enter() {
+	leave := s.enter(conn.RemoteAddr())
+	if leave == nil {
 		s.refuse(reasonFull, conn, errFull)
 		return
 	}
+	defer leave()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	secured, exact, err := s.handshake(ctx, conn)
 	if err != nil {
-		s.begun.Add(-1)
 		s.refuse(reasonTLS, conn, err)
 		return
 	}
 	c := &Carrier{Conn: newTLSPipe(secured, conn), Rung: rung, Path: "direct", state: secured.ConnectionState(), tls: secured, exact: exact}
-	s.serve(ctx, c)
+	s.serve(ctx, c, leave)
 }
 
 func (s *Server) handshake(ctx context.Context, conn net.Conn) (*tls.Conn, *recordConn, error) {
@@ -117,11 +174,11 @@ func (s *Server) handshake(ctx context.Context, conn net.Conn) (*tls.Conn, *reco
 	return secure(ctx, conn, s.TLS, false)
 }
 
-// serve reads the preamble and hands the carrier on. It gives the place of enter back.
-func (s *Server) serve(ctx context.Context, c *Carrier) {
+// serve reads the preamble, gives the place of enter back, and hands the carrier on.
+func (s *Server) serve(ctx context.Context, c *Carrier, leave func()) {
 	c.SetDeadline(time.Now().Add(preambleTime))
 	what, ticket, err := readPreamble(c.Conn)
-	s.begun.Add(-1)
+	leave()
 	if err != nil {
 		s.refuse(reasonPreamble, c, err)
 		return
