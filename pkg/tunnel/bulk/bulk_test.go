@@ -14,6 +14,7 @@ import (
 	"math/big"
 	mrand "math/rand/v2"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -181,7 +182,7 @@ func (n *net2) conns() (a, b *Conn) {
 		go func() {
 			moving.Lock()
 			defer moving.Unlock()
-			ta, tb, err := n.pairs.Issue(n.a.id, n.b.id)
+			ta, tb, err := n.pairs.Issue(n.t.Context(), n.a.id, n.b.id)
 			if err != nil {
 				n.t.Error(err)
 				return
@@ -416,7 +417,7 @@ func TestTickets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := NewPairs(splice.Copier{})
 		a, b := Device{1}, Device{2}
-		ta, tb, err := p.Issue(a, b)
+		ta, tb, err := p.Issue(t.Context(), a, b)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -444,14 +445,14 @@ func TestTickets(t *testing.T) {
 			}
 		}
 		for range perOwner {
-			if _, _, err := p.Issue(a, b); err != nil {
+			if _, _, err := p.Issue(t.Context(), a, b); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if _, _, err := p.Issue(a, b); !errors.Is(err, ErrFull) {
+		if _, _, err := p.Issue(t.Context(), a, b); !errors.Is(err, ErrFull) {
 			t.Error(err)
 		}
-		if _, _, err := p.Issue(b, a); err != nil {
+		if _, _, err := p.Issue(t.Context(), b, a); err != nil {
 			t.Error(err)
 		}
 		time.Sleep(valid)
@@ -512,6 +513,83 @@ func TestKeep(t *testing.T) {
 		}
 		if b := k.next(); !bytes.HasPrefix(want, b) || len(want) > 0 && len(b) == 0 {
 			t.Fatal("other bytes")
+		}
+	}
+}
+
+// TestEndOfContext: what tickets were used for ends with the context that they were made for, whatever the devices do.
+func TestEndOfContext(t *testing.T) {
+	p := NewPairs(splice.Copier{})
+	ctx, end := context.WithCancel(t.Context())
+	a, b := Device{1}, Device{2}
+	ta, tb, err := p.Issue(ctx, a, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ends [2]*net.TCPConn
+	var served, entered sync.WaitGroup
+	for i, k := range []Ticket{ta, tb} {
+		x, y := loopback(t)
+		served.Go(func() { _, _ = p.Serve(t.Context(), plain{y}, []Device{a, b}[i], k) }) // cut off
+		entered.Go(func() {
+			var err error
+			if ends[i], err = Enter(t.Context(), plain{x}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	entered.Wait()
+	if t.Failed() {
+		t.FailNow()
+	}
+	if _, err := ends[0].Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	var got [1]byte
+	if _, err := io.ReadFull(ends[1], got[:]); err != nil {
+		t.Fatal(err)
+	}
+	end()
+	for i, c := range ends {
+		c.SetReadDeadline(time.Now().Add(time.Minute))
+		if _, err := c.Read(got[:]); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("end %d goes on: %v", i, err)
+		}
+		c.Close()
+	}
+	served.Wait()
+
+	ctx, end = context.WithCancel(t.Context())
+	if _, _, err = p.Issue(ctx, a, b); err != nil {
+		t.Fatal(err)
+	}
+	end()
+	for late := time.After(time.Minute); p.Waiting() > 0; {
+		select {
+		case <-late:
+			t.Fatal("tickets are good though what they were for has ended")
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+// TestOvertaken: the reader of a connection says what has come while another goroutine finds it lost, so that LOST may
+// come first. That is no fault of the peer's.
+func TestOvertaken(t *testing.T) {
+	for _, late := range []message{{ack, 400}, {finished, 1000}} {
+		c := New(nil, nil)
+		l := &leg{moved: true, tcp: &net.TCPConn{}}
+		c.leg, c.out, c.fin = l, 1000, true
+		c.keep.append(make([]byte, 1000))
+		c.mu.Lock()
+		for _, m := range []message{{lost, 1000}, late} {
+			if _, err := c.heardLocked(l, m); err != nil {
+				t.Errorf("%c after LOST: %v", m.what, err)
+			}
+		}
+		c.mu.Unlock()
+		if c.keep.size() != 1000 {
+			t.Errorf("%c after LOST: %d bytes are kept to be sent again", late.what, c.keep.size())
 		}
 	}
 }

@@ -147,14 +147,11 @@ func (c *Conn) heardLocked(l *leg, m message) ([]message, error) {
 		}
 		l.peerMoved, l.peerFrom, c.told = true, m.number, m.number
 		c.kickLocked()
-	case ack:
-		if m.number > c.out || !l.moved || l.lostGot {
-			return nil, fmt.Errorf("ACK of %d bytes of %d", m.number, c.out)
+	case ack, finished:
+		if l.lostGot {
+			return nil, nil // it was overtaken by LOST, which has said as much
 		}
-		if m.number > c.keep.base {
-			c.keep.drop(m.number)
-			c.changed.Broadcast()
-		}
+		return nil, c.arrivedLocked(l, m)
 	case end:
 		if m.number < c.got || m.number > 1<<62 {
 			return nil, fmt.Errorf("END at %d after %d", m.number, c.got)
@@ -162,13 +159,6 @@ func (c *Conn) heardLocked(l *leg, m message) ([]message, error) {
 		c.end = int64(m.number)
 		c.kickLocked()
 		return c.finishLocked(l), nil
-	case finished:
-		if !c.fin || !l.moved || l.lostGot {
-			return nil, errors.New("finished before the end")
-		}
-		l.finished = true
-		c.keep.drop(c.keep.end)
-		c.settleLocked(l)
 	case lost:
 		if l.lostGot || l.moved && m.number > c.out {
 			return nil, fmt.Errorf("LOST at %d of %d", m.number, c.out)
@@ -180,6 +170,24 @@ func (c *Conn) heardLocked(l *leg, m message) ([]message, error) {
 		return nil, fmt.Errorf("message %#x", m.what)
 	}
 	return nil, nil
+}
+
+// arrivedLocked takes what the peer says that it has of what we wrote.
+func (c *Conn) arrivedLocked(l *leg, m message) error {
+	switch {
+	case m.what == finished && (!c.fin || !l.moved):
+		return errors.New("finished before the end")
+	case m.what == finished:
+		l.finished = true
+		c.keep.drop(c.keep.end)
+		c.settleLocked(l)
+	case m.number > c.out || !l.moved:
+		return fmt.Errorf("ACK of %d bytes of %d", m.number, c.out)
+	case m.number > c.keep.base:
+		c.keep.drop(m.number)
+		c.changed.Broadcast()
+	}
+	return nil
 }
 
 // finishLocked says that all of the peer's direction has come, once.

@@ -55,6 +55,7 @@ type Pairs struct {
 
 // pair is two devices that are to be joined.
 type pair struct {
+	ctx     context.Context //nolint:containedctx // of both who come with its tickets
 	tickets [2]Ticket
 	devices [2]Device
 	first   *visit // waits; nil again when the second has taken it
@@ -75,9 +76,9 @@ func NewPairs(j Joiner) *Pairs {
 }
 
 // Issue returns tickets for two devices to meet, good for 30 s, once. The
-// first one asked for it.
-func (p *Pairs) Issue(a, b Device) (forA, forB Ticket, err error) {
-	pr := &pair{devices: [2]Device{a, b}}
+// first one asked for it. When ctx ends, so does what they are used for.
+func (p *Pairs) Issue(ctx context.Context, a, b Device) (forA, forB Ticket, err error) {
+	pr := &pair{ctx: ctx, devices: [2]Device{a, b}}
 	for i := range pr.tickets {
 		if _, err := rand.Read(pr.tickets[i][:]); err != nil {
 			return forA, forB, fmt.Errorf("ticket: %w", err)
@@ -91,6 +92,7 @@ func (p *Pairs) Issue(a, b Device) (forA, forB Ticket, err error) {
 	p.owners[a]++
 	p.tickets[pr.tickets[0]], p.tickets[pr.tickets[1]] = pr, pr
 	pr.timer = time.AfterFunc(valid, func() { p.forget(pr) })
+	context.AfterFunc(ctx, func() { p.forget(pr) })
 	return pr.tickets[0], pr.tickets[1], nil
 }
 
@@ -134,6 +136,9 @@ func (p *Pairs) Serve(ctx context.Context, c Carrier, who Device, t Ticket) (byt
 	if pr == nil {
 		return 0, ErrTicket
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(pr.ctx, cancel)()
 	if first == nil {
 		return 0, p.wait(ctx, pr, mine)
 	}

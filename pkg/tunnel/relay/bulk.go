@@ -25,7 +25,11 @@ func (r *Relay) openBulk(ctx context.Context, a *attachment, in *mux.Incoming, h
 		r.refuse(a, in, "bulk", mux.CodeNoSuchService)
 		return
 	}
-	ours, theirs, err := r.pairs.Issue(a.dev.ID, at.dev.ID)
+	// What the tickets are for ends with the control streams, whose ends have told one another before that all has arrived:
+	// devices that do not close it themselves, because the rules let it pass no more, are not asked.
+	ctx, end := context.WithCancel(ctx)
+	defer end()
+	ours, theirs, err := r.pairs.Issue(ctx, a.dev.ID, at.dev.ID)
 	if err != nil {
 		r.refuse(a, in, "bulk", mux.CodeTryLater)
 		return

@@ -55,8 +55,21 @@ func (b *bucket) take(n int, now time.Time) time.Duration {
 	}
 	b.fillLocked(now)
 	b.level -= float64(n)
-	if b.level >= 0 {
+	return b.waitLocked(0)
+}
+
+// behind returns what take would, and takes nothing.
+func (b *bucket) behind(n int, now time.Time) time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.rate == 0 {
 		return 0
 	}
-	return time.Duration(-b.level / b.rate * float64(time.Second))
+	b.fillLocked(now)
+	return b.waitLocked(n)
+}
+
+// waitLocked returns when n more will be there.
+func (b *bucket) waitLocked(n int) time.Duration {
+	return time.Duration(max(float64(n)-b.level, 0) / b.rate * float64(time.Second))
 }

@@ -75,11 +75,19 @@ func (r *Relay) open(ctx context.Context, a *attachment, in *mux.Incoming, h str
 		zap.Duration("after", time.Since(f.since)), zap.Uint64("bytes_out", bytes[0]), zap.Uint64("bytes_back", bytes[1]))
 }
 
-// carry pipes a flow until it has ended. Reload resets it where the rules do not let it pass any more.
+// carry pipes a flow until it has ended. Reload resets it where the rules do not let it pass any more, or here if they
+// changed while it was opened.
 func (r *Relay) carry(ctx context.Context, f *flow, a, at *attachment) [2]uint64 {
 	r.mu.Lock()
-	r.flows[f] = struct{}{}
+	_, _, _, err := r.allowedLocked(f.From, f.To, f.Service)
+	if err == nil {
+		r.flows[f] = struct{}{}
+	}
 	r.mu.Unlock()
+	if err != nil {
+		f.reset(mux.CodeLockedOut)
+		return [2]uint64{}
+	}
 	budgets := []*bucket{a.bytes}
 	if at != nil {
 		budgets = append(budgets, at.bytes)
@@ -146,8 +154,9 @@ type Neighbour struct {
 func (r *Relay) tellPresence(a *attachment, in *mux.Incoming) {
 	list := []Neighbour{}
 	r.mu.Lock()
+	self, _ := r.deps.Registry.Lookup(a.dev.ID) // its groups may have changed since it was attached
 	for _, d := range r.deps.Registry.List() {
-		if d.ID != a.dev.ID && r.rules.Policy.Reaches(a.dev, d) {
+		if d.ID != a.dev.ID && r.rules.Policy.Reaches(self, d) {
 			list = append(list, Neighbour{d.ID, d.Name, r.devices[d.ID] != nil})
 		}
 	}

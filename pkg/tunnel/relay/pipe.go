@@ -73,11 +73,7 @@ func (r *Relay) moveDatagrams(ctx context.Context, to, from *mux.Stream, budgets
 		if err != nil {
 			return
 		}
-		over := false
-		for _, limit := range budgets {
-			over = limit.take(len(b), time.Now()) > time.Second || over
-		}
-		if over {
+		if !affords(budgets, len(b), time.Now()) {
 			r.count.datagramsDropped.Add(1)
 			continue
 		}
@@ -87,6 +83,20 @@ func (r *Relay) moveDatagrams(ctx context.Context, to, from *mux.Stream, budgets
 			r.count.datagramsDropped.Add(1)
 		}
 	}
+}
+
+// affords takes n from all budgets if none of them would be more than a second behind, else from none: what is dropped
+// costs nobody anything, least of all who only hears it.
+func affords(budgets []*bucket, n int, now time.Time) bool {
+	for _, b := range budgets {
+		if b.behind(n, now) > time.Second {
+			return false
+		}
+	}
+	for _, b := range budgets {
+		b.take(n, now)
+	}
+	return true
 }
 
 // wait waits until n bytes are within all budgets, or done is closed.

@@ -167,10 +167,13 @@ func (r *Relay) moved(id mux.ID, via Via) {
 func (r *Relay) attach(a *attachment) bool {
 	r.mu.Lock()
 	old := r.devices[a.dev.ID]
-	if r.draining || old == nil && len(r.devices) >= r.rules.Limits.Sessions {
+	// It may have been removed since its key was seen; and a session's name, which devices choose, is one session's.
+	now, known := r.who(a.dev.ID)
+	if r.draining || !known || now.relay != a.relay || r.sessions[a.s.ID()] != nil || old == nil && len(r.devices) >= r.rules.Limits.Sessions {
 		r.mu.Unlock()
 		return false
 	}
+	a.dev = now.dev
 	a.opens.set(float64(r.rules.Limits.Opens))
 	a.bytes.set(float64(r.rules.Limits.Bandwidth))
 	r.sessions[a.s.ID()], r.devices[a.dev.ID] = a, a

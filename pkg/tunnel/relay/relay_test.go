@@ -236,3 +236,145 @@ func TestBucket(t *testing.T) {
 		}
 	})
 }
+
+// TestDatagramsOverBudget: datagrams that are dropped cost nobody anything: a device that is flooded has its own
+// bandwidth again as soon as the flood is over, as has who floods.
+func TestDatagramsOverBudget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		from, to := &bucket{}, &bucket{}
+		from.set(1000)
+		to.set(1000)
+		passed := 0
+		for range 10_000 {
+			if affords([]*bucket{from, to}, 1000, time.Now()) {
+				passed++
+			}
+		}
+		if passed == 0 || passed > 3 {
+			t.Errorf("%d s worth of datagrams passed at once", passed)
+		}
+		time.Sleep(3 * time.Second)
+		for name, b := range map[string]*bucket{"from": from, "to": to} {
+			if d := b.take(500, time.Now()); d != 0 {
+				t.Errorf("%s: wait %v after the flood", name, d)
+			}
+		}
+		to.take(10_000, time.Now())
+		if affords([]*bucket{from, to}, 1, time.Now()) || from.take(400, time.Now()) != 0 {
+			t.Error("what the one cannot take is taken from the other")
+		}
+	})
+}
+
+// TestNameOfAnother: a session's name is the device's choice. That of another's session gains nothing, and costs that
+// one nothing.
+func TestNameOfAnother(t *testing.T) {
+	b := newBench(t, DefaultLimits())
+	victim := b.mustAttach(b.ids["a"])
+	waitFor(t, func() bool { return len(b.Tunnels()) == 1 })
+	b.mu.Lock()
+	mine := b.sessions[victim.ID()]
+	b.mu.Unlock()
+	x, y := net.Pipe()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		b.Session(t.Context(), y, b.ids["b"], Via{Rung: "tls"})
+	}()
+	hello := make([]byte, 8+44) // HELLO of version 1, new, epoch 1
+	hello[0], hello[3], hello[8], hello[9], hello[8+23] = 1, 44, 1, 1, 1
+	id := victim.ID()
+	copy(hello[12:], id[:])
+	if _, err := x.Write(hello); err != nil {
+		t.Fatal(err)
+	}
+	go func() { _, _ = io.Copy(io.Discard, x) }() // ends with the pipe
+	select {
+	case <-done:
+	case <-time.After(time.Minute):
+		t.Error("the session of that name goes on")
+		x.Close()
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.sessions[victim.ID()] != mine || mine == nil {
+		t.Error("the session that was there is not found any more")
+	}
+}
+
+// TestRulesChangeMeanwhile: rules that change while a stream is opened hold for it, those that change while a device
+// attaches for that.
+func TestRulesChangeMeanwhile(t *testing.T) {
+	b := newBench(t, DefaultLimits())
+	from, to := b.mustAttach(b.ids["a"]), b.mustAttach(b.ids["b"])
+	waitFor(t, func() bool { return len(b.Tunnels()) == 2 })
+	ended := make(chan error, 1)
+	go func() {
+		s, err := from.Open(t.Context(), headOf(t, streamhead.Head{Kind: streamhead.Open, Peer: b.ids["b"], Service: "x"}), mux.OpenOptions{})
+		if err == nil {
+			_, err = s.Read(make([]byte, 1))
+		}
+		ended <- err
+	}()
+	in, err := to.Accept(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Reload(Rules{nil, DefaultLimits()})
+	in.Accept()
+	select {
+	case err := <-ended:
+		if reset := (*mux.ResetError)(nil); !errors.As(err, &reset) || reset.Code != mux.CodeLockedOut {
+			t.Errorf("the stream ended by %v", err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("the stream is there though no rule lets it")
+	}
+
+	x, y := net.Pipe()
+	go b.Session(t.Context(), y, b.ids["a"], Via{Rung: "tls"}) // waits for HELLO
+	waitFor(t, func() bool {                                   // it has asked who that is
+		x.SetWriteDeadline(time.Now().Add(10 * time.Millisecond))
+		n, _ := x.Write([]byte{1})
+		return n == 1
+	})
+	x.SetWriteDeadline(time.Time{})
+	if err := b.deps.Registry.Replace(nil); err != nil {
+		t.Fatal(err)
+	}
+	b.Reload(Rules{nil, DefaultLimits()})
+	late, err := mux.Client(t.Context(), &skipsFirst{Conn: x}, mux.Config{})
+	if err == nil {
+		select {
+		case <-late.Done():
+		case <-time.After(time.Minute):
+			t.Error("a device that was removed is attached")
+		}
+	}
+}
+
+// skipsFirst does not write its first octet, which was written before.
+type skipsFirst struct {
+	net.Conn
+	once bool
+}
+
+func (s *skipsFirst) Write(b []byte) (int, error) {
+	if s.once {
+		return s.Conn.Write(b)
+	}
+	s.once = true
+	n, err := s.Conn.Write(b[1:])
+	return n + 1, err
+}
+
+func waitFor(t *testing.T, is func() bool) {
+	t.Helper()
+	for late := time.After(time.Minute); !is(); {
+		select {
+		case <-late:
+			t.Fatal("it does not come about")
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
