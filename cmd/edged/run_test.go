@@ -32,6 +32,7 @@ import (
 	"edged.dev/edged/pkg/tunnel/agent"
 	"edged.dev/edged/pkg/tunnel/carrier"
 	"edged.dev/edged/pkg/tunnel/link"
+	"edged.dev/edged/pkg/tunnel/mailbox"
 	tunnelrelay "edged.dev/edged/pkg/tunnel/relay"
 	"edged.dev/edged/pkg/tunnel/uplink"
 	"edged.dev/edged/pkg/turn"
@@ -431,6 +432,12 @@ func otherMetrics(t *testing.T) (names []string) {
 	device := agent.New(agent.Config{}, agent.Deps{Uplink: uplink.New(nil, uplink.Config{}, zap.NewNop())}, zap.NewNop())
 	reg.MustRegister(tunnel.Collector(), newCarrierMetrics(&carrier.Server{}), device.Collector())
 	reg.MustRegister(server.Collector(), trivial.Collector(), files.Collector(), audio.Collector(), relay.Collector(), ocs.Collector(), proxy.Collector(), link.Collector([]*link.Link{link.New(link.Config{Name: "x"}, nil, zap.NewNop())}))
+	mail, err := mailbox.Open(t.TempDir(), mailbox.Options{Config: mailbox.Default()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { mail.Close() })
+	reg.MustRegister(&mailService{store: mail})
 	families, err := reg.Gather()
 	if err != nil {
 		t.Fatal(err)
@@ -466,7 +473,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 		"edged_turn_allocations": true, "edged_turn_allocations_total": true, "edged_turn_requests_total": true, "edged_turn_dropped_total": true,
 		"edged_turn_permissions_denied_total": true, "edged_turn_quota_rejections_total": true, "edged_turn_auth_failures_total": true,
 		"edged_tunnel_attached_total": true, "edged_tunnel_resumes_total": true, "edged_tunnel_refused_total": true,
-		"edged_tunnel_streams_refused_total": true, "edged_tunnel_streams_total": true,
+		"edged_tunnel_streams_refused_total": true, "edged_tunnel_streams_total": true, "edged_mailbox_refused_total": true,
 		"edged_agent_served_total": true, "edged_agent_refused_total": true, "edged_agent_dials_total": true,
 		"edged_agent_datagrams_dropped_total": true, "edged_agent_probes_total": true,
 		"edged_link_dropped_packets_total": true, "edged_proxy_requests_total": true, "edged_proxy_refused_total": true, "edged_proxy_dropped_datagrams_total": true,

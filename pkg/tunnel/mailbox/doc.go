@@ -1,5 +1,5 @@
 // Package mailbox keeps messages for devices that are away: a durable queue for each device, on disk, in the relay.
-// Bodies are opaque here: what is sent between devices is sealed by package seal, and carried by package carry.
+// Bodies are opaque here: what is sent between devices is sealed by package letter, and carried by package carry.
 // It is not a message bus: nobody subscribes to subjects, and a message is gone once its readers have acknowledged it.
 //
 //	Append ──► room? ──► group commit ──► synced ──► Receipt          (docs/adr/0011)
