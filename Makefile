@@ -45,8 +45,8 @@ oracle: need-go ## the SIP codec against gosip's and sipgo's parsers; a module o
 fuzz: need-go ## every fuzz target for FUZZTIME (60s)
 	@tools/fuzz.sh $(FUZZTIME)
 
-fuzz-short: need-go
-	@tools/fuzz.sh 5s
+fuzz-short: need-go ## every fuzz target for 2 s
+	@tools/fuzz.sh 2s
 
 lab: need-go ## real networks and real peers; needs root, skips loudly without
 	@go build -o bin/labreport ./tools/labreport
