@@ -42,6 +42,7 @@ type tunnelConfig struct {
 	Open   string // what the sites' firewalls let out: a list of nft's, e.g. "tcp dport 443"; empty: that
 	Policy string // of the relay; empty: a may reach everything of b
 	Relay  string // more lines of the section tunnel
+	More   string // more sections of the relay
 	Agents string // more lines of the section agent, at both
 	A, B   string // more lines of the section agent
 }
@@ -61,8 +62,8 @@ func newTunnelRig(t testing.TB, r *Rig, c tunnelConfig) *tunnelRig {
 		*at = x.end(t, host, router)
 	}
 	x.relay.configure(t, fmt.Sprintf("networks: {outside: {addresses: [%v], trusted: false}}\ntunnel:\n"+
-		"  listen: [\"https://outside:443\", \"quic://outside:443\", \"http://outside:80\"]\n  policy: %s\n%s",
-		x.relay.IP, or(c.Policy, `[{from: a, to: b, services: ["*"]}]`), indent(c.Relay, "  ")))
+		"  listen: [\"https://outside:443\", \"quic://outside:443\", \"http://outside:80\"]\n  policy: %s\n%s%s",
+		x.relay.IP, or(c.Policy, `[{from: a, to: b, services: ["*"]}]`), indent(c.Relay, "  "), c.More))
 	x.relay.start(t, x, "run")
 	x.enrol(t, x.a)
 	x.enrol(t, x.b)

@@ -10,9 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -24,6 +22,7 @@ const servicesOfB = `services:
   echo: {tcp: "192.0.2.2:7000", allow: [a]}
   packets: {udp: "192.0.2.2:7001", allow: [a]}
   ssh: {tcp: "192.0.2.2:2200", allow: [a]}
+  ends: {tcp: "192.0.2.2:7002", allow: [a]}
   closed: {tcp: "192.0.2.2:7009", allow: [a]}
   private: {tcp: "192.0.2.2:7000", allow: [c]}
 `
@@ -33,6 +32,7 @@ const forwardsOfA = `forwards:
 - {listen: "tcp://127.0.0.1:7000", device: b, service: echo}
 - {listen: "udp://127.0.0.1:7001", device: b, service: packets}
 - {listen: "tcp://127.0.0.1:2200", device: b, service: ssh}
+- {listen: "tcp://127.0.0.1:7002", device: b, service: ends}
 - {listen: "tcp://127.0.0.1:7009", device: b, service: closed}
 - {listen: "tcp://127.0.0.1:7010", device: b, service: private}
 `
@@ -245,40 +245,10 @@ func TestTunnelRemoved(t *testing.T) {
 
 // TestTunnelSSH: OpenSSH through both firewalls, with a file each way.
 func TestTunnelSSH(t *testing.T) {
-	need(t, "ssh", "ssh-keygen")
-	sshd, err := exec.LookPath("/usr/sbin/sshd")
-	if err != nil {
-		t.Skipf("SKIPPED: %v (Debian packages: lab/packages.txt)", err)
-	}
 	x := tunnelLab(t, tunnelConfig{})
 	x.Join(t)
-	dir := openDir(t)
-	must(t, "mode", os.Chmod(dir, 0o755))
-	for _, name := range []string{"host", "user"} {
-		out, err := exec.Command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", filepath.Join(dir, name)).CombinedOutput()
-		must(t, string(out), err)
-	}
-	must(t, "separation", os.MkdirAll("/run/sshd", 0o755))
-	conf := writeFile(t, filepath.Join(dir, "sshd.conf"), fmt.Sprintf("ListenAddress 192.0.2.2:2200\nHostKey %s/host\nAuthorizedKeysFile %s/user.pub\n"+
-		"StrictModes no\nUsePAM no\nPidFile none\nPermitRootLogin yes\n", dir, dir))
-	server := x.b.Start(t, "sshd", sshd, "-D", "-e", "-f", conf)
-	x.b.listening(t, x.b.Addr(4, 2200), server)
-	file := make([]byte, 3<<20)
-	_, _ = rand.Read(file)
-	var got []byte
-	err = x.a.Do(func() (err error) {
-		cmd := exec.Command("ssh", "-F", "none", "-p", "2200", "-i", filepath.Join(dir, "user"), "-o", "StrictHostKeyChecking=no",
-			"-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=30", "-o", "BatchMode=yes", "root@127.0.0.1", "cat; exit 7")
-		cmd.Stdin = bytes.NewReader(file)
-		got, err = cmd.Output()
-		return err
-	})
-	var exit *exec.ExitError
-	if !errors.As(err, &exit) || exit.ExitCode() != 7 {
-		t.Errorf("ssh: %v, want the exit code of what ran there", err)
-	}
-	if !bytes.Equal(got, file) {
-		t.Errorf("%d octets sent, %d came back, or other ones", len(file), len(got))
+	if err := x.sshd(t).talk(t, 3<<20); err != nil {
+		t.Error(err)
 	}
 }
 
