@@ -29,6 +29,8 @@ type adminDeps struct {
 	Alive func()
 	// Views are the documents under /api/v1/, by name.
 	Views map[string]func() any
+	// Pages are further documents, by method and path.
+	Pages map[string]http.HandlerFunc
 	// Actions are what may be done, by method and path. None is a GET or POST: pages of other sites cannot ask for them.
 	Actions map[string]http.HandlerFunc
 }
@@ -41,6 +43,9 @@ func adminHandler(d adminDeps) http.Handler {
 	mux.Handle("GET /metrics", promhttp.HandlerFor(d.Registry, promhttp.HandlerOpts{}))
 	for name, view := range d.Views {
 		mux.HandleFunc("GET /api/v1/"+name, jsonView(view))
+	}
+	for pattern, page := range d.Pages {
+		mux.HandleFunc(pattern, page)
 	}
 	for pattern, act := range d.Actions {
 		mux.HandleFunc(pattern, act)

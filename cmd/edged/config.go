@@ -58,6 +58,7 @@ type config struct {
 	Profiles []profileName            `yaml:"profiles" jsonschema_description:"roles whose listeners are added where this file has none of that section: lcs-2005, ocs-2007-r2-edge, netmeeting, groove"`
 	Limits   limitsConfig             `yaml:"limits" jsonschema_description:"what one source may ask for"`
 	CDR      cdrConfig                `yaml:"cdr" jsonschema_description:"call records"`
+	Trace    traceConfig              `yaml:"trace" jsonschema_description:"the signalling of the last calls, kept in memory"`
 
 	// dir is the folder of the file; relative certificate paths start there.
 	dir string
@@ -153,6 +154,7 @@ func defaultConfig() config {
 		Proxy:    forwardproxy.DefaultConfig(),
 		Tunnel:   relay.DefaultConfig(),
 		Agent:    agent.DefaultConfig(),
+		Trace:    traceConfig{Memory: defaultTraceMemory},
 		Limits:   limitsConfig{PerSource: perSourceConfig{MessagesPerSecond: 100, Connections: 64}},
 	}
 }

@@ -56,7 +56,11 @@ func newRootCmd() *cobra.Command {
 		SilenceErrors: true,
 	}
 	root.PersistentFlags().String("config", "/etc/edged/edged.yaml", "configuration `FILE`")
-	root.AddCommand(newRunCmd(), newCheckCmd(), newStatusCmd(), newCallsCmd(), newFastpathCmd(), newDoctorCmd(), newFirewallCmd(), newDemoCmd(), newSchemaCmd(), newTURNCmd(), newTunnelCmd(), newManCmd(), newVersionCmd())
+	root.AddCommand(
+		newRunCmd(), newCheckCmd(), newStatusCmd(), newCallsCmd(), newTraceCmd(),
+		newFastpathCmd(), newDoctorCmd(), newFirewallCmd(), newDemoCmd(), newSchemaCmd(),
+		newTURNCmd(), newTunnelCmd(), newManCmd(), newVersionCmd(),
+	)
 	return root
 }
 

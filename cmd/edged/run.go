@@ -15,6 +15,8 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
+
+	"edged.dev/edged/pkg/trace"
 )
 
 func newRunCmd() *cobra.Command {
@@ -112,7 +114,9 @@ func assemble(ctx context.Context, o runOptions, admin net.Listener, ph *phase) 
 	certs.warn(time.Now(), o.log)
 	store := newTLSStore(certs, o.config.SIP.ClientCertificates, o.config.SIP.OptionalClientCertificates)
 	reg.MustRegister(newCertificateMetrics(store))
-	services, err := buildServices(ctx, &serviceDeps{cfg: o.config, log: o.log, reg: reg, tls: store, events: events})
+	traces := &callTraces{ring: trace.New(int(o.config.Trace.Memory))}
+	reg.MustRegister(newTraceMetrics(traces.ring))
+	services, err := buildServices(ctx, &serviceDeps{cfg: o.config, log: o.log, reg: reg, tls: store, events: events, traces: traces})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -128,7 +132,7 @@ func assemble(ctx context.Context, o runOptions, admin net.Listener, ph *phase) 
 		shown["ports"] = func() any { return re.config().explain() }
 		h := adminHandler(adminDeps{
 			Token: o.config.Admin.Token, Registry: reg, Events: events, Ready: ph.notReady, Alive: alive,
-			Views: shown, Actions: actions(services),
+			Views: shown, Pages: traces.pages(), Actions: actions(services),
 		})
 		all = append(all, &service{name: "admin",
 			serve: func(ctx context.Context) error { return serveAdmin(ctx, admin, h, o.log.Named("admin")) }})

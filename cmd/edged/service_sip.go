@@ -29,7 +29,9 @@ func buildSIP(ctx context.Context, d *serviceDeps) (*service, error) {
 		Networks: nets, Opener: d.opener, Conferences: d.conferences, Limits: sipLimits(d.cfg), TLS: d.tls, Listeners: len(socks),
 		RouteTo: newRouteTable(nets).network, Resolve: newResolvers(nets, d.cfg.SIP.Listen).targets, StateDir: d.cfg.State.Dir,
 		Contents: d.contents, Answers: d.answers, Fingerprint: d.fingerprint,
+		Trace: d.traces.sip,
 		Record: func(r sipalg.Record) {
+			d.traces.ring.Name(r.CallID, r.ID)
 			queue.add(r)
 			d.events.publish("call_ended", r)
 		},
@@ -38,6 +40,7 @@ func buildSIP(ctx context.Context, d *serviceDeps) (*service, error) {
 		socks.close()
 		return nil, errors.Join(err, records.Close())
 	}
+	d.traces.live = server.Calls
 	d.reg.MustRegister(server.Collector())
 	return &service{
 		serve: func(ctx context.Context) error {

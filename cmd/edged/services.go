@@ -47,6 +47,8 @@ type serviceDeps struct {
 	reg    prometheus.Registerer
 	tls    *tlsStore
 	events *eventBroker
+	// traces keeps signalling.
+	traces *callTraces
 	// joiner is set by splice, opener by the relay.
 	joiner *splice.Joiner
 	opener pinhole.Opener

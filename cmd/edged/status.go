@@ -132,14 +132,19 @@ func printCalls(w io.Writer, body []byte) error {
 
 // short cuts a URI to what fits a table, and drops what would disturb a terminal.
 func short(uri string) string {
-	clean := []rune(strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return -1
-		}
-		return r
-	}, uri))
+	clean := []rune(printable(uri))
 	if len(clean) > 40 {
 		return string(clean[:39]) + "…"
 	}
 	return string(clean)
+}
+
+// printable drops what would disturb a terminal.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return -1
+		}
+		return r
+	}, s)
 }

@@ -30,6 +30,7 @@ func (c *config) validate() []keyText {
 	c.validateMedia(&l)
 	l = append(l, sectionFaults("firewall", c.Firewall.Validate())...)
 	c.Limits.validate(&l)
+	c.Trace.validate(&l)
 	c.validateSIP(&l)
 	l = append(l, sectionFaults("h323", c.H323.Validate(c.networks()))...)
 	l = append(l, sectionFaults("t120", c.T120.Validate(c.networks()))...)

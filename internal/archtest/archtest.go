@@ -128,6 +128,7 @@ func mayImport() map[string][]string {
 		"pkg/refuse":     alg,
 		"pkg/firewall":   {"pkg/pinhole"},
 		"pkg/console":    {},
+		"pkg/trace":      {},
 		"internal/per":   {},
 		// A phone speaks the protocol that it tests.
 		"internal/h323phone": {"pkg/h323", "internal/tpkt", "internal/per"},

@@ -59,6 +59,9 @@ type Deps struct {
 	Answers Answerer
 	// Record is called at the end of each call, on any goroutine; it may be nil.
 	Record func(Record)
+	// Trace is shown each message that has come, and each that was handed to a socket, on any goroutine; it must not
+	// keep raw, nor block; nil: nobody looks.
+	Trace func(f flow.Flow, out bool, raw []byte)
 }
 
 // Server drives a [Core] with sockets, goroutines and a clock. All methods may be called concurrently.
@@ -217,6 +220,7 @@ func (s *Server) Receive(f flow.Flow, raw []byte) {
 	case <-s.ctx.Done():
 		return
 	}
+	s.trace(f, false, raw)
 	s.do(func(c *Core, out *Output) { c.Receive(time.Now(), f, raw, out) })
 }
 
@@ -266,14 +270,26 @@ func (s *Server) perform(out *Output) {
 		case it.resolve != nil:
 			s.lookup(*it.resolve)
 		case it.target != nil:
-			id := it.tx
-			s.transport.SendTo(*it.target, out.bytes(i), func(f flow.Flow, err error) { s.sent(id, f, err) })
+			id, data := it.tx, out.bytes(i) // which is a transaction's own
+			s.transport.SendTo(*it.target, data, func(f flow.Flow, err error) {
+				if err == nil {
+					s.trace(f, true, data)
+				}
+				s.sent(id, f, err)
+			})
 		default:
+			s.trace(it.flow, true, out.bytes(i)) // before the answer can come
 			if err := s.transport.Send(it.flow, out.bytes(i)); err != nil {
 				s.log.Debug("not sent", zap.Stringer("peer", it.flow.Remote), zap.Error(err))
 				s.sent(it.tx, it.flow, err)
 			}
 		}
+	}
+}
+
+func (s *Server) trace(f flow.Flow, out bool, raw []byte) {
+	if s.deps.Trace != nil {
+		s.deps.Trace(f, out, raw)
 	}
 }
 
