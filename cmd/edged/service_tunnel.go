@@ -83,7 +83,7 @@ type tunnelService struct {
 	peers    []*uplink.Uplink
 	mail     *mailService // nil without mailboxes
 	state    atomic.Pointer[tunnelState]
-	loading  sync.Mutex // one read of the files at a time
+	loading  sync.Mutex // one read of the files at a time, until it is taken over
 }
 
 // tunnelState is what runs.
@@ -172,7 +172,7 @@ func (t *tunnelService) build(c *config, joiner *splice.Joiner) error {
 	t.relay = relay.New(c.Tunnel.Rules(), relay.Deps{
 		Other:    t.mail.streams(),
 		Registry: t.registry, Store: t.store, Peers: c.Tunnel.PeerIDs(), Upstreams: ups,
-		Enrolled: func(device.Device) error { return t.load(t.state.Load().cfg) }, Joiner: joiner,
+		Enrolled: func(device.Device) error { return t.load(nil) }, Joiner: joiner,
 	}, t.log)
 	secure, err := device.ServerTLS(t.key, t.relay.Admit)
 	if err != nil {
@@ -218,10 +218,17 @@ func (t *tunnelService) peer(p relay.Peer) (*uplink.Uplink, error) {
 	return uplink.New([]uplink.Dialer{&rungs{d: d}}, uplink.Config{Mux: mux.Config{Logger: t.log}}, t.log.Named("peer")), nil
 }
 
-// load reads the files of devices.
+// load reads the files of devices, for the configuration or, if that is nil, for the one that runs.
 func (t *tunnelService) load(c *config) error {
 	t.loading.Lock()
 	defer t.loading.Unlock()
+	if c == nil {
+		c = t.state.Load().cfg
+	}
+	return t.loadLocked(c)
+}
+
+func (t *tunnelService) loadLocked(c *config) error {
 	now := &tunnelState{c, t.stamp(c)}
 	list, err := readTunnelUsers(c)
 	if err != nil {
@@ -270,11 +277,35 @@ func readTunnelUsers(c *config) ([]device.Device, error) {
 }
 
 func (t *tunnelService) reload(c *config) error {
-	if err := t.load(c); err != nil {
+	t.loading.Lock()
+	defer t.loading.Unlock()
+	return t.reloadLocked(c)
+}
+
+func (t *tunnelService) reloadLocked(c *config) error {
+	if err := t.loadLocked(c); err != nil {
 		return err
 	}
 	t.relay.Reload(c.Tunnel.Rules())
 	return nil
+}
+
+// reread takes over files of devices that have changed: not those of refused, which it returns if they cannot be taken over.
+// A configuration that is reloaded at the same time is not replaced by the one before it.
+func (t *tunnelService) reread(refused string) string {
+	t.loading.Lock()
+	defer t.loading.Unlock()
+	now := t.state.Load()
+	stamp := t.stamp(now.cfg)
+	if stamp == now.stamp || stamp == refused {
+		return refused
+	}
+	if err := t.reloadLocked(now.cfg); err != nil {
+		t.log.Error("devices have changed but can not be taken over, the old ones stay", zap.Error(err))
+		return stamp
+	}
+	t.log.Info("devices read again")
+	return refused
 }
 
 // watch takes over files of devices that have changed, until ctx ends.
@@ -288,17 +319,7 @@ func (t *tunnelService) watch(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		now := t.state.Load()
-		stamp := t.stamp(now.cfg)
-		if stamp == now.stamp || stamp == refused {
-			continue
-		}
-		if err := t.reload(now.cfg); err != nil {
-			refused = stamp
-			t.log.Error("devices have changed but can not be taken over, the old ones stay", zap.Error(err))
-			continue
-		}
-		t.log.Info("devices read again")
+		refused = t.reread(refused)
 	}
 }
 

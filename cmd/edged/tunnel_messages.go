@@ -16,10 +16,13 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
 	"edged.dev/edged/pkg/tunnel/mailbox/desk"
@@ -133,17 +136,15 @@ func (o *sendOptions) send(ctx context.Context, c *messagesClient, out, progress
 	bar := newBar(progress, filepath.Base(o.file), st.Size())
 	defer bar.end()
 	for pause, last := time.Second, time.Now(); ; pause = min(2*pause, 30*time.Second) {
-		if _, err := f.Seek(0, io.SeekStart); err != nil {
-			return err
-		}
-		before := bar.most
-		answer, err := c.do(ctx, http.MethodPost, path, st.Size(), bar.reader(f))
+		before := bar.furthest()
+		// A request that has failed may still read for a moment (http.RoundTripper): each reads for itself.
+		answer, err := c.do(ctx, http.MethodPost, path, st.Size(), bar.reader(io.NewSectionReader(f, 0, st.Size())))
 		if err == nil {
 			defer answer.Body.Close()
 			bar.end()
 			return printSent(out, answer.Body)
 		}
-		if bar.most > before {
+		if bar.furthest() > before {
 			last, pause = time.Now(), time.Second
 		}
 		if !errors.Is(err, errLater) || time.Since(last) > o.tries {
@@ -197,9 +198,11 @@ func printSent(out io.Writer, body io.Reader) error {
 
 // bar shows on a terminal how far a transfer is; elsewhere it shows nothing.
 type bar struct {
-	out   io.Writer // nil: no terminal
-	name  string
-	size  int64
+	name string
+	size int64
+
+	mu    sync.Mutex // guards what follows
+	out   io.Writer  // nil: no terminal
 	now   int64
 	most  int64 // the furthest that any attempt came
 	drawn time.Time
@@ -214,30 +217,42 @@ func newBar(out io.Writer, name string, size int64) *bar {
 }
 
 // reader counts what is read of r, from its beginning.
-func (b *bar) reader(r io.Reader) io.Reader {
-	b.now = 0
-	return &barReader{r, b}
+func (b *bar) reader(r io.Reader) io.Reader { return &barReader{r: r, b: b} }
+
+func (b *bar) furthest() int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.most
+}
+
+// came notes how far a transfer is.
+func (b *bar) came(now int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.now = now
+	b.most = max(b.most, b.now)
+	if time.Since(b.drawn) > 100*time.Millisecond {
+		b.drawLocked()
+	}
 }
 
 type barReader struct {
-	r io.Reader
-	b *bar
+	r  io.Reader
+	b  *bar
+	at int64
 }
 
 func (r *barReader) Read(p []byte) (int, error) {
 	n, err := r.r.Read(p)
-	r.b.now += int64(n)
-	r.b.most = max(r.b.most, r.b.now)
-	if time.Since(r.b.drawn) > 100*time.Millisecond {
-		r.b.draw()
-	}
+	r.at += int64(n)
+	r.b.came(r.at)
 	return n, err
 }
 
 // Close is there so that an HTTP client does not close the file.
 func (r *barReader) Close() error { return nil }
 
-func (b *bar) draw() {
+func (b *bar) drawLocked() {
 	if b.out == nil {
 		return
 	}
@@ -252,6 +267,8 @@ func (b *bar) draw() {
 }
 
 func (b *bar) note(text string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	if b.out != nil {
 		fmt.Fprintf(b.out, "\r%s\x1b[K\n", text)
 	}
@@ -259,8 +276,10 @@ func (b *bar) note(text string) {
 
 // end leaves the line of the bar.
 func (b *bar) end() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	if b.out != nil {
-		b.draw()
+		b.drawLocked()
 		fmt.Fprintln(b.out)
 		b.out = nil
 	}
@@ -312,6 +331,11 @@ func (in *inboxDir) run(ctx context.Context, watch bool) error {
 	if err := os.MkdirAll(in.dir, 0o700); err != nil {
 		return err
 	}
+	alone, err := in.lock()
+	if err != nil {
+		return err
+	}
+	defer alone.Close()
 	b, err := os.ReadFile(filepath.Join(in.dir, inboxFile))
 	if err == nil {
 		err = json.Unmarshal(b, &in.state)
@@ -362,6 +386,18 @@ func (in *inboxDir) empty(ctx context.Context) (bool, error) {
 	var st desk.Status
 	err = json.NewDecoder(answer.Body).Decode(&st)
 	return st.Oldest == nil, err
+}
+
+// lock keeps others of its kind out of the folder until what it returns is closed: two would write the same files.
+func (in *inboxDir) lock() (io.Closer, error) {
+	d, err := os.Open(in.dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(d.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: another edged tunnel inbox fetches to it: %w", in.dir, err), d.Close())
+	}
+	return d, nil
 }
 
 // take puts one message into the folder, and acknowledges it. One that is forged is dropped.
@@ -449,12 +485,12 @@ func (in *inboxDir) freeName(escaped string, seq uint64) string {
 		name = ""
 	}
 	name = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r == '/' || r == '\\' || r == 0xfffd {
+		if !unicode.IsPrint(r) || r == '/' || r == '\\' || r == 0xfffd { // controls, and what turns the order of letters round
 			return '_'
 		}
 		return r
 	}, name[strings.LastIndexAny(name, `/\`)+1:])
-	if name = strings.TrimLeft(name, "."); name == "" || len(name) > 200 {
+	if name = strings.TrimLeft(name, ".-"); name == "" || len(name) > 200 {
 		name = fmt.Sprintf("message-%d", seq)
 	}
 	free := name

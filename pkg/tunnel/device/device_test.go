@@ -54,6 +54,7 @@ func TestIDText(t *testing.T) {
 func FuzzID(f *testing.F) {
 	f.Add(ID{}.String())
 	f.Add("aaaaaaa-bbbbbbb")
+	f.Add(strings.Repeat("2", 27) + "\r" + strings.Repeat("2", 28))
 	f.Fuzz(func(t *testing.T, text string) {
 		id, err := ParseID(text)
 		if err != nil {

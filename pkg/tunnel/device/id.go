@@ -65,7 +65,7 @@ func ParseID(text string) (ID, error) {
 		return ID{}, fmt.Errorf("a device ID has %d letters and digits, this has %d", idChars+checkChars, len(plain))
 	}
 	raw, err := alphabet().DecodeString(plain[:idChars])
-	if err != nil {
+	if err != nil || len(raw) != len(ID{}) { // encoding/base32 skips ends of lines
 		return ID{}, errors.New("a device ID has only the letters a-z and the digits 2-7")
 	}
 	id := ID(raw)
