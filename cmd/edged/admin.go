@@ -31,7 +31,8 @@ type adminDeps struct {
 	Views map[string]func() any
 	// Pages are further documents, by method and path.
 	Pages map[string]http.HandlerFunc
-	// Actions are what may be done, by method and path. None is a GET or POST: pages of other sites cannot ask for them.
+	// Actions are what may be done, by method and path. None is a GET, and a POST wants
+	// a header of ours: pages of other sites cannot ask for them.
 	Actions map[string]http.HandlerFunc
 }
 

@@ -72,26 +72,36 @@ func (c *apiClient) get(ctx context.Context, path string) ([]byte, error) {
 
 // ask is get with another method.
 func (c *apiClient) ask(ctx context.Context, method, path string) ([]byte, error) {
-	req, err := http.NewRequestWithContext(ctx, method, c.base+path, nil)
+	status, body, err := c.do(ctx, method, path)
+	if err == nil && status != http.StatusOK {
+		err = fmt.Errorf("%s: %d %s: %s", path, status, http.StatusText(status), strings.TrimSpace(string(body)))
+	}
 	if err != nil {
 		return nil, err
 	}
+	return body, nil
+}
+
+// do returns the status and the body of any answer.
+func (c *apiClient) do(ctx context.Context, method, path string) (status int, body []byte, err error) {
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path, nil)
+	if err != nil {
+		return 0, nil, err
+	}
+	req.Header.Set(ownHeader, "1")
 	if c.token != "" {
 		req.Header.Set("Authorization", "Bearer "+string(c.token))
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("the daemon does not answer: %w", err)
+		return 0, nil, fmt.Errorf("the daemon does not answer: %w", err)
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, 64<<20))
+	body, err = io.ReadAll(io.LimitReader(resp.Body, 64<<20))
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return 0, nil, fmt.Errorf("%s: %w", path, err)
 	}
-	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%s: %s: %s", path, resp.Status, strings.TrimSpace(string(body)))
-	}
-	return body, nil
+	return resp.StatusCode, body, nil
 }
 
 // show prints a document of the API, as it is or as a table, once or again and again.

@@ -49,22 +49,36 @@ func (r *reloader) config() *config {
 	return r.running
 }
 
+// reloadOutcome is what came of a reload.
+type reloadOutcome struct {
+	OK    bool   `json:"ok"`
+	Error string `json:"error,omitempty"`
+	// Changed are the live keys that are in force with other values now, RestartRequired those of the file that are not.
+	Changed         []string `json:"changed"`
+	RestartRequired []string `json:"restart_required"`
+}
+
 // reload reads the whole file first; if anything is wrong with it, what runs stays.
-func (r *reloader) reload() {
+func (r *reloader) reload() reloadOutcome {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	before := r.running
 	if err := r.reloadLocked(); err != nil {
 		r.state.Error = err.Error()
 		r.metrics.successful.Set(0)
 		r.log.Error("reload refused, the old configuration stays", zap.Error(err))
 		r.events.publish("reload", map[string]any{"ok": false, "error": err.Error()})
-		return
+		return reloadOutcome{Error: err.Error(), Changed: []string{}, RestartRequired: append([]string{}, r.state.RestartRequired...)}
 	}
 	now := time.Now()
 	r.metrics.loaded(now)
 	r.state.LoadedAt, r.state.Error = now.UTC(), ""
 	r.log.Info("configuration reloaded")
 	r.events.publish("reload", map[string]any{"ok": true, "restart_required": r.state.RestartRequired})
+	return reloadOutcome{
+		OK: true, RestartRequired: append([]string{}, r.state.RestartRequired...),
+		Changed: append([]string{}, changedKeys(reflect.ValueOf(*before), reflect.ValueOf(*r.running), "")...),
+	}
 }
 
 func (r *reloader) reloadLocked() error {

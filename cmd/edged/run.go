@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"os/signal"
@@ -79,7 +80,8 @@ func runDaemon(ctx context.Context, o runOptions) error {
 		return fmt.Errorf("admin.listen: %w", err)
 	}
 	ph := &phase{}
-	services, re, err := assemble(ctx, o, admin, ph)
+	drains := make(chan time.Duration, 1)
+	services, re, err := assemble(ctx, o, admin, ph, drains)
 	if err != nil {
 		if admin != nil {
 			admin.Close()
@@ -91,7 +93,7 @@ func runDaemon(ctx context.Context, o runOptions) error {
 		ph.set("")
 		announce(o, admin)
 	}
-	err = supervise(ctx, o, re, ph, services, ended)
+	err = supervise(ctx, o, re, ph, services, ended, drains)
 	cancel()
 	for range cap(ended) {
 		if e := <-ended; e != nil && err == nil {
@@ -104,7 +106,7 @@ func runDaemon(ctx context.Context, o runOptions) error {
 
 // assemble builds everything that serves: the table's services, the admin listener (nil: none)
 // that shows them, and the watchdog that asks them.
-func assemble(ctx context.Context, o runOptions, admin net.Listener, ph *phase) ([]*service, *reloader, error) {
+func assemble(ctx context.Context, o runOptions, admin net.Listener, ph *phase, drains chan time.Duration) ([]*service, *reloader, error) {
 	build := readBuildInfo()
 	reg, events := newRegistry(build), newEventBroker()
 	certs, err := loadCertificates(o.config.TLS, o.config.dir)
@@ -127,12 +129,20 @@ func assemble(ctx context.Context, o runOptions, admin net.Listener, ph *phase) 
 	alive := func() { askAll(services) }
 	all := append(slices.Clone(services), &service{name: "watchdog",
 		serve: func(ctx context.Context) error { return feedWatchdog(ctx, alive, o.log) }})
+	certFilesNow := certFiles(o.config)
+	all = append(all, &service{name: "certificates",
+		serve: func(ctx context.Context) error { return re.watchCertificates(ctx, certFilesNow, certWatchEvery) }})
 	if admin != nil {
 		shown := views(services, statusView(build, ph, re, services))
 		shown["ports"] = func() any { return re.config().explain() }
+		ctl := &control{
+			reload: re.reload, busy: func() int { return busy(services) }, drains: drains, limit: o.drain, log: o.log.Named("admin"),
+		}
+		does := actions(services)
+		maps.Copy(does, ctl.actions())
 		h := adminHandler(adminDeps{
 			Token: o.config.Admin.Token, Registry: reg, Events: events, Ready: ph.notReady, Alive: alive,
-			Views: shown, Pages: traces.pages(), Actions: actions(services),
+			Views: shown, Pages: traces.pages(), Actions: does,
 		})
 		all = append(all, &service{name: "admin",
 			serve: func(ctx context.Context) error { return serveAdmin(ctx, admin, h, o.log.Named("admin")) }})
@@ -201,7 +211,7 @@ func serveAll(ctx context.Context, services []*service) chan error {
 }
 
 // supervise handles signals until the daemon is to end. It returns an error if a service ended by itself.
-func supervise(ctx context.Context, o runOptions, re *reloader, ph *phase, services []*service, ended chan error) error {
+func supervise(ctx context.Context, o runOptions, re *reloader, ph *phase, services []*service, ended chan error, drains <-chan time.Duration) error {
 	for {
 		select {
 		case <-ctx.Done():
@@ -212,6 +222,10 @@ func supervise(ctx context.Context, o runOptions, re *reloader, ph *phase, servi
 				err = fmt.Errorf("a service ended by itself")
 			}
 			return err
+		case o.drain = <-drains:
+			o.log.Info("draining", zap.Duration("limit", o.drain))
+			drainAll(ctx, o, ph, services)
+			return nil
 		case sig := <-o.signals:
 			if sig == syscall.SIGHUP {
 				notifyReloading(o.log)

@@ -315,7 +315,7 @@ func TestServiceThatEndsEndsTheDaemon(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := serveAll(ctx, services)
-	err := supervise(ctx, runOptions{log: zap.NewNop()}, nil, &phase{}, services, ended)
+	err := supervise(ctx, runOptions{log: zap.NewNop()}, nil, &phase{}, services, ended, nil)
 	if !errors.Is(err, boom) || !strings.Contains(err.Error(), "bad: ") {
 		t.Errorf("error %v", err)
 	}

@@ -1,0 +1,171 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"sync/atomic"
+	"time"
+
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+)
+
+// control is what may be done with the whole daemon by way of the admin listener.
+type control struct {
+	reload func() reloadOutcome
+	// busy counts the calls for which a drain waits.
+	busy func() int
+	// drains takes the time that a drain may last; it has room for one.
+	drains chan time.Duration
+	asked  atomic.Bool
+	limit  time.Duration
+	log    *zap.Logger
+}
+
+func (c *control) actions() map[string]http.HandlerFunc {
+	return map[string]http.HandlerFunc{
+		"POST /api/v1/reload": c.audited("reload", c.serveReload),
+		"POST /api/v1/drain":  c.audited("drain", c.serveDrain),
+	}
+}
+
+// ownHeader must be on every POST: no page of another site can set it without being asked first, which is refused.
+const ownHeader = "X-Edged"
+
+func (c *control) audited(action string, next http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get(ownHeader) != "1" {
+			http.Error(w, "the header "+ownHeader+": 1 is missing", http.StatusForbidden)
+			return
+		}
+		c.log.Info("asked by the admin listener", zap.String("action", action), zap.String("client", r.RemoteAddr))
+		next(w, r)
+	}
+}
+
+// serveReload answers once the reload is done or refused.
+func (c *control) serveReload(w http.ResponseWriter, _ *http.Request) {
+	out := c.reload()
+	if !out.OK {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusUnprocessableEntity)
+		json.NewEncoder(w).Encode(out)
+		return
+	}
+	writeJSON(w, out)
+}
+
+// serveDrain answers at once; the daemon ends with its last call.
+func (c *control) serveDrain(w http.ResponseWriter, r *http.Request) {
+	limit := c.limit
+	if s := r.FormValue("limit"); s != "" {
+		d, err := time.ParseDuration(s)
+		if err != nil || d < 0 {
+			http.Error(w, "limit: not a duration such as 30s", http.StatusBadRequest)
+			return
+		}
+		limit = d
+	}
+	if c.asked.Swap(true) {
+		http.Error(w, "it is draining already", http.StatusConflict)
+		return
+	}
+	writeJSON(w, map[string]any{"calls": c.busy()})
+	c.drains <- limit // has room for one
+}
+
+func newReloadCmd() *cobra.Command {
+	var f clientFlags
+	cmd := &cobra.Command{
+		Use:   "reload",
+		Short: "Have the running daemon read its configuration again, and say what came of it",
+		Long: "Reload is SIGHUP that answers: it prints what was taken over and what needs a restart. If anything is wrong\n" +
+			"with the file, all faults are printed, what runs stays as it is, and the exit code is 1.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := newAPIClient(cmd, f)
+			if err != nil {
+				return err
+			}
+			c.http.Timeout = time.Minute
+			status, body, err := c.do(cmd.Context(), http.MethodPost, "/api/v1/reload")
+			if err != nil {
+				return err
+			}
+			var out reloadOutcome
+			if status != http.StatusOK && status != http.StatusUnprocessableEntity || json.Unmarshal(body, &out) != nil {
+				return fmt.Errorf("reload: %d: %s", status, body)
+			}
+			if f.json {
+				_, err = cmd.OutOrStdout().Write(body)
+			} else {
+				err = out.print(cmd.OutOrStdout())
+			}
+			if err == nil && !out.OK {
+				err = fmt.Errorf("reload refused, the old configuration stays:\n%s", out.Error)
+			}
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&f.admin, "admin", "", "`ADDRESS` of the admin listener instead of the configured one")
+	cmd.Flags().BoolVar(&f.json, "json", false, "print JSON")
+	return cmd
+}
+
+func (o reloadOutcome) print(w io.Writer) error {
+	if !o.OK {
+		return nil
+	}
+	if len(o.Changed) == 0 {
+		fmt.Fprintln(w, "reloaded: files that the configuration names were read again, no live key has changed")
+	}
+	for _, key := range o.Changed {
+		fmt.Fprintln(w, "changed:", key)
+	}
+	for _, key := range o.RestartRequired {
+		fmt.Fprintln(w, "restart required:", key)
+	}
+	return nil
+}
+
+func newDrainCmd() *cobra.Command {
+	var f clientFlags
+	var limit time.Duration
+	cmd := &cobra.Command{
+		Use:   "drain",
+		Short: "Have the running daemon take no new calls and end with its last one; wait for that",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := newAPIClient(cmd, f)
+			if err != nil {
+				return err
+			}
+			status, body, err := c.do(cmd.Context(), http.MethodPost, "/api/v1/drain?limit="+url.QueryEscape(limit.String()))
+			if err != nil {
+				return err
+			}
+			var doc struct{ Calls int }
+			if status != http.StatusOK || json.Unmarshal(body, &doc) != nil {
+				return fmt.Errorf("drain: %d: %s", status, body)
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "draining, %d calls\n", doc.Calls)
+			for {
+				if _, err := c.get(cmd.Context(), "/api/v1/status"); err != nil {
+					fmt.Fprintln(cmd.OutOrStdout(), "ended")
+					return nil
+				}
+				select {
+				case <-cmd.Context().Done():
+					return nil
+				case <-time.After(200 * time.Millisecond):
+				}
+			}
+		},
+	}
+	cmd.Flags().StringVar(&f.admin, "admin", "", "`ADDRESS` of the admin listener instead of the configured one")
+	cmd.Flags().DurationVar(&limit, "limit", 10*time.Minute, "longest time to wait for calls to end")
+	return cmd
+}
