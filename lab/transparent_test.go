@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"testing"
+	"time"
 
 	"edged.dev/edged/internal/h323phone"
 )
@@ -90,5 +91,44 @@ func TestILSTransparent(t *testing.T) {
 	}
 	if got := in.address(t, server, "alice@example.org"); got != littleEndian(in.IP) {
 		t.Errorf("alice reads %s", got)
+	}
+}
+
+// transparentPair are a phone inside, which knows of no edge, and one outside, both at a registrar outside. The gateway routes,
+// but nobody outside knows the way back to the inside.
+func transparentPair(t *testing.T, family int, transport, more string) (r *Rig, e *Edge, alice, bob *Phone) {
+	r = lab(t)
+	onlyEdged(t, "the reference does not take what is for others")
+	r.setForward(true)
+	registrar, in, out := r.Outside("registrar"), r.Inside("in1"), r.Outside("out1")
+	registrar.Registrar(t, RegistrarConfig{})
+	e = r.Edge(t, EdgeConfig{SIP: "transparent: true", More: "firewall: {manage: true}\n" + more})
+	c := PhoneConfig{User: "alice", Hz: 440, Register: true, V6: family == 6, Transport: transport, Proxy: registrar.Addr(family, 5060).String()}
+	alice = in.Phone(t, c)
+	c.User, c.Hz = "bob", 1000
+	return r, e, alice, out.Phone(t, c)
+}
+
+// TestTransparentSIP: an unmodified phone inside registers with its server outside, calls and is called. It hears SIP from its
+// server's address. With the edge's table removed the same call fails.
+func TestTransparentSIP(t *testing.T) {
+	for _, family := range []int{4, 6} {
+		for _, transport := range []string{"udp", "tcp"} {
+			t.Run(fmt.Sprintf("ipv%d-%s", family, transport), func(t *testing.T) {
+				r, e, alice, bob := transparentPair(t, family, transport, "")
+				lan, wan := r.Capture("lan"), r.Capture("wan")
+				talk(t, alice, bob, 2*time.Second)
+				talk(t, bob, alice, 2*time.Second)
+				wantNoLeaks(t, r, lan.Stop(t), wan.Stop(t))
+				e.Clean(t)
+				e.Firewall(t, "remove")
+				alice.Forget()
+				bob.Forget()
+				alice.Dial(t, bob.AOR())
+				if until(4*time.Second, func() bool { return alice.Saw("CALL_ESTABLISHED") }) {
+					t.Error("without the edge's table the call was set up")
+				}
+			})
+		}
 	}
 }

@@ -120,6 +120,7 @@ func withLiveKeys(running, next *config) *config {
 	c.Shared = liveShared(running.Shared, next)
 	c.SIP = next.SIP
 	c.SIP.Listen, c.SIP.DSCP, c.SIP.ClientCertificates = running.SIP.Listen, running.SIP.DSCP, running.SIP.ClientCertificates
+	c.SIP.Transparent = running.SIP.Transparent
 	c.SIP.OptionalClientCertificates = running.SIP.OptionalClientCertificates
 	c.H323 = next.H323
 	c.H323.Listen, c.H323.RAS, c.H323.GatekeeperID = running.H323.Listen, running.H323.RAS, running.H323.GatekeeperID

@@ -17,13 +17,15 @@ func buildFirewall(_ context.Context, d *serviceDeps) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
-	log := d.log.Named("firewall")
+	log, applied := d.log.Named("firewall"), make(chan struct{})
 	return &service{
+		ready: applied,
 		serve: func(ctx context.Context) error {
 			if err := firewall.Apply(rules); err != nil {
 				return err
 			}
 			log.Info("applied", zap.Int("handed_over", len(rules.Redirects)))
+			close(applied)
 			<-ctx.Done()
 			return firewall.Remove(rules.Config)
 		},
@@ -39,7 +41,8 @@ func (c *config) transparentListeners() []portListener {
 	nets := c.networks()
 	var out []portListener
 	for _, p := range c.listeners() {
-		if on[p.Handler] && p.Proto == "tcp" && nets[p.Network].Trusted {
+		sip := c.SIP.Transparent && p.Handler == handlerSIP && (p.Scheme == "udp" || p.Scheme == "tcp")
+		if (sip || on[p.Handler] && p.Proto == "tcp") && nets[p.Network].Trusted {
 			out = append(out, p)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 
 	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/sipalg"
+	"edged.dev/edged/pkg/sipalg/flow"
 )
 
 // buildSIP builds the SIP service and opens its sockets.
@@ -89,7 +90,16 @@ func bindSIP(ctx context.Context, d *serviceDeps, nets pinhole.Networks) (socket
 			listen[i].Proto = "tcp"
 		}
 	}
-	return bind(ctx, "sip.listen[%d]", listen, nets, func(i int, at netip.AddrPort) (net.Listener, error) {
+	var plain, foreign net.ListenConfig
+	foreign.Control = setTransparent
+	udp := &plain
+	if d.cfg.SIP.Transparent {
+		udp = &foreign
+	}
+	return bindBy(ctx, "sip.listen[%d]", listen, nets, udp, func(i int, at netip.AddrPort) (net.Listener, error) {
+		if d.cfg.SIP.Transparent && d.cfg.SIP.Listen[i].Proto == flow.TCP && d.shared[at] == nil {
+			return listenTCP(ctx, at, foreign)
+		}
 		return d.listen(ctx, fmt.Sprintf("sip.listen[%d]", i), listen[i], at)
 	})
 }

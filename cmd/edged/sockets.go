@@ -59,13 +59,18 @@ func bind(ctx context.Context, key string, list []pinhole.Listen, nets pinhole.N
 	if tcp == nil {
 		tcp = func(_ int, at netip.AddrPort) (net.Listener, error) { return lc.Listen(ctx, "tcp", at.String()) }
 	}
+	return bindBy(ctx, key, list, nets, &lc, tcp)
+}
+
+// bindBy is bind with what opens sockets of UDP.
+func bindBy(ctx context.Context, key string, list []pinhole.Listen, nets pinhole.Networks, udp *net.ListenConfig, tcp func(item int, at netip.AddrPort) (net.Listener, error)) (sockets, error) {
 	var all sockets
 	for i, l := range list {
 		for _, a := range nets[l.Network].Addresses {
 			s, at := socket{item: i, network: l.Network}, netip.AddrPortFrom(a, l.Port)
 			var err error
 			if l.Proto == "udp" {
-				s.udp, err = lc.ListenPacket(ctx, "udp", at.String())
+				s.udp, err = udp.ListenPacket(ctx, "udp", at.String())
 			} else {
 				s.tcp, err = tcp(i, at)
 			}
@@ -88,11 +93,11 @@ func bindTransparent(ctx context.Context, key string, list []pinhole.Listen, net
 	return bind(ctx, key, list, nets, func(_ int, at netip.AddrPort) (net.Listener, error) { return lc.Listen(ctx, "tcp", at.String()) })
 }
 
-// setTransparent has a listener take connections to other addresses, which nftables hands to it (tproxy): such a
+// setTransparent has a socket take what is for other addresses and nftables hands to it (tproxy): such a
 // connection's own address is the one that was called.
 func setTransparent(network, _ string, c syscall.RawConn) error {
 	level, option := unix.SOL_IP, unix.IP_TRANSPARENT
-	if network == "tcp6" {
+	if network == "tcp6" || network == "udp6" {
 		level, option = unix.SOL_IPV6, unix.IPV6_TRANSPARENT
 	}
 	var failed error

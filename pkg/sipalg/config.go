@@ -19,6 +19,8 @@ import (
 type Config struct {
 	// Listen are the SIP listeners: PROTO://NETWORK:PORT, with PROTO udp, tcp, tls, ws or wss.
 	Listen []Listen `yaml:"listen" json:"listen" jsonschema:"description=SIP listeners: PROTO://NETWORK:PORT with PROTO udp tcp tls ws or wss"`
+	// Transparent says that the UDP and TCP listeners take what the gateway's rules hand over (TPROXY).
+	Transparent bool `yaml:"transparent" json:"transparent,omitempty" jsonschema:"default=false,description=udp and tcp listeners also take what hosts of trusted networks send to others and nftables hands over (tproxy): it goes where it was going unless domains say otherwise; needs CAP_NET_ADMIN"`
 	// Domains say where requests for a host go. The key is the host of the Request-URI: a domain, an
 	// address, or "*" for all others.
 	Domains map[string]Domain `yaml:"domains" json:"domains,omitempty" jsonschema:"description=where requests for a host go; the key is the Request-URI's host or * for all others"`

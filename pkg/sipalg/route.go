@@ -53,7 +53,7 @@ type upstream struct {
 // route decides where a request outside of any dialog goes (RFC 3261 §16.4, §16.5).
 func (c *Core) route(f flow.Flow) hop {
 	pops, next := c.ownRoutes()
-	if next != nil && c.nets[f.Network].Trusted {
+	if next != nil && c.nets[f.Network].Trusted && !f.Called.IsValid() {
 		// A preloaded Route beyond the edge.
 		h := c.toURI(c.networkOf(*next, f.Network), *next)
 		h.pops = pops
@@ -97,7 +97,25 @@ func (c *Core) routeURI(f flow.Flow) hop {
 	case !trusted:
 		return refuse(403, "Relaying Denied")
 	}
+	if f.Called.IsValid() {
+		return c.toCalled(f)
+	}
 	return c.toURI(c.networkOf(u, f.Network), u)
+}
+
+// toCalled goes where the client has sent the request to itself, before a transparent listener took it: to its server or proxy,
+// however it found that.
+func (c *Core) toCalled(f flow.Flow) hop {
+	network := c.nets.Of(f.Called.Addr())
+	if network == "" && c.routeTo != nil {
+		network = c.routeTo(f.Called.Addr())
+	}
+	tg := flow.Target{Network: network, Proto: f.Proto, Addr: f.Called}
+	if network == "" || !c.mayReach(tg) {
+		c.drop("target_forbidden")
+		return refuse(403, "Relaying Denied")
+	}
+	return hop{network: network, targets: []flow.Target{tg}}
 }
 
 // domainOf returns the configured domain with this name in any case, nil if there is none.

@@ -28,6 +28,7 @@ type stored struct {
 	Proto   string     `json:"proto,omitempty"`
 	Local   string     `json:"local,omitempty"`
 	Remote  string     `json:"remote,omitempty"`
+	Called  string     `json:"called,omitempty"`
 	Server  string     `json:"server_network,omitempty"`
 	CallID  string     `json:"call_id,omitempty"`
 	CSeq    uint32     `json:"cseq,omitempty"`
@@ -47,6 +48,9 @@ func (c *Core) line(b *binding, gone bool) []byte {
 		s.Key, s.URI, s.Network, s.Proto = []byte(b.alias.key), string(b.alias.uri), b.alias.network, f.Proto.String()
 		if f.Remote.IsValid() {
 			s.Local, s.Remote = f.Local.String(), f.Remote.String()
+			if f.Called.IsValid() {
+				s.Called = f.Called.String()
+			}
 		}
 		s.Server, s.CallID, s.CSeq, s.At, s.Expires = b.network, b.callID, b.cseq, &b.at, &b.expires
 	}
@@ -122,6 +126,7 @@ func (c *Core) restore(s stored) {
 	if !f.Proto.Stream() && f.Proto != 0 { // a connection did not survive
 		f.Local, _ = netip.ParseAddrPort(s.Local)
 		f.Remote, _ = netip.ParseAddrPort(s.Remote)
+		f.Called, _ = netip.ParseAddrPort(s.Called)
 		c.bindAlias(a, f, true)
 	}
 	user, host, _ := strings.Cut(s.AOR, "@")

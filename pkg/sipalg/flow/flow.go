@@ -68,6 +68,9 @@ type Flow struct {
 	Local netip.AddrPort
 	// Remote is the peer's address as seen in the packets.
 	Remote netip.AddrPort
+	// Called is the address of somebody else that the peer sent to, where a transparent listener has taken it; what goes
+	// back comes from there. Not valid: the peer sent to Local.
+	Called netip.AddrPort
 }
 
 // Target is a destination to which no flow may exist yet.

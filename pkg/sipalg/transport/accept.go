@@ -112,7 +112,11 @@ func (s *server) open(ctx context.Context, nc net.Conn) (*conn, reason, error) {
 	base := beneath(nc)
 	tuneTCP(base, cfg.Dscp)
 	remote := pinhole.AddrPortOf(nc.RemoteAddr())
-	c := s.t.newConn(flow.Flow{Network: s.network, Proto: s.proto, Local: s.localFor(base), Remote: remote}, nc, base)
+	f := flow.Flow{Network: s.network, Proto: s.proto, Local: s.localFor(base), Remote: remote}
+	if own := pinhole.AddrPortOf(base.LocalAddr()); own != f.Local {
+		f.Called = own
+	}
+	c := s.t.newConn(f, nc, base)
 	base.SetDeadline(time.Now().Add(cfg.Handshake))
 	if s.proto.Secure() {
 		conf := s.t.tls.Server(s.network, s.proto)

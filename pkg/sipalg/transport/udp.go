@@ -35,6 +35,7 @@ type packetSock struct {
 	pc      net.PacketConn
 	raw     syscall.RawConn // nil if pc is no UDP socket of the system
 	v6      bool            // the socket's own family
+	foreign bool            // it takes, and sends from, addresses of others (IP_TRANSPARENT)
 	ops     sync.Pool       // *sendOp
 }
 
@@ -55,33 +56,42 @@ func (t *Transport) ServePacket(ctx context.Context, network string, pc net.Pack
 		pc.Close()
 		t.removeSock(s)
 	}()
-	err := t.readPackets(ctx, s, packetReader(pc, udp))
+	err := t.readPackets(ctx, s, s.reader(udp))
 	if ctx.Err() != nil {
 		return nil
 	}
 	return fmt.Errorf("serve udp %v: %w", pc.LocalAddr(), err)
 }
 
-// packetReader returns the fastest way to read pc; the one for UDP sockets does not allocate.
-func packetReader(pc net.PacketConn, udp *net.UDPConn) func([]byte) (int, netip.AddrPort, error) {
-	if udp != nil {
-		return udp.ReadFromUDPAddrPort
+// datagramReader reads one datagram: its length, its source, and whom it was for if that is not the socket's own address.
+type datagramReader func(b []byte) (n int, src, called netip.AddrPort, err error)
+
+// reader returns the fastest way to read the socket; those for UDP sockets do not allocate.
+func (s *packetSock) reader(udp *net.UDPConn) datagramReader {
+	switch {
+	case s.foreign:
+		return s.foreignReader(udp)
+	case udp != nil:
+		return func(b []byte) (n int, src, called netip.AddrPort, err error) {
+			n, src, err = udp.ReadFromUDPAddrPort(b)
+			return n, src, called, err
+		}
 	}
-	return func(b []byte) (int, netip.AddrPort, error) {
-		n, a, err := pc.ReadFrom(b)
-		return n, pinhole.AddrPortOf(a), err
+	return func(b []byte) (n int, src, called netip.AddrPort, err error) {
+		n, a, err := s.pc.ReadFrom(b)
+		return n, pinhole.AddrPortOf(a), called, err
 	}
 }
 
-func (t *Transport) readPackets(ctx context.Context, s *packetSock, read func([]byte) (int, netip.AddrPort, error)) error {
+func (t *Transport) readPackets(ctx context.Context, s *packetSock, read datagramReader) error {
 	buf := make([]byte, datagramMax)
 	var wait backoff
 	for {
-		n, src, err := read(buf)
+		n, src, called, err := read(buf)
 		switch {
 		case err == nil:
 			wait.reset()
-			t.packet(s, buf[:n], netip.AddrPortFrom(src.Addr().Unmap(), src.Port()))
+			t.packet(s, buf[:n], netip.AddrPortFrom(src.Addr().Unmap(), src.Port()), called)
 		case errors.Is(err, net.ErrClosed):
 			return err
 		default:
@@ -93,9 +103,9 @@ func (t *Transport) readPackets(ctx context.Context, s *packetSock, read func([]
 	}
 }
 
-// packet handles one datagram.
-func (t *Transport) packet(s *packetSock, b []byte, src netip.AddrPort) {
-	f := flow.Flow{Network: s.network, Proto: flow.UDP, Local: s.localFor(src.Addr()), Remote: src}
+// packet handles one datagram; called is valid if it was for somebody else.
+func (t *Transport) packet(s *packetSock, b []byte, src, called netip.AddrPort) {
+	f := flow.Flow{Network: s.network, Proto: flow.UDP, Local: s.localFor(src.Addr()), Remote: src, Called: called}
 	switch {
 	case len(b) > t.cfg.Load().MaxMessage:
 		t.count.drop(oversize)
@@ -105,7 +115,7 @@ func (t *Transport) packet(s *packetSock, b []byte, src netip.AddrPort) {
 		if !ok {
 			t.count.drop(badSTUN)
 		} else if len(answer) > 0 {
-			_ = t.writePacket(s, answer, src) // counted there; the asker tries again
+			_ = t.writePacket(s, answer, src, called.Addr()) // counted there; the asker tries again
 		}
 	case blank(b):
 		t.count.drop(emptyDatagram)
@@ -170,7 +180,7 @@ func (t *Transport) sendPacket(f flow.Flow, raw []byte) error {
 	if len(list) == 0 {
 		return ErrGone
 	}
-	err := t.writePacket(list[0], raw, f.Remote)
+	err := t.writePacket(list[0], raw, f.Remote, f.Called.Addr())
 	if err == nil {
 		t.count.sent(flow.UDP)
 	}
@@ -188,8 +198,8 @@ func (t *Transport) sendToPacket(tg flow.Target, raw []byte) (flow.Flow, error) 
 	return f, t.sendPacket(f, raw)
 }
 
-func (t *Transport) writePacket(s *packetSock, b []byte, to netip.AddrPort) error {
-	err := s.write(b, to)
+func (t *Transport) writePacket(s *packetSock, b []byte, to netip.AddrPort, from netip.Addr) error {
+	err := s.write(b, to, from)
 	if err != nil {
 		t.count.drop(sendFailed)
 		return fmt.Errorf("send to %v: %w", to, err)
@@ -198,8 +208,9 @@ func (t *Transport) writePacket(s *packetSock, b []byte, to netip.AddrPort) erro
 }
 
 // write does not wait for room in the socket's buffer. That matters: datagrams for a dead host on
-// the link wait there for ARP, and would hold up those for all others.
-func (s *packetSock) write(b []byte, to netip.AddrPort) error {
+// the link wait there for ARP, and would hold up those for all others. from is the source's address where that is not the
+// socket's own; a socket that may not use it uses its own.
+func (s *packetSock) write(b []byte, to netip.AddrPort, from netip.Addr) error {
 	if s.raw == nil || to.Addr().Zone() != "" {
 		_, err := s.pc.WriteTo(b, net.UDPAddrFromAddrPort(to))
 		return err
@@ -210,7 +221,10 @@ func (s *packetSock) write(b []byte, to netip.AddrPort) error {
 		op.run = op.send // bound once: a method value allocates
 	}
 	defer s.ops.Put(op)
-	op.b, op.v6 = b, s.v6
+	op.b, op.v6, op.oob = b, s.v6, nil
+	if s.foreign && from.IsValid() {
+		op.oob = sourceControl(from)
+	}
 	op.sa4.Port, op.sa6.Port = int(to.Port()), int(to.Port())
 	if s.v6 {
 		op.sa6.Addr = to.Addr().As16()
@@ -220,7 +234,7 @@ func (s *packetSock) write(b []byte, to netip.AddrPort) error {
 		return unix.EAFNOSUPPORT
 	}
 	err := s.raw.Write(op.run)
-	op.b = nil
+	op.b, op.oob = nil, nil
 	if err == nil {
 		err = op.err
 	}
@@ -230,6 +244,7 @@ func (s *packetSock) write(b []byte, to netip.AddrPort) error {
 // sendOp is one sendto(2), kept for reuse so that sending does not allocate.
 type sendOp struct {
 	b   []byte
+	oob []byte // the source's address, if it is not the socket's own
 	v6  bool
 	sa4 unix.SockaddrInet4
 	sa6 unix.SockaddrInet6
@@ -243,7 +258,12 @@ func (o *sendOp) send(fd uintptr) bool {
 		to = &o.sa6
 	}
 	for {
-		if o.err = unix.Sendto(int(fd), o.b, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, to); !errors.Is(o.err, unix.EINTR) {
+		if o.oob == nil {
+			o.err = unix.Sendto(int(fd), o.b, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, to)
+		} else {
+			o.err = unix.Sendmsg(int(fd), o.b, o.oob, to, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		}
+		if !errors.Is(o.err, unix.EINTR) {
 			return true
 		}
 	}
@@ -264,10 +284,12 @@ func (s *packetSock) tune(udp *net.UDPConn, dscp int) {
 		sa, nameErr := unix.Getsockname(int(fd))
 		_, s.v6 = sa.(*unix.SockaddrInet6)
 		err = nameErr
+		s.foreign = takesForeign(int(fd), s.v6)
 	})
 	if ctlErr == nil && err == nil {
 		s.raw = raw
 	}
+	s.foreign = s.foreign && s.raw != nil
 	markDSCP(udp, dscp)
 }
 

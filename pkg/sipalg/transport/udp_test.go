@@ -238,7 +238,7 @@ func TestUDPAllocations(t *testing.T) {
 		t.Errorf("sending a datagram allocates %v times", n)
 	}
 	s := tr.socks[sockKey{"inside", own}][0]
-	if n := testing.AllocsPerRun(100, func() { tr.packet(s, msg, f.Remote) }); n != 0 {
+	if n := testing.AllocsPerRun(100, func() { tr.packet(s, msg, f.Remote, netip.AddrPort{}) }); n != 0 {
 		t.Errorf("handling a datagram allocates %v times", n)
 	}
 }
