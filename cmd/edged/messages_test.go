@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -98,4 +99,27 @@ func TestSendAgain(t *testing.T) {
 			t.Errorf("%d of %d octets were sent, or others", l.got.Len(), len(text))
 		}
 	})
+}
+
+// TestSocketForMessages: a socket that nobody serves any more is replaced, a file that was named by mistake is not.
+func TestSocketForMessages(t *testing.T) {
+	dir := t.TempDir()
+	file, left := filepath.Join(dir, "edged.yaml"), filepath.Join(dir, "messages.sock")
+	if err := os.WriteFile(file, []byte("state: {}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := listenMessages(t.Context(), file); err == nil {
+		t.Error("a file makes room for a socket")
+	}
+	if text, err := os.ReadFile(file); err != nil || string(text) != "state: {}" {
+		t.Errorf("the file has %q, %v", text, err)
+	}
+	for range 2 {
+		ln, err := listenMessages(t.Context(), left)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ln.(*net.UnixListener).SetUnlinkOnClose(false)
+		ln.Close()
+	}
 }

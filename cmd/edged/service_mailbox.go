@@ -299,8 +299,16 @@ func listenMessages(ctx context.Context, path string) (net.Listener, error) {
 	if c, err := d.DialContext(ctx, "unix", path); err == nil {
 		return nil, errors.Join(fmt.Errorf("%s: another agent listens there", path), c.Close())
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	switch st, err := os.Lstat(path); {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
 		return nil, err
+	case st.Mode().Type() != fs.ModeSocket:
+		return nil, fmt.Errorf("%s: is there, and is no socket", path)
+	default:
+		if err := os.Remove(path); err != nil {
+			return nil, err
+		}
 	}
 	var lc net.ListenConfig
 	ln, err := lc.Listen(ctx, "unix", path)

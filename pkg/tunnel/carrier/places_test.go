@@ -96,3 +96,41 @@ func TestPlacesOfSources(t *testing.T) {
 		t.Error("places are not given back one by one")
 	}
 }
+
+// TestEnrolmentsAreBounded: whoever enrols itself is a stranger to the end, and has a place as long.
+func TestEnrolmentsAreBounded(t *testing.T) {
+	r := newRig(t)
+	begun, end := make(chan struct{}), make(chan struct{})
+	server := &Server{TLS: r.server.TLS, Enrol: func(_ context.Context, c *Carrier) {
+		defer c.Close()
+		close(begun)
+		<-end
+	}}
+	ctx, cancel := context.WithCancel(within(t))
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	port := r.listen(ctx, &wg, func(c net.Conn) { server.ServeConn(ctx, c) })
+	d := r.dialer("", func(d *Dialer) { d.Rungs, d.PortTLS = []Rung{TLS}, port })
+	c, err := d.DialEnrol(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	select {
+	case <-begun:
+	case <-ctx.Done():
+		t.Fatal("nothing is enrolled")
+	}
+	if n := server.begun.taken(); n != 1 {
+		t.Errorf("%d places taken while somebody enrols itself", n)
+	}
+	close(end)
+	for server.begun.taken() != 0 {
+		select {
+		case <-ctx.Done():
+			t.Fatal("the place is not given back")
+		case <-time.After(time.Millisecond):
+		}
+	}
+}

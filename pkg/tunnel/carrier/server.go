@@ -174,11 +174,13 @@ func (s *Server) handshake(ctx context.Context, conn net.Conn) (*tls.Conn, *reco
 	return secure(ctx, conn, s.TLS, false)
 }
 
-// serve reads the preamble, gives the place of enter back, and hands the carrier on.
+// serve reads the preamble, gives the place of enter back, and hands the carrier on; an enrolment has its place to its end.
 func (s *Server) serve(ctx context.Context, c *Carrier, leave func()) {
 	c.SetDeadline(time.Now().Add(preambleTime))
 	what, ticket, err := readPreamble(c.Conn)
-	leave()
+	if what != sayEnrol { // who enrols itself is still a stranger
+		leave()
+	}
 	if err != nil {
 		s.refuse(reasonPreamble, c, err)
 		return
