@@ -36,8 +36,17 @@ type adminDeps struct {
 	Actions map[string]http.HandlerFunc
 }
 
-// adminHandler returns the tree of the admin listener.
+// adminHandler returns the tree of the admin listener, as far as it is not the console's.
 func adminHandler(d adminDeps) http.Handler {
+	mux := adminMux(d)
+	if d.Token == "" {
+		return checkHost(mux)
+	}
+	return checkToken(d.Token, mux)
+}
+
+// adminMux is the tree for those who may see all of it.
+func adminMux(d adminDeps) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", d.healthz)
 	mux.HandleFunc("GET /readyz", d.readyz)
@@ -52,15 +61,13 @@ func adminHandler(d adminDeps) http.Handler {
 		mux.HandleFunc(pattern, act)
 	}
 	mux.HandleFunc("GET /api/v1/events", d.Events.serve)
+	mux.HandleFunc("GET /api/v1/events/recent", jsonView(d.Events.recent))
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
-	if d.Token == "" {
-		return checkHost(mux)
-	}
-	return checkToken(d.Token, mux)
+	return mux
 }
 
 // healthz answers 200 as long as every service answers within two seconds.

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 )
@@ -74,6 +75,15 @@ func (b *eventBroker) unsubscribe(ch chan event) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	delete(b.clients, ch)
+}
+
+// recent returns the document "events/recent", the latest event first.
+func (b *eventBroker) recent() any {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	list := append([]event{}, b.history...)
+	slices.Reverse(list)
+	return map[string]any{"events": list}
 }
 
 // serve streams events to one client as server-sent events.

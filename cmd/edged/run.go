@@ -140,14 +140,31 @@ func assemble(ctx context.Context, o runOptions, admin net.Listener, ph *phase, 
 		}
 		does := actions(services)
 		maps.Copy(does, ctl.actions())
-		h := adminHandler(adminDeps{
+		shown["certificates"] = store.certificatesView
+		d := adminDeps{
 			Token: o.config.Admin.Token, Registry: reg, Events: events, Ready: ph.notReady, Alive: alive,
 			Views: shown, Pages: traces.pages(), Actions: does,
-		})
-		all = append(all, &service{name: "admin",
-			serve: func(ctx context.Context) error { return serveAdmin(ctx, admin, h, o.log.Named("admin")) }})
+		}
+		served, err := adminServices(d, admin, o.log.Named("admin"))
+		if err != nil {
+			return nil, nil, err
+		}
+		all = append(all, served...)
 	}
 	return all, re, nil
+}
+
+// adminServices are the admin listener and the console on it.
+func adminServices(d adminDeps, ln net.Listener, log *zap.Logger) ([]*service, error) {
+	pages, err := newConsole(d, log.Named("console"))
+	if err != nil {
+		return nil, fmt.Errorf("console: %w", err)
+	}
+	h := withConsole(d.Token, pages, adminHandler(d))
+	return []*service{
+		{name: "admin", serve: func(ctx context.Context) error { return serveAdmin(ctx, ln, h, log) }},
+		{name: "console", serve: pages.Run},
+	}, nil
 }
 
 func makeStateDir(dir string) error {
