@@ -77,26 +77,28 @@ type site struct {
 	session, relay *mux.Session
 }
 
-func loopback(t testing.TB) (*net.TCPConn, *net.TCPConn) {
-	t.Helper()
+func dialed() (a, b *net.TCPConn, err error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		t.Fatal(err)
+		return nil, nil, err
 	}
 	defer l.Close()
-	a, err := net.Dial("tcp", l.Addr().String())
+	x, err := net.Dial("tcp", l.Addr().String())
 	if err != nil {
-		t.Fatal(err)
+		return nil, nil, err
 	}
-	b, err := l.Accept()
+	y, err := l.Accept()
 	if err != nil {
-		t.Fatal(err)
+		return nil, nil, err
 	}
-	return a.(*net.TCPConn), b.(*net.TCPConn)
+	return x.(*net.TCPConn), y.(*net.TCPConn), nil
 }
 
 func newSite(t *testing.T, id byte) *site {
-	a, b := loopback(t)
+	a, b, err := dialed()
+	if err != nil {
+		t.Fatal(err)
+	}
 	s := &site{id: Device{id}}
 	var both sync.WaitGroup
 	both.Go(func() {
@@ -105,7 +107,6 @@ func newSite(t *testing.T, id byte) *site {
 			t.Error(err)
 		}
 	})
-	var err error
 	if s.session, err = mux.Client(t.Context(), a, mux.Config{}); err != nil {
 		t.Fatal(err)
 	}
@@ -123,22 +124,39 @@ type net2 struct {
 	a, b  *site
 	pairs *Pairs
 	join  *cutter
+
+	moves sync.WaitGroup
+	over  atomic.Bool // the test is: what fails now fails because of that
+}
+
+// failed tells an error of a move, which may outlast what the test looks at.
+func (n *net2) failed(err error) {
+	if !n.over.Load() {
+		n.t.Error(err)
+	}
 }
 
 func newNet(t *testing.T, cuts, after int64) *net2 {
 	n := &net2{t: t, a: newSite(t, 1), b: newSite(t, 2), join: &cutter{after: after}}
 	n.join.left.Store(cuts)
 	n.pairs = NewPairs(n.join)
+	t.Cleanup(func() { // before the sites' own
+		n.over.Store(true)
+		for _, s := range []*site{n.a, n.b} {
+			s.session.Close(mux.CodeClosed)
+			s.relay.Close(mux.CodeClosed)
+		}
+		n.moves.Wait()
+	})
 	return n
 }
 
-// stream opens a stream from a to b through the relay.
-func (n *net2) stream() (a, b *mux.Stream) {
-	n.t.Helper()
+// stream opens a stream from a to b through the relay; there is none once the sessions are over.
+func (n *net2) stream() (a, b *mux.Stream, ok bool) {
 	accept := func(s *mux.Session) *mux.Stream {
 		in, err := s.Accept(context.Background())
 		if err != nil {
-			n.t.Error(err)
+			n.failed(err)
 			return nil
 		}
 		return in.Accept()
@@ -146,9 +164,12 @@ func (n *net2) stream() (a, b *mux.Stream) {
 	var all sync.WaitGroup
 	all.Go(func() {
 		in := accept(n.a.relay)
+		if in == nil {
+			return
+		}
 		out, err := n.b.relay.Open(context.Background(), nil, mux.OpenOptions{})
 		if err != nil {
-			n.t.Error(err)
+			n.failed(err)
 			return
 		}
 		go func() { _, _, _ = mux.Join(in, out) }() // ends with the sessions
@@ -156,43 +177,64 @@ func (n *net2) stream() (a, b *mux.Stream) {
 	all.Go(func() { b = accept(n.b.session) })
 	a, err := n.a.session.Open(context.Background(), nil, mux.OpenOptions{})
 	if err != nil {
-		n.t.Fatal(err)
+		n.failed(err)
 	}
 	all.Wait()
-	return a, b
+	return a, b, a != nil && b != nil
 }
 
-// enter dials the relay with a ticket.
+// enter dials the relay with a ticket; nil if that fails.
 func (n *net2) enter(who *site, t Ticket) *net.TCPConn {
-	x, y := loopback(n.t)
+	x, y, err := dialed()
+	if err != nil {
+		n.failed(err)
+		return nil
+	}
 	go func() { _, _ = n.pairs.Serve(context.Background(), plain{y}, who.id, t) }() // the end tells what the test wants to know
 	tcp, err := Enter(context.Background(), plain{x})
 	if err != nil {
-		n.t.Error(err)
+		n.failed(err)
 	}
 	return tcp
 }
 
+// move moves both ends beside the session once.
+func (n *net2) move(a, b *Conn) {
+	ta, tb, err := n.pairs.Issue(context.Background(), n.a.id, n.b.id)
+	if err != nil {
+		n.failed(err)
+		return
+	}
+	ctlA, ctlB, ok := n.stream()
+	if !ok {
+		return
+	}
+	one := func(c *Conn, ctl *mux.Stream, tcp *net.TCPConn) {
+		if tcp != nil {
+			_ = c.Move(ctl, tcp) // it may have ended meanwhile
+		}
+	}
+	var both sync.WaitGroup
+	both.Go(func() { one(b, ctlB, n.enter(n.b, tb)) })
+	both.Go(func() { one(a, ctlA, n.enter(n.a, ta)) })
+	both.Wait()
+}
+
 // conns returns a connection that moves each time that it is worth it.
 func (n *net2) conns() (a, b *Conn) {
+	n.t.Helper()
+	x, y, ok := n.stream()
+	if !ok {
+		n.t.FailNow()
+	}
 	var moving sync.Mutex
-	x, y := n.stream()
 	b = New(y, nil)
 	a = New(x, func() {
-		go func() {
+		n.moves.Go(func() {
 			moving.Lock()
 			defer moving.Unlock()
-			ta, tb, err := n.pairs.Issue(n.t.Context(), n.a.id, n.b.id)
-			if err != nil {
-				n.t.Error(err)
-				return
-			}
-			ctlA, ctlB := n.stream()
-			var both sync.WaitGroup
-			both.Go(func() { _ = b.Move(ctlB, n.enter(n.b, tb)) }) // it may have ended meanwhile
-			both.Go(func() { _ = a.Move(ctlA, n.enter(n.a, ta)) })
-			both.Wait()
-		}()
+			n.move(a, b)
+		})
 	})
 	return a, b
 }
