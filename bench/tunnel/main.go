@@ -26,6 +26,7 @@ type options struct {
 	rounds      int
 	time        time.Duration
 	binary, out string
+	only        string
 }
 
 // figures are what one measurement has found.
@@ -38,6 +39,7 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 5, "rounds of all in turn")
 	flag.DurationVar(&o.time, "time", 2*time.Second, "length of one measurement")
 	flag.StringVar(&o.binary, "edged", filepath.Join("bin", "edged"), "edged `binary`")
+	flag.StringVar(&o.only, "only", "", "measure only these `ways`, by their names and commas")
 	flag.StringVar(&o.out, "out", filepath.Join("bench", "out", "tunnel.json"), "report `file`")
 	flag.Parse()
 	if err := bench(o); err != nil {
@@ -51,7 +53,7 @@ func bench(o options) (err error) {
 	if err != nil {
 		return err
 	}
-	b := &builder{dir: dir, binary: o.binary}
+	b := &builder{dir: dir, binary: o.binary, only: o.only}
 	defer func() {
 		b.stop()
 		err = errors.Join(err, os.RemoveAll(dir))
@@ -89,6 +91,9 @@ func compare(results map[string][]figures, ways []*way) (rows []report.Row) {
 	speed := report.Metric[figures]{Name: "Gb/s", Better: "higher", Of: func(f figures) float64 { return f.gbits }}
 	cpu := report.Metric[figures]{Name: "CPU-s/GB", Better: "lower", Of: func(f figures) float64 { return f.cpu }}
 	for _, ours := range []string{"bulk", "in-mux"} {
+		if len(results[ours]) == 0 {
+			continue
+		}
 		for _, w := range ways {
 			if w.name == "bulk" || w.name == "in-mux" {
 				continue

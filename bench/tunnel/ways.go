@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -46,6 +47,7 @@ func (w *way) cpu() (sum time.Duration, err error) {
 // builder starts processes, and ends them.
 type builder struct {
 	dir, binary string
+	only        string // names of ways; empty: all
 	sink        *sink
 	procs       []*exec.Cmd
 }
@@ -74,13 +76,22 @@ func (b *builder) start(name string, args ...string) (*exec.Cmd, error) {
 
 // ways starts all.
 func (b *builder) ways() ([]*way, error) {
-	out := []*way{{name: "tcp", entry: b.sink.Addr().String()}}
-	for _, make := range []func() (*way, error){
-		func() (*way, error) { return b.edged("bulk", "") },
-		func() (*way, error) { return b.edged("in-mux", "  limits: {bandwidth: 1000000000000}\n") },
-		b.stunnel, b.haproxy, b.ssh,
+	var out []*way
+	for _, one := range []struct {
+		name string
+		make func() (*way, error)
+	}{
+		{"tcp", func() (*way, error) { return &way{name: "tcp", entry: b.sink.Addr().String()}, nil }},
+		{"bulk", func() (*way, error) { return b.edged("bulk", "") }},
+		{"in-mux", func() (*way, error) { return b.edged("in-mux", "  limits: {bandwidth: 1000000000000}\n") }},
+		{"stunnel", b.stunnel},
+		{"haproxy", b.haproxy},
+		{"ssh", b.ssh},
 	} {
-		w, err := make()
+		if b.only != "" && !slices.Contains(strings.Split(b.only, ","), one.name) {
+			continue
+		}
+		w, err := one.make()
 		if errors.Is(err, exec.ErrNotFound) {
 			fmt.Fprintln(os.Stderr, "left out:", err)
 			continue
