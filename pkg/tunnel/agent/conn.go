@@ -27,6 +27,7 @@ const handshakeTime = 20 * time.Second
 type Conn struct {
 	*tls.Conn
 	below  *bulk.Conn
+	reads  *records // between the two
 	peer   device.ID
 	token  [16]byte     // names it to both ends, and to nobody else
 	sealed *sealed.Conn // nil without datagrams
@@ -34,19 +35,6 @@ type Conn struct {
 
 // ErrCut says that the stream ended without the other device's word. Whoever is between could end it like that.
 var ErrCut = errors.New("the stream is cut off")
-
-// whole is a stream beneath TLS. crypto/tls takes an end at a record's boundary for the peer's, with or without
-// close_notify (RFC 8446 §6.1); here it is an error, as is that of the session.
-type whole struct{ *bulk.Conn }
-
-// Read reads from the stream. It never returns an error that is io.EOF.
-func (w whole) Read(b []byte) (int, error) {
-	n, err := w.Conn.Read(b)
-	if errors.Is(err, io.EOF) {
-		err = fmt.Errorf("%w: %v", ErrCut, err) //nolint:errorlint // an io.EOF in the chain would be the orderly end again
-	}
-	return n, err
-}
 
 // handshake secures a stream. The configuration pins the other's key. worth is called when the stream is worth a
 // connection of its own; nil: it is the other's to say.
@@ -59,8 +47,9 @@ func handshake(ctx context.Context, s *mux.Stream, cfg *tls.Config, client, data
 		say = func() { worth(c) }
 	}
 	c.below = bulk.New(s, say)
-	if c.Conn = tls.Server(whole{c.below}, cfg); client {
-		c.Conn = tls.Client(whole{c.below}, cfg)
+	c.reads = &records{Conn: c.below}
+	if c.Conn = tls.Server(c.reads, cfg); client {
+		c.Conn = tls.Client(c.reads, cfg)
 	}
 	if err := c.HandshakeContext(ctx); err != nil {
 		return nil, fmt.Errorf("handshake with %s: %w", peer.Short(), err)
@@ -85,8 +74,23 @@ func (c *Conn) Peer() device.ID { return c.peer }
 // Datagrams returns what seals and opens the stream's datagrams; nil if it has none.
 func (c *Conn) Datagrams() *sealed.Conn { return c.sealed }
 
+// Read reads one record, and those behind it that have come already.
+func (c *Conn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	for n > 0 && n < len(b) && err == nil && c.reads.ready.Load() {
+		var more int
+		more, err = c.Conn.Read(b[n:])
+		n += more
+	}
+	return n, err
+}
+
 // Write writes b in records that fit frames.
 func (c *Conn) Write(b []byte) (total int, err error) {
+	if len(b) > chunk {
+		c.below.Hold()
+		defer c.below.Release()
+	}
 	for len(b) > 0 && err == nil {
 		var n int
 		n, err = c.Conn.Write(b[:min(len(b), chunk)])

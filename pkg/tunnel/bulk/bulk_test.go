@@ -517,7 +517,7 @@ func FuzzControl(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c := New(nil, nil)
 		l := &leg{moved: len(data)%2 == 0, tcp: &net.TCPConn{}}
-		c.leg, c.out = l, 1000
+		c.leg, c.out, c.handed = l, 1000, 1000
 		c.keep.append(make([]byte, 1000))
 		for len(data) >= messageLen {
 			n := uint64(data[7])<<8 | uint64(data[8])
@@ -571,7 +571,10 @@ func TestEndOfContext(t *testing.T) {
 	var ends [2]*net.TCPConn
 	var served, entered sync.WaitGroup
 	for i, k := range []Ticket{ta, tb} {
-		x, y := loopback(t)
+		x, y, err := dialed()
+		if err != nil {
+			t.Fatal(err)
+		}
 		served.Go(func() { _, _ = p.Serve(t.Context(), plain{y}, []Device{a, b}[i], k) }) // cut off
 		entered.Go(func() {
 			var err error
@@ -621,7 +624,7 @@ func TestOvertaken(t *testing.T) {
 	for _, late := range []message{{ack, 400}, {finished, 1000}} {
 		c := New(nil, nil)
 		l := &leg{moved: true, tcp: &net.TCPConn{}}
-		c.leg, c.out, c.fin = l, 1000, true
+		c.leg, c.out, c.handed, c.fin = l, 1000, 1000, true
 		c.keep.append(make([]byte, 1000))
 		c.mu.Lock()
 		for _, m := range []message{{lost, 1000}, late} {
@@ -634,4 +637,89 @@ func TestOvertaken(t *testing.T) {
 			t.Errorf("%c after LOST: %d bytes are kept to be sent again", late.what, c.keep.size())
 		}
 	}
+}
+
+// What is being sent stays as it is, whatever the peer says meanwhile, and goes afterwards.
+func TestPinned(t *testing.T) {
+	var k keep
+	k.begin(7)
+	p := make([]byte, 3*blockSize)
+	_, _ = rand.Read(p)
+	k.append(p)
+	k.drop(7 + blockSize/2)
+	parts := k.since(7 + blockSize + 10)
+	k.drop(k.end)
+	if k.base != 7+blockSize+10 {
+		t.Errorf("dropped up to %d", k.base)
+	}
+	if !bytes.Equal(bytes.Join(parts, nil), p[blockSize+10:]) {
+		t.Error("other bytes")
+	}
+	if k.unpin(); k.size() != 0 || k.list != nil {
+		t.Errorf("%d bytes in %d blocks left", k.size(), len(k.list))
+	}
+}
+
+// holding writes in pairs that are held back together.
+type holding struct{ *Conn }
+
+func (h holding) Write(p []byte) (int, error) {
+	h.Hold()
+	defer h.Release()
+	n, err := h.Conn.Write(p[:len(p)/2])
+	if err != nil {
+		return n, err
+	}
+	m, err := h.Conn.Write(p[len(p)/2:])
+	return n + m, err
+}
+
+// What is held back arrives once and in order, through moves and cuts too.
+func TestHold(t *testing.T) {
+	n := newNet(t, 3, 2<<20)
+	a, b := n.conns()
+	both(t, holding{a}, holding{b}, 32<<20)
+	if n.join.cuts.Load() == 0 {
+		t.Error("nothing was cut")
+	}
+	a.Close()
+	b.Close()
+	n.quiet()
+}
+
+// Bytes that are held back are not sent before Release; CloseWrite sends them.
+func TestHeldBack(t *testing.T) {
+	n := newNet(t, 0, 0)
+	a, b := n.conns()
+	go func() { _, _ = a.Write(make([]byte, After)) }() // which makes it move
+	if _, err := io.ReadFull(b, make([]byte, After)); err != nil {
+		t.Fatal(err)
+	}
+	for !a.Beside() { // by the first write that finds the leg
+		if _, err := a.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(b, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.Hold()
+	if _, err := a.Write([]byte("held")); err != nil {
+		t.Fatal(err)
+	}
+	b.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
+	if n, err := b.Read(make([]byte, 1)); err == nil {
+		t.Errorf("%d bytes came", n)
+	}
+	b.SetReadDeadline(time.Time{})
+	if err := a.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(struct{ io.Reader }{b}); err != nil || string(got) != "held" {
+		t.Errorf("%q, %v", got, err)
+	}
+	a.Release()
+	a.Close()
+	b.Close()
+	n.quiet()
 }

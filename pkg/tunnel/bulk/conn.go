@@ -20,6 +20,8 @@ const (
 	keepMost = 16 << 20
 	// ackEvery is after how many bytes their arrival is told.
 	ackEvery = 256 << 10
+	// holdMost is what Hold keeps back at most before it is sent, in bytes.
+	holdMost = 128 << 10
 	// lingers is how long after Close bytes may need to arrive.
 	lingers = 30 * time.Second
 )
@@ -35,6 +37,7 @@ type Conn struct {
 	worth  func() // moving; may be nil
 
 	writer sync.Mutex // one Write or CloseWrite at a time; taken before mu
+	held   bool       // Hold was called; guarded by writer
 
 	mu      sync.Mutex
 	changed sync.Cond
@@ -53,6 +56,7 @@ type Conn struct {
 
 	werr    error  // the direction to the peer is over
 	out     uint64 // bytes written
+	handed  uint64 // of those beside the session, given to TCP
 	keep    keep
 	fin     bool // CloseWrite was called
 	finTold bool
@@ -242,11 +246,55 @@ func (c *Conn) writeOnce(p []byte) (int, error) {
 	p = p[:min(len(p), keepMost-c.keep.size())]
 	c.keep.append(p)
 	c.out += uint64(len(p))
+	much := !c.held || c.out-c.handed >= holdMost
 	c.mu.Unlock()
-	if _, err := l.tcp.Write(p); err != nil {
-		c.lose(l) // and p is sent again
+	if much {
+		c.hand(l)
 	}
 	return len(p), nil
+}
+
+// hand gives TCP what it has not got of what is kept. The caller has writer.
+func (c *Conn) hand(l *leg) {
+	c.mu.Lock()
+	if l == nil || !l.moved || l.dead || c.handed == c.out {
+		c.mu.Unlock()
+		return
+	}
+	parts := net.Buffers(c.keep.since(c.handed))
+	c.handed = c.out
+	c.mu.Unlock()
+	_, err := parts.WriteTo(l.tcp)
+	c.mu.Lock()
+	c.keep.unpin()
+	c.changed.Broadcast()
+	c.mu.Unlock()
+	if err != nil {
+		c.lose(l) // and they are sent again
+	}
+}
+
+// Hold has Write keep back what goes beside the session, until it is much or
+// Release is called: TLS writes each of its records by itself, and a system
+// call for each costs more than to encrypt it. One caller at a time holds.
+func (c *Conn) Hold() {
+	c.writer.Lock()
+	defer c.writer.Unlock()
+	c.held = true
+}
+
+// Release sends what Hold has kept back.
+func (c *Conn) Release() {
+	c.writer.Lock()
+	defer c.writer.Unlock()
+	c.held = false
+	c.hand(c.newest())
+}
+
+func (c *Conn) newest() *leg {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.leg
 }
 
 // wayLocked returns where the next bytes go: nil for the session. It waits while a
@@ -267,6 +315,7 @@ func (c *Conn) wayLocked() (*leg, error) {
 		case !l.moved:
 			l.moved = true
 			c.keep.begin(c.out)
+			c.handed = c.out
 			at := c.out
 			c.mu.Unlock()
 			c.say(l, []message{{move, at}})
@@ -295,6 +344,7 @@ func (c *Conn) wake() {
 func (c *Conn) CloseWrite() error {
 	c.writer.Lock()
 	defer c.writer.Unlock()
+	c.hand(c.newest())
 	return c.closeWrite()
 }
 
@@ -323,6 +373,11 @@ func (c *Conn) closeWrite() error {
 // within half a minute. A Write in progress is cut off, by a reset.
 func (c *Conn) Close() error {
 	if !c.writer.TryLock() {
+		c.Reset(mux.CodeCanceled)
+		return nil
+	}
+	if c.held {
+		c.writer.Unlock()
 		c.Reset(mux.CodeCanceled)
 		return nil
 	}

@@ -160,8 +160,8 @@ func (c *Conn) heardLocked(l *leg, m message) ([]message, error) {
 		c.kickLocked()
 		return c.finishLocked(l), nil
 	case lost:
-		if l.lostGot || l.moved && m.number > c.out {
-			return nil, fmt.Errorf("LOST at %d of %d", m.number, c.out)
+		if l.lostGot || l.moved && m.number > c.handed {
+			return nil, fmt.Errorf("LOST at %d of %d", m.number, c.handed)
 		}
 		l.lostGot = true
 		c.loseLocked(l)
@@ -175,14 +175,14 @@ func (c *Conn) heardLocked(l *leg, m message) ([]message, error) {
 // arrivedLocked takes what the peer says that it has of what we wrote.
 func (c *Conn) arrivedLocked(l *leg, m message) error {
 	switch {
-	case m.what == finished && (!c.fin || !l.moved):
+	case m.what == finished && (!c.fin || !l.moved || c.handed != c.out):
 		return errors.New("finished before the end")
 	case m.what == finished:
 		l.finished = true
 		c.keep.drop(c.keep.end)
 		c.settleLocked(l)
-	case m.number > c.out || !l.moved:
-		return fmt.Errorf("ACK of %d bytes of %d", m.number, c.out)
+	case m.number > c.handed || !l.moved:
+		return fmt.Errorf("ACK of %d bytes of %d", m.number, c.handed)
 	case m.number > c.keep.base:
 		c.keep.drop(m.number)
 		c.changed.Broadcast()
@@ -279,6 +279,9 @@ func (c *Conn) backAgain(l *leg) {
 // meanwhile: Write waits.
 func (c *Conn) resend(l *leg, from uint64) {
 	c.mu.Lock()
+	for c.keep.pinned { // not for long: the leg's TCP is closed
+		c.changed.Wait()
+	}
 	if c.err != nil {
 		c.mu.Unlock()
 		return

@@ -18,6 +18,10 @@ type keep struct {
 	list      []*block
 	first     int // where base is in the first block
 	base, end uint64
+
+	pinned   bool // somebody reads what is from pin on, without the lock
+	pin      uint64
+	deferred uint64 // what is before this number is forgotten then
 }
 
 func (k *keep) size() int { return int(k.end - k.base) }
@@ -40,8 +44,33 @@ func (k *keep) append(p []byte) {
 	}
 }
 
+// since returns what is from a number on, and pins it. There must be some.
+func (k *keep) since(at uint64) (parts [][]byte) {
+	k.pinned, k.pin = true, at
+	for from, end := k.first+int(at-k.base), k.first+k.size(); from < end; {
+		b := k.list[from/blockSize][from%blockSize:]
+		b = b[:min(len(b), end-from)]
+		parts = append(parts, b)
+		from += len(b)
+	}
+	return parts
+}
+
+// unpin forgets what was to be forgotten meanwhile.
+func (k *keep) unpin() {
+	k.pinned = false
+	if k.deferred > k.base {
+		k.drop(k.deferred)
+	}
+	k.deferred = 0
+}
+
 // drop forgets what is before a number, base ≤ to ≤ end.
 func (k *keep) drop(to uint64) {
+	if k.pinned && to > k.pin {
+		k.deferred = max(k.deferred, to)
+		to = k.pin
+	}
 	k.first += int(to - k.base)
 	k.base = to
 	n := k.first / blockSize
