@@ -1,6 +1,7 @@
 package desk
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -8,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"os"
@@ -136,16 +138,33 @@ func (k *Desk) send(w http.ResponseWriter, r *http.Request) {
 	answer(w, Sent{fmt.Sprintf("%x-%d", o.ID.Epoch, o.ID.Counter), receipt.Duplicate, receipt.Discarded})
 }
 
+// smallText is up to where a text is read before its message gets its number, in octets.
+const smallText = 64 << 10
+
 // numbered sends a message that the program has no key for. If it stays unknown what became of it, its number is not used again.
+// No program waits for another one's text: a small one is here before it is its turn, a large one has numbers of its own.
 func (k *Desk) numbered(ctx context.Context, o *carry.Outgoing) (mailbox.Receipt, error) {
+	if o.Size > smallText {
+		epoch, err := newEpoch()
+		if err != nil {
+			return mailbox.Receipt{}, err
+		}
+		o.ID = mailbox.ID{Epoch: epoch, Counter: 1}
+		return k.d.Client.Send(ctx, *o)
+	}
+	text := make([]byte, o.Size)
+	if _, err := io.ReadFull(o.Text, text); err != nil {
+		return mailbox.Receipt{}, fmt.Errorf("%w: text: %w", errBad, err)
+	}
+	o.Text = bytes.NewReader(text)
 	k.sending.Lock()
 	defer k.sending.Unlock()
 	if k.next.Epoch == 0 {
-		var b [8]byte
-		if _, err := rand.Read(b[:]); err != nil {
+		epoch, err := newEpoch()
+		if err != nil {
 			return mailbox.Receipt{}, err
 		}
-		k.next = mailbox.ID{Epoch: binary.BigEndian.Uint64(b[:]) | 1, Counter: 1}
+		k.next = mailbox.ID{Epoch: epoch, Counter: 1}
 	}
 	o.ID = k.next
 	receipt, err := k.d.Client.Send(ctx, *o)
@@ -156,6 +175,13 @@ func (k *Desk) numbered(ctx context.Context, o *carry.Outgoing) (mailbox.Receipt
 		k.next.Epoch = 0
 	}
 	return receipt, err
+}
+
+// newEpoch returns a random number, which is never 0.
+func newEpoch() (uint64, error) {
+	var b [8]byte
+	_, err := rand.Read(b[:])
+	return binary.BigEndian.Uint64(b[:]) | 1, err
 }
 
 // epoch makes the number of a message of its key, and of all that must be the same for it to be the same message.

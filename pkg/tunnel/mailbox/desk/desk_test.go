@@ -320,3 +320,24 @@ func TestFailures(t *testing.T) {
 		alice.want(503, r[0], r[1], nil)
 	}
 }
+
+// TestSlowProgram: a program whose text does not come holds up nobody else's message, small or large.
+func TestSlowProgram(t *testing.T) {
+	o := newOffice(t)
+	alice := o.site("alice", t.TempDir())
+	o.site("bob", t.TempDir())
+	for _, size := range []int{1000, 1 << 20} {
+		slow, err := net.Dial("tcp", alice.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer slow.Close()
+		// The desk asks for the text when it reads it.
+		fmt.Fprintf(slow, "POST /v1/messages?to=bob HTTP/1.1\r\nHost: agent\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n", size)
+		if _, err := io.ReadFull(slow, make([]byte, len("HTTP/1.1 100 Continue\r\n\r\n"))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	alice.want(200, "POST", "/v1/messages?to=bob", []byte("small"))
+	alice.want(200, "POST", "/v1/messages?to=bob", make([]byte, 1<<20))
+}
