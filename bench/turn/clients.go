@@ -48,10 +48,13 @@ func (r *rig) dial(secure bool) (*client, error) {
 		c.Conn, err = net.DialTimeout("tcp4", net.JoinHostPort(veth.NearIP, fmt.Sprint(tlsPort)), answerTime)
 		return err
 	})
-	if err == nil && secure {
+	if err != nil {
+		return nil, err
+	}
+	if secure {
 		c.Conn = tls.Client(c.Conn, &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS12})
 	}
-	return c, err
+	return c, nil
 }
 
 func (c *client) close() { _ = c.Close() }

@@ -44,12 +44,13 @@ type channel struct {
 	number uint16
 	peer   netip.AddrPort
 	to     *net.UDPAddr // where datagrams for the peer go
+	life   term
 }
 
-// allocation is what a client has. pion has one as well; it makes and ends this one's permissions and channels.
+// allocation is what a client has. Of one that relays TCP pion has one as well, which makes and ends this one's permissions.
 type allocation struct {
 	s      *Server
-	id     string // pion's user ID
+	id     string // pion's user ID, if it relays TCP
 	from   origin
 	user   string
 	txid   [12]byte // of the request that made it
@@ -65,12 +66,16 @@ type allocation struct {
 	// What may pass a second, to peers and to the client.
 	octetRate, packetRate [2]budget
 
-	live   atomic.Bool // pion has it
+	// granted is for how many seconds the request that made it was answered.
+	granted uint32
+
+	live   atomic.Bool // the client is told of it
 	closed sync.Once
 
 	mu       sync.RWMutex // guards what follows
 	key      []byte
-	perms    map[netip.Addr]struct{}
+	life     term
+	perms    map[netip.Addr]*term // pion ends those that have no term
 	byNumber map[uint16]*channel
 	byPeer   map[netip.AddrPort]*channel
 	octets   [2]uint64 // of TCP connections that have ended
@@ -111,7 +116,9 @@ var (
 func (s *Server) open(o origin, d demand) (*allocation, error) {
 	a := &allocation{
 		s: s, from: o, user: d.user, key: d.key, txid: d.txid, tcp: d.tcp, family: d.family, began: time.Now(),
-		id: rand.Text(), perms: map[netip.Addr]struct{}{}, byNumber: map[uint16]*channel{}, byPeer: map[netip.AddrPort]*channel{},
+	}
+	if d.tcp {
+		a.id = rand.Text()
 	}
 	q := s.quota.Load()
 	a.octetRate = [2]budget{newBudget(q.Bandwidth), newBudget(q.Bandwidth)}
@@ -143,7 +150,10 @@ func (s *Server) enter(a *allocation) error {
 		s.count.quota("allocations")
 		return errCapacity
 	}
-	s.allocs[a.from.tuple], s.byID[a.id] = a, a
+	s.allocs[a.from.tuple] = a
+	if a.id != "" {
+		s.byID[a.id] = a
+	}
 	s.perUser[a.user]++
 	return nil
 }
@@ -151,13 +161,11 @@ func (s *Server) enter(a *allocation) error {
 func (s *Server) leave(a *allocation) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.byID[a.id] != a {
+	if s.allocs[a.from.tuple] != a {
 		return
 	}
+	delete(s.allocs, a.from.tuple)
 	delete(s.byID, a.id)
-	if s.allocs[a.from.tuple] == a {
-		delete(s.allocs, a.from.tuple)
-	}
 	if s.perUser[a.user]--; s.perUser[a.user] <= 0 {
 		delete(s.perUser, a.user)
 	}
@@ -258,11 +266,12 @@ func (s *Server) advertisedOf(at netip.AddrPort) netip.AddrPort {
 	return at
 }
 
-// close gives everything back. It may be called again, and by pion's callbacks.
+// close gives everything back. It may be called again, by timers and by pion's callbacks.
 func (a *allocation) close() {
 	a.closed.Do(func() {
 		a.s.leave(a)
 		a.s.eachAddress(a, false)
+		a.stopTerms()
 		octets := a.traffic()
 		if a.port != nil {
 			a.port.Close()
@@ -273,9 +282,11 @@ func (a *allocation) close() {
 		if !a.live.Load() {
 			return
 		}
-		a.s.log.Info("allocation ended", zap.String("user", a.user), zap.Stringer("client", a.from.client), zap.String("transport", a.from.ep.scheme),
-			zap.Stringer("relayed", a.relayed), zap.Duration("duration", time.Since(a.began)),
-			zap.Uint64("octets_from_client", octets[0].Bytes), zap.Uint64("octets_from_peers", octets[1].Bytes))
+		if e := a.s.log.Check(zap.InfoLevel, "allocation ended"); e != nil {
+			e.Write(zap.String("user", a.user), zap.Stringer("client", a.from.client), zap.String("transport", a.from.ep.scheme),
+				zap.Stringer("relayed", a.relayed), zap.Duration("duration", time.Since(a.began)),
+				zap.Uint64("octets_from_client", octets[0].Bytes), zap.Uint64("octets_from_peers", octets[1].Bytes))
+		}
 	})
 }
 

@@ -11,10 +11,10 @@ import (
 const (
 	// headroom is what precedes data in a Data indication to a client at most: header, XOR-PEER-ADDRESS of IPv6, DATA's own.
 	headroom = headerSize + 24 + 4
-	// engineBuffer is the buffer that pion brings; ours for datagrams of peers, since pion reads none.
-	engineBuffer = 1600
+	// relayBuffer is the buffer for datagrams of peers.
+	relayBuffer = 1600
 	// maxRelayed is the longest datagram of a peer that is relayed; an Ethernet carries 1,472 octets.
-	maxRelayed = engineBuffer - headroom - 4
+	maxRelayed = relayBuffer - headroom - 4
 )
 
 // fromChannel relays ChannelData (RFC 8656 §12.6).
@@ -82,12 +82,14 @@ func (a *allocation) mayPass(direction, octets int) bool {
 	return false
 }
 
-// pump relays the datagrams of peers to the client, until the port is closed. buf is pion's.
-func (a *allocation) pump(buf []byte) error {
+// pump relays the datagrams of peers to the client, until the port is closed; that ends the allocation.
+func (a *allocation) pump() {
+	defer a.close()
+	buf := make([]byte, relayBuffer)
 	for {
 		n, src, err := a.port.ReadFrom(buf[headroom : headroom+maxRelayed+1])
 		if err != nil {
-			return err
+			return
 		}
 		if n > maxRelayed {
 			a.s.count.drop("too_long")

@@ -28,7 +28,6 @@ func (ep *endpoint) start(front *packetFront, handed *handover) error {
 		EventHandler: turn.EventHandler{
 			OnAllocationCreated: ep.s.created, OnAllocationDeleted: ep.s.deleted,
 			OnPermissionCreated: ep.s.permissionCreated, OnPermissionDeleted: ep.s.permissionDeleted,
-			OnChannelCreated: ep.s.channelCreated, OnChannelDeleted: ep.s.channelDeleted,
 		},
 	}
 	if front != nil {
@@ -84,7 +83,7 @@ func (ep *endpoint) nonce() string {
 	return ep.engine
 }
 
-// amend returns pion's answer as the client gets it: with the token of a held port, and signed where pion does not.
+// amend returns pion's answer as the client gets it: signed where pion does not.
 func (s *Server) amend(t tuple, b []byte) []byte {
 	if !isSTUN(b) {
 		return b
@@ -99,18 +98,6 @@ func (s *Server) amend(t tuple, b []byte) []byte {
 		s.count.request(m.method, 0)
 	}
 	switch {
-	case m.method == allocate && m.class == success:
-		a := s.find(t)
-		if a == nil || a.token == [8]byte{} {
-			return b
-		}
-		w := compose(nil, success, allocate, m.txid())
-		for _, attr := range m.attrs {
-			if attr.typ != attrIntegrity {
-				w.attr(attr.typ, attr.val)
-			}
-		}
-		return w.attr(attrReservationToken, a.token[:]).sign(a.getKey()).b
 	case m.method == connectionBind && m.class == success:
 		a := s.joined(m.get(attrConnectionID), nil)
 		if a == nil {
@@ -151,13 +138,9 @@ func (g generator) get(id string) *allocation {
 	return g.s.byID[id]
 }
 
-// AllocatePacketConn implements [turn.RelayAddressGenerator].
-func (g generator) AllocatePacketConn(c turn.AllocateListenerConfig) (net.PacketConn, net.Addr, error) {
-	a := g.get(c.UserID)
-	if a == nil || a.port == nil {
-		return nil, nil, errNoAllocation
-	}
-	return relayConn{a}, net.UDPAddrFromAddrPort(a.relayed), nil
+// AllocatePacketConn implements [turn.RelayAddressGenerator]; pion is asked for none.
+func (generator) AllocatePacketConn(turn.AllocateListenerConfig) (net.PacketConn, net.Addr, error) {
+	return nil, nil, errNoAllocation
 }
 
 // AllocateListener implements [turn.RelayAddressGenerator].
@@ -178,28 +161,6 @@ func (g generator) AllocateConn(c turn.AllocateConnConfig) (net.Conn, error) {
 	return a.dial(pinhole.AddrPortOf(c.RemoteAddr))
 }
 
-// relayConn is the relay port as pion sees it: nothing is ever read from it, the guard relays.
-type relayConn struct{ a *allocation }
-
-// ReadFrom relays until the port is closed.
-func (c relayConn) ReadFrom(b []byte) (int, net.Addr, error) {
-	return 0, nil, c.a.pump(b[:engineBuffer])
-}
-
-// WriteTo is not used: what clients send goes past pion.
-func (c relayConn) WriteTo(b []byte, to net.Addr) (int, error) { return c.a.port.WriteTo(b, to) }
-
-// Close ends the allocation.
-func (c relayConn) Close() error {
-	c.a.close()
-	return nil
-}
-
-func (c relayConn) LocalAddr() net.Addr                { return c.a.port.LocalAddr() }
-func (c relayConn) SetDeadline(t time.Time) error      { return c.a.port.SetDeadline(t) }
-func (c relayConn) SetReadDeadline(t time.Time) error  { return c.a.port.SetReadDeadline(t) }
-func (c relayConn) SetWriteDeadline(t time.Time) error { return c.a.port.SetWriteDeadline(t) }
-
 // Callbacks of pion. Their addresses are those that it was given: the client's and the socket's.
 
 func (s *Server) of(src, dst net.Addr) *allocation {
@@ -209,10 +170,7 @@ func (s *Server) of(src, dst net.Addr) *allocation {
 
 func (s *Server) created(src, dst net.Addr, _, _, _ string, _ net.Addr, _ int) {
 	if a := s.of(src, dst); a != nil {
-		a.live.Store(true)
-		s.count.began(a)
-		s.log.Info("allocation", zap.String("user", a.user), zap.Stringer("client", a.from.client), zap.String("transport", a.from.ep.scheme),
-			zap.Stringer("relayed", a.relayed))
+		s.began(a)
 	}
 }
 
@@ -228,11 +186,8 @@ func (s *Server) permissionCreated(src, dst net.Addr, _, _, _ string, _ net.Addr
 		return
 	}
 	a.mu.Lock()
-	a.perms[addr] = struct{}{}
-	a.mu.Unlock()
-	for _, c := range a.channelsTo(addr) { // whose permission was over for a while
-		a.carry(c)
-	}
+	defer a.mu.Unlock()
+	a.permitLocked(addr, nil)
 }
 
 func (s *Server) permissionDeleted(src, dst net.Addr, _, _, _ string, _ net.Addr, peer net.IP) {
@@ -241,35 +196,8 @@ func (s *Server) permissionDeleted(src, dst net.Addr, _, _, _ string, _ net.Addr
 		return
 	}
 	a.mu.Lock()
+	defer a.mu.Unlock()
 	delete(a.perms, addr)
-	a.mu.Unlock()
-	for _, c := range a.channelsTo(addr) {
-		a.port.Unbind(c.number)
-	}
-}
-
-func (s *Server) channelCreated(src, dst net.Addr, _, _, _ string, _, peer net.Addr, number uint16) {
-	a, at := s.of(src, dst), pinhole.AddrPortOf(peer)
-	if a == nil {
-		return
-	}
-	c := &channel{number: number, peer: at, to: net.UDPAddrFromAddrPort(s.boundOf(at))}
-	a.mu.Lock()
-	a.byNumber[number], a.byPeer[at] = c, c
-	a.mu.Unlock()
-	a.carry(c)
-}
-
-func (s *Server) channelDeleted(src, dst net.Addr, _, _, _ string, _, peer net.Addr, number uint16) {
-	a, at := s.of(src, dst), pinhole.AddrPortOf(peer)
-	if a == nil {
-		return
-	}
-	a.mu.Lock()
-	delete(a.byNumber, number)
-	delete(a.byPeer, at)
-	a.mu.Unlock()
-	a.port.Unbind(number)
 }
 
 // carry has the relay move a channel by itself: of UDP clients, without a limit of octets or packets, to peers that are not the edge.

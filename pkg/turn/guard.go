@@ -25,6 +25,7 @@ type session struct {
 	// pending has been opened for the request that pion was given last.
 	pending *allocation
 	probe   [12]byte // transaction ID of the request that asks pion for its nonce
+	m       message  // what is handled, so that not every one is made anew
 	buf     [maxControl]byte
 }
 
@@ -38,18 +39,18 @@ func (n *session) settle() {
 
 // control handles a STUN message of a client. What it returns is for pion; nil: nothing is.
 func (s *Server) control(o origin, b []byte, n *session) []byte {
-	var m message
+	m := &n.m
 	if why := m.parse(b); why != "" {
 		s.count.drop(why)
 		return nil
 	}
 	switch {
 	case m.class == request && m.method == binding:
-		s.bindingRequest(o, &m)
+		s.bindingRequest(o, m)
 	case m.class == request:
-		return s.request(o, &m, n)
+		return s.request(o, m, n)
 	case m.class == indication && m.method == sendData:
-		s.fromSend(o, &m)
+		s.fromSend(o, m)
 	case m.class == indication && m.method == binding: // a keep-alive
 	default:
 		s.count.drop("unexpected")
@@ -71,10 +72,15 @@ func (r answer) send(w *composer) {
 	}
 }
 
+// compose begins the answer; what it holds most often fits the buffer.
+func (r answer) compose(c class) *composer {
+	return compose(make([]byte, 0, 192), c, r.m.method, r.m.txid())
+}
+
 // refuse answers with an error.
 func (r answer) refuse(code int) []byte {
 	r.s.count.request(r.m.method, code)
-	r.send(compose(nil, failure, r.m.method, r.m.txid()).errorCode(code, phrase(code)))
+	r.send(r.compose(failure).errorCode(code, phrase(code)))
 	return nil
 }
 
@@ -89,7 +95,7 @@ func (r answer) challenge(code int) []byte {
 	if r.m.integrity > 0 {
 		text = phrase(code)
 	}
-	w := compose(nil, failure, r.m.method, r.m.txid()).errorCode(code, text)
+	w := r.compose(failure).errorCode(code, text)
 	r.send(w.text(attrNonce, r.s.nonces.make(r.o.client, time.Now())).text(attrRealm, r.s.cfg.Realm))
 	return nil
 }
@@ -105,7 +111,7 @@ func (r answer) unknown(list []uint16) []byte {
 	for _, t := range list {
 		types = binary.BigEndian.AppendUint16(types, t)
 	}
-	r.send(compose(nil, failure, r.m.method, r.m.txid()).errorCode(420, "").attr(attrUnknown, types))
+	r.send(r.compose(failure).errorCode(420, "").attr(attrUnknown, types))
 	return nil
 }
 
@@ -196,11 +202,14 @@ func (s *Server) authFailed(o origin, name, why string) {
 	}
 }
 
-// allocate opens what the request asks for and has pion keep it (RFC 8656 §7.2).
+// allocate opens what the request asks for (RFC 8656 §7.2); what relays TCP pion keeps.
 func (r answer) allocate(a *allocation, user string, n *session) []byte {
 	m := r.m
 	if a != nil {
-		if a.txid == m.txid() && a.user == user { // the answer was lost: pion has it
+		if a.txid == m.txid() && a.user == user { // the answer was lost
+			if !a.tcp {
+				return r.allocated(a)
+			}
 			return r.toEngine(a, func(w *composer) *composer { return w.attr(attrRequestedProto, m.get(attrRequestedProto)) })
 		}
 		return r.refuse(437)
@@ -216,13 +225,16 @@ func (r answer) allocate(a *allocation, user string, n *session) []byte {
 	case err != nil:
 		return r.refuse(508)
 	}
-	n.pending = a
-	family := byte(1)
-	if a.family == pinhole.IPv6 {
-		family = 2
+	if !a.tcp {
+		if !a.hold(lifetime(m)) {
+			a.close()
+			return r.refuse(508)
+		}
+		return r.allocated(a)
 	}
+	n.pending = a
 	return r.toEngine(a, func(w *composer) *composer {
-		return w.attr(attrRequestedProto, m.get(attrRequestedProto)).attr(attrRequestedFamily, []byte{family, 0, 0, 0}).
+		return w.attr(attrRequestedProto, m.get(attrRequestedProto)).attr(attrRequestedFamily, []byte{a.familyNumber(), 0, 0, 0}).
 			uint32(attrLifetime, lifetime(m))
 	})
 }
@@ -298,6 +310,9 @@ func (r answer) refresh(a *allocation) []byte {
 	if v := r.m.get(attrLifetime); v != nil && binary.BigEndian.Uint32(v) == 0 {
 		seconds = 0
 	}
+	if !a.tcp {
+		return r.refreshed(a, seconds)
+	}
 	return r.toEngine(a, func(w *composer) *composer { return w.uint32(attrLifetime, seconds) })
 }
 
@@ -341,6 +356,9 @@ func (r answer) createPermission(a *allocation) []byte {
 	if code := r.judge(a, peers); code != 0 {
 		return r.refuse(code)
 	}
+	if !a.tcp {
+		return r.permitted(a, peers)
+	}
 	return r.toEngine(a, func(w *composer) *composer {
 		for _, p := range peers {
 			w.address(attrXORPeerAddress, p, true)
@@ -366,9 +384,7 @@ func (r answer) channelBind(a *allocation) []byte {
 		r.s.count.denied(why)
 		return r.refuse(403)
 	}
-	return r.toEngine(a, func(w *composer) *composer {
-		return w.attr(attrChannelNumber, number).address(attrXORPeerAddress, peer, true)
-	})
+	return r.bound(a, number, peer)
 }
 
 func (r answer) connect(a *allocation) []byte {

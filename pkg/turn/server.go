@@ -170,6 +170,9 @@ type endpoint struct {
 	mu     sync.Mutex // guards what follows
 	engine string     // pion's nonce
 	asked  time.Time  // when it was got
+	over   bool       // there are no new allocations
+
+	work sync.WaitGroup // who relays for allocations
 }
 
 func (s *Server) endpoint(network, scheme string) *endpoint {
@@ -257,8 +260,11 @@ func secure(ctx context.Context, raw net.Conn, conf *tls.Config) (net.Conn, erro
 	return c, nil
 }
 
-// closeAll ends what is left of an endpoint.
+// closeAll ends what is left of an endpoint, and waits for it.
 func (s *Server) closeAll(ep *endpoint) {
+	ep.mu.Lock()
+	ep.over = true
+	ep.mu.Unlock()
 	s.mu.RLock()
 	var list []*allocation
 	for _, a := range s.allocs {
@@ -270,6 +276,7 @@ func (s *Server) closeAll(ep *endpoint) {
 	for _, a := range list {
 		a.close()
 	}
+	ep.work.Wait()
 }
 
 // handover is the listener that pion accepts from: connections that the guard has taken in.

@@ -66,6 +66,7 @@ func (c *streamConn) Read(p []byte) (int, error) {
 	for {
 		frame, err := c.next()
 		if err != nil {
+			c.endAllocation() // that of a request which was handled while Close was called
 			return 0, err
 		}
 		if b := c.frame(frame); b != nil {
@@ -223,10 +224,14 @@ func (c *streamConn) reply(_ netip.AddrPort, frame []byte) error {
 // Close ends the connection and the allocation that came by it.
 func (c *streamConn) Close() error {
 	c.once.Do(func() {
-		if a := c.ep.s.find(c.tuple); a != nil {
-			a.close()
-		}
+		c.endAllocation()
 		close(c.closed)
 	})
 	return c.Conn.Close()
+}
+
+func (c *streamConn) endAllocation() {
+	if a := c.ep.s.find(c.tuple); a != nil {
+		a.close()
+	}
 }
