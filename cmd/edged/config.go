@@ -59,6 +59,7 @@ type config struct {
 	Limits   limitsConfig             `yaml:"limits" jsonschema_description:"what one source may ask for"`
 	CDR      cdrConfig                `yaml:"cdr" jsonschema_description:"call records"`
 	Trace    traceConfig              `yaml:"trace" jsonschema_description:"the signalling of the last calls, kept in memory"`
+	HEP      hepConfig                `yaml:"hep" jsonschema_description:"copies of signalling for a collector"`
 
 	// dir is the folder of the file; relative certificate paths start there.
 	dir string
@@ -155,6 +156,7 @@ func defaultConfig() config {
 		Tunnel:   relay.DefaultConfig(),
 		Agent:    agent.DefaultConfig(),
 		Trace:    traceConfig{Memory: defaultTraceMemory},
+		HEP:      hepConfig{ID: 2001},
 		Limits:   limitsConfig{PerSource: perSourceConfig{MessagesPerSecond: 100, Connections: 64}},
 	}
 }

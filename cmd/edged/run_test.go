@@ -438,6 +438,7 @@ func otherMetrics(t *testing.T) (names []string) {
 	}
 	t.Cleanup(func() { mail.Close() })
 	reg.MustRegister(&mailService{store: mail})
+	reg.MustRegister(new(hepExport).metrics()...)
 	families, err := reg.Gather()
 	if err != nil {
 		t.Fatal(err)

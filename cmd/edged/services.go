@@ -87,6 +87,7 @@ func buildServices(ctx context.Context, d *serviceDeps) ([]*service, error) {
 		build func(context.Context, *serviceDeps) (*service, error)
 	}{
 		{"splice", true, buildSplice},
+		{"hep", d.cfg.HEP.To.IsValid(), buildHEP},
 		{"links", len(d.cfg.Links) > 0, buildLinks}, // whose addresses the others bind
 		{"ports", len(d.cfg.sharedListens()) > 0, buildShared},
 		{"media", true, buildMedia},

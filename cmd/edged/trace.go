@@ -54,8 +54,9 @@ func (c *callTraces) nameLive() {
 // pages are the documents of the API that take parameters, by pattern.
 func (c *callTraces) pages() map[string]http.HandlerFunc {
 	return map[string]http.HandlerFunc{
-		"GET /api/v1/calls/{id}/trace": c.serveTrace,
-		"GET /api/v1/traces":           c.serveList,
+		"GET /api/v1/calls/{id}/trace":   c.serveTrace,
+		"GET /api/v1/calls/{id}/capture": c.serveCapture,
+		"GET /api/v1/traces":             c.serveList,
 	}
 }
 

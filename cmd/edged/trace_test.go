@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -14,9 +13,9 @@ import (
 )
 
 // traceable starts a daemon and has a phone ask it for what it refuses; the phone is the last thing returned.
-func traceable(t *testing.T, callID string) (*testDaemon, string) {
+func traceable(t *testing.T, callID, more string) (*testDaemon, string) {
 	t.Helper()
-	d := startDaemon(t, sipAt(t.TempDir(), sipOnly))
+	d := startDaemon(t, sipAt(t.TempDir(), sipOnly+more))
 	pid := os.Getpid()
 	conn, err := net.Dial("udp", fmt.Sprintf("127.77.%d.%d:5060", pid>>8&255, pid&255))
 	if err != nil {
@@ -36,15 +35,14 @@ func traceable(t *testing.T, callID string) (*testDaemon, string) {
 // TestTraceOfARefusedCall asks the API and the command for the signalling of a call that never was.
 func TestTraceOfARefusedCall(t *testing.T) {
 	const callID = "a/b c@example.org"
-	d, phone := traceable(t, "a/b c@example.org")
+	d, phone := traceable(t, callID, "")
 	edged := func(args ...string) string {
 		t.Helper()
-		var out, stderr bytes.Buffer
-		args = append(args, "--config", d.file, "--admin", strings.TrimPrefix(d.base, "http://"))
-		if code := execute(args, &out, &stderr); code != 0 {
-			t.Fatalf("edged %v: exit code %d: %s", args, code, &stderr)
+		code, out, errs := d.edged(args...)
+		if code != 0 {
+			t.Fatalf("edged %v: exit code %d: %s", args, code, errs)
 		}
-		return out.String()
+		return out
 	}
 	var tr trace.Trace
 	if err := json.Unmarshal([]byte(edged("trace", "--json", callID)), &tr); err != nil {

@@ -31,6 +31,7 @@ func (c *config) validate() []keyText {
 	l = append(l, sectionFaults("firewall", c.Firewall.Validate())...)
 	c.Limits.validate(&l)
 	c.Trace.validate(&l)
+	c.HEP.validate(&l, int64(c.Trace.Memory))
 	c.validateSIP(&l)
 	l = append(l, sectionFaults("h323", c.H323.Validate(c.networks()))...)
 	l = append(l, sectionFaults("t120", c.T120.Validate(c.networks()))...)

@@ -39,6 +39,9 @@ func scan(data []byte) head {
 	return h
 }
 
+// CallID returns the Call-ID of a message, empty if it has none.
+func CallID(data []byte) string { return string(scan(data).callID) }
+
 // field takes one header line.
 func (h *head) field(line []byte) {
 	name, value, ok := bytes.Cut(line, []byte{':'})

@@ -1,0 +1,167 @@
+// Package pcapng writes packet captures as Wireshark reads them (draft-ietf-opsawg-pcapng), of messages rather than of
+// packets: it makes the headers of IP and of UDP or TCP that a message had, or could have had where TLS hid it. There are
+// no handshakes and acknowledgements.
+//
+//	Section Header ─ Interface Description ─ Enhanced Packet ─ Enhanced Packet ─ ...
+package pcapng
+
+import (
+	"encoding/binary"
+	"io"
+	"net/netip"
+	"time"
+)
+
+// Packet is a message between two addresses.
+type Packet struct {
+	Time     time.Time
+	From, To netip.AddrPort
+	// Stream: it was sent by TCP, or inside of it.
+	Stream bool
+	Data   []byte
+	// Comment is shown beside the packet; empty = none.
+	Comment string
+}
+
+const (
+	linkRaw    = 101 // LINKTYPE_RAW: the packet begins with its IP header
+	maxPayload = 65535 - 60
+)
+
+// Writer writes one section with one interface.
+type Writer struct {
+	w io.Writer
+	// sent counts the octets of each direction of each stream.
+	sent map[[2]netip.AddrPort]uint32
+}
+
+// NewWriter writes the head of a file.
+func NewWriter(w io.Writer) (*Writer, error) {
+	section := binary.LittleEndian.AppendUint32(nil, 0x1a2b3c4d)
+	section = append(section, 1, 0, 0, 0)                         // version 1.0
+	section = binary.LittleEndian.AppendUint64(section, 1<<64-1)  // of unknown length
+	iface := binary.LittleEndian.AppendUint16(nil, linkRaw)       //
+	iface = append(iface, 0, 0, 0, 0, 0, 0)                       // no limit of lengths
+	iface = append(option(iface, 9, []byte{9}), 0, 0, 0, 0)       // if_tsresol: nanoseconds; opt_endofopt
+	out := append(block(0x0a0d0d0a, section), block(1, iface)...) //
+	_, err := w.Write(out)
+	return &Writer{w: w, sent: map[[2]netip.AddrPort]uint32{}}, err
+}
+
+// Write appends a packet. Data beyond what an IP packet holds is cut off.
+func (w *Writer) Write(p Packet) error {
+	p.Data = p.Data[:min(len(p.Data), maxPayload)]
+	raw := w.packet(p)
+	at := uint64(p.Time.UnixNano())
+	b := make([]byte, 0, len(raw)+len(p.Comment)+40)
+	b = binary.LittleEndian.AppendUint32(b, 0)
+	b = binary.LittleEndian.AppendUint32(b, uint32(at>>32))
+	b = binary.LittleEndian.AppendUint32(b, uint32(at))
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(raw)))
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(raw)))
+	b = pad(append(b, raw...))
+	if p.Comment != "" {
+		b = append(option(b, 1, []byte(p.Comment[:min(len(p.Comment), 1000)])), 0, 0, 0, 0)
+	}
+	_, err := w.w.Write(block(6, b))
+	return err
+}
+
+// packet returns a message as an IP packet (RFC 791, RFC 8200).
+func (w *Writer) packet(p Packet) []byte {
+	from, to := p.From.Addr().Unmap().WithZone(""), p.To.Addr().Unmap().WithZone("")
+	from, to = known(from, to), known(to, from)
+	if from.Is4() != to.Is4() { // no packet can be so; but nothing is worth losing it
+		from, to = netip.AddrFrom16(from.As16()), netip.AddrFrom16(to.As16())
+	}
+	proto, upper := byte(17), w.udp(p)
+	if p.Stream {
+		proto, upper = 6, w.tcp(p)
+	}
+	src, dst := from.AsSlice(), to.AsSlice()
+	sum := checksum(sumOf(src) + sumOf(dst) + uint32(proto) + uint32(len(upper)) + sumOf(upper))
+	at := 6
+	if p.Stream {
+		at = 16
+	}
+	binary.BigEndian.PutUint16(upper[at:], sum)
+	var head []byte
+	if from.Is4() {
+		head = binary.BigEndian.AppendUint16([]byte{0x45, 0}, uint16(20+len(upper)))
+		head = append(head, 0, 0, 0x40, 0, 64, proto, 0, 0)
+		head = append(append(head, src...), dst...)
+		binary.BigEndian.PutUint16(head[10:], checksum(sumOf(head)))
+	} else {
+		head = binary.BigEndian.AppendUint16([]byte{0x60, 0, 0, 0}, uint16(len(upper)))
+		head = append(append(append(head, proto, 64), src...), dst...)
+	}
+	return append(head, upper...)
+}
+
+// known returns a, or if it is not known the unspecified address of the other's family.
+func known(a, other netip.Addr) netip.Addr {
+	switch {
+	case a.IsValid():
+		return a
+	case other.Is6():
+		return netip.IPv6Unspecified()
+	}
+	return netip.IPv4Unspecified()
+}
+
+func (w *Writer) udp(p Packet) []byte {
+	b := binary.BigEndian.AppendUint16(nil, p.From.Port())
+	b = binary.BigEndian.AppendUint16(b, p.To.Port())
+	b = binary.BigEndian.AppendUint16(b, uint16(8+len(p.Data)))
+	return append(append(b, 0, 0), p.Data...)
+}
+
+func (w *Writer) tcp(p Packet) []byte {
+	way, back := [2]netip.AddrPort{p.From, p.To}, [2]netip.AddrPort{p.To, p.From}
+	b := binary.BigEndian.AppendUint16(nil, p.From.Port())
+	b = binary.BigEndian.AppendUint16(b, p.To.Port())
+	b = binary.BigEndian.AppendUint32(b, 1+w.sent[way])
+	b = binary.BigEndian.AppendUint32(b, 1+w.sent[back])
+	b = append(b, 0x50, 0x18, 0xff, 0xff, 0, 0, 0, 0) // PSH, ACK
+	w.sent[way] += uint32(len(p.Data))
+	return append(b, p.Data...)
+}
+
+func sumOf(b []byte) (sum uint32) {
+	for ; len(b) > 1; b = b[2:] {
+		sum += uint32(b[0])<<8 | uint32(b[1])
+	}
+	if len(b) == 1 {
+		sum += uint32(b[0]) << 8
+	}
+	return sum
+}
+
+// checksum folds a sum (RFC 1071).
+func checksum(sum uint32) uint16 {
+	for sum>>16 != 0 {
+		sum = sum&0xffff + sum>>16
+	}
+	return ^uint16(sum)
+}
+
+// block wraps a body of whole words.
+func block(kind uint32, body []byte) []byte {
+	n := uint32(12 + len(body))
+	b := binary.LittleEndian.AppendUint32(make([]byte, 0, n), kind)
+	b = binary.LittleEndian.AppendUint32(b, n)
+	return binary.LittleEndian.AppendUint32(append(b, body...), n)
+}
+
+func option(b []byte, code uint16, value []byte) []byte {
+	b = binary.LittleEndian.AppendUint16(b, code)
+	b = binary.LittleEndian.AppendUint16(b, uint16(len(value)))
+	return pad(append(b, value...))
+}
+
+func pad(b []byte) []byte {
+	for len(b)%4 != 0 {
+		b = append(b, 0)
+	}
+	return b
+}
