@@ -163,7 +163,7 @@ func TestTURNSelf(t *testing.T) {
 	must(t, "secret", os.WriteFile(tr.Dir+"/turn.secret", []byte("another\n"), 0o644))
 	eventually(t, 20*time.Second, "the secret is read again", func() bool {
 		b, _ := os.ReadFile(tr.edge.proc.Log)
-		return strings.Contains(string(b), "users and secrets read again")
+		return strings.Contains(string(b), "files read again")
 	})
 	if works("after") {
 		t.Error("a credential of a secret that is gone is taken")

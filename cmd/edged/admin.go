@@ -16,11 +16,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"go.uber.org/zap"
+
+	"edged.dev/edged/pkg/pinhole"
 )
 
 // adminDeps is what the admin listener shows.
 type adminDeps struct {
-	Token    secret
+	Token    pinhole.Secret
 	Registry *prometheus.Registry
 	Events   *eventBroker
 	// Ready says why the daemon takes no new calls, "" if it does.
@@ -99,7 +101,7 @@ func jsonView(view func() any) http.HandlerFunc {
 }
 
 // checkToken demands "Authorization: Bearer TOKEN".
-func checkToken(token secret, next http.Handler) http.Handler {
+func checkToken(token pinhole.Secret, next http.Handler) http.Handler {
 	want := []byte("Bearer " + string(token))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if subtle.ConstantTimeCompare([]byte(r.Header.Get("Authorization")), want) != 1 {
@@ -137,6 +139,11 @@ func listenAdmin(ctx context.Context, c adminConfig) (net.Listener, error) {
 		var lc net.ListenConfig
 		return lc.Listen(ctx, "tcp", c.Listen)
 	}
+	return listenUnix(ctx, path)
+}
+
+// listenUnix opens a socket for its owner and group. One that a killed process has left is replaced, one that answers is not.
+func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	if err := removeStaleSocket(ctx, path); err != nil {
 		return nil, err
 	}

@@ -11,9 +11,11 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"edged.dev/edged/pkg/pinhole"
 )
 
-func newTestAdmin(token secret, alive func()) http.Handler {
+func newTestAdmin(token pinhole.Secret, alive func()) http.Handler {
 	return adminHandler(adminDeps{
 		Token: token, Registry: newRegistry(buildInfo{Version: "test"}), Events: newEventBroker(), Alive: alive,
 		Ready: func() string { return "draining" },
@@ -45,7 +47,7 @@ func TestAdminAccess(t *testing.T) {
 				req.Header.Set("Authorization", tc.auth)
 			}
 			w := httptest.NewRecorder()
-			newTestAdmin(secret(tc.token), func() {}).ServeHTTP(w, req)
+			newTestAdmin(pinhole.Secret(tc.token), func() {}).ServeHTTP(w, req)
 			if w.Code != tc.want {
 				t.Errorf("%d %s, want %d", w.Code, w.Body, tc.want)
 			}

@@ -13,12 +13,14 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"edged.dev/edged/pkg/pinhole"
 )
 
 // apiClient reads the admin listener of a running daemon.
 type apiClient struct {
 	base  string
-	token secret
+	token pinhole.Secret
 	http  *http.Client
 }
 

@@ -75,8 +75,8 @@ type logConfig struct {
 }
 
 type adminConfig struct {
-	Listen string `yaml:"listen" jsonschema:"default=127.0.0.1:9060" jsonschema_description:"HOST:PORT or unix:/PATH; an address that is not loopback needs a token; empty turns the listener off"`
-	Token  secret `yaml:"token" jsonschema:"default=" jsonschema_description:"bearer token that every request must carry; ${NAME} takes it from the environment"`
+	Listen string         `yaml:"listen" jsonschema:"default=127.0.0.1:9060" jsonschema_description:"HOST:PORT or unix:/PATH; an address that is not loopback needs a token; empty turns the listener off"`
+	Token  pinhole.Secret `yaml:"token" jsonschema:"default=" jsonschema_description:"bearer token that every request must carry; ${NAME} takes it from the environment"`
 }
 
 type stateConfig struct {
@@ -113,28 +113,6 @@ type perSourceConfig struct {
 type cdrConfig struct {
 	File string `yaml:"file" jsonschema:"default=" jsonschema_description:"file to which one JSON line is appended when a call ends, relative to state.dir; empty = none"`
 }
-
-// secret is a text that is never printed. "${NAME}" stands for an environment variable.
-type secret string
-
-// UnmarshalText reads the secret, or the environment variable that the text names.
-func (s *secret) UnmarshalText(b []byte) error {
-	name, isVar := strings.CutPrefix(string(b), "${")
-	if !isVar {
-		*s = secret(b)
-		return nil
-	}
-	name, isVar = strings.CutSuffix(name, "}")
-	value := os.Getenv(name)
-	if !isVar || value == "" {
-		return fmt.Errorf("the environment variable %s is not set", name)
-	}
-	*s = secret(value)
-	return nil
-}
-
-// String hides the secret.
-func (s secret) String() string { return "***" }
 
 func defaultConfig() config {
 	return config{

@@ -9,6 +9,7 @@ import (
 	"go.uber.org/zap"
 
 	"edged.dev/edged/pkg/console"
+	"edged.dev/edged/pkg/pinhole"
 )
 
 // newConsole returns the console of what the admin listener shows.
@@ -17,7 +18,7 @@ func newConsole(d adminDeps, log *zap.Logger) (*console.Console, error) {
 }
 
 // withConsole puts the console beside the API: it has a login of its own, as browsers cannot be told to send a token.
-func withConsole(token secret, pages, api http.Handler) http.Handler {
+func withConsole(token pinhole.Secret, pages, api http.Handler) http.Handler {
 	if token == "" {
 		pages = checkHost(pages)
 	}

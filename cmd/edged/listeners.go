@@ -122,7 +122,7 @@ func (c *config) unreadListeners(add func(portListener)) {
 	}
 	for i, l := range c.Tunnel.Listen {
 		add(portListener{
-			Proto: l.Transport().Proto, Network: l.Network, Port: l.Port, Handler: handlerTunnel, Scheme: l.Scheme, Key: fmt.Sprintf("tunnel.listen[%d]", i),
+			Proto: l.Transport().Proto, Network: l.Network, Port: l.Port, Handler: handlerTunnel, Scheme: l.Proto, Key: fmt.Sprintf("tunnel.listen[%d]", i),
 		})
 	}
 }

@@ -166,7 +166,7 @@ func TestMailboxes(t *testing.T) {
 	if _, err := r.ask(t.Context(), http.MethodDelete, "/api/v1/mailboxes?device=nobody"); err == nil {
 		t.Error("a device that is not there is purged")
 	}
-	if _, err := listenMessages(t.Context(), filepath.Join(aDir, "tunnel", "messages.sock")); err == nil {
+	if _, err := listenUnix(t.Context(), filepath.Join(aDir, "tunnel", "messages.sock")); err == nil {
 		t.Error("a second agent takes the first one's socket")
 	}
 	metrics, err := r.get(t.Context(), "/metrics")

@@ -108,14 +108,14 @@ func TestSocketForMessages(t *testing.T) {
 	if err := os.WriteFile(file, []byte("state: {}"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := listenMessages(t.Context(), file); err == nil {
+	if _, err := listenUnix(t.Context(), file); err == nil {
 		t.Error("a file makes room for a socket")
 	}
 	if text, err := os.ReadFile(file); err != nil || string(text) != "state: {}" {
 		t.Errorf("the file has %q, %v", text, err)
 	}
 	for range 2 {
-		ln, err := listenMessages(t.Context(), left)
+		ln, err := listenUnix(t.Context(), left)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -269,7 +269,7 @@ func (e *expansion) listen(from profileName, x profileListener) {
 			return
 		}
 		if x.section == "tunnel" {
-			l := relay.Listen{Scheme: scheme, Network: network, Port: port}
+			l := relay.Listen{Proto: scheme, Network: network, Port: port}
 			if !slices.Contains(e.c.Tunnel.Listen, l) {
 				e.c.Tunnel.Listen = append(e.c.Tunnel.Listen, l)
 				e.note(from, "tunnel.listen", len(e.c.Tunnel.Listen))

@@ -5,10 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -287,38 +285,10 @@ func openDesk(ctx context.Context, c *config, key device.Key, a *agent.Agent, lo
 	if err != nil {
 		return nil, err
 	}
-	if s.ln, err = listenMessages(ctx, path); err != nil {
+	if s.ln, err = listenUnix(ctx, path); err != nil {
 		return nil, fmt.Errorf("agent.messages_socket: %w", err)
 	}
 	return s, nil
-}
-
-// listenMessages opens the socket. One that a killed agent has left is replaced, one that answers is not.
-func listenMessages(ctx context.Context, path string) (net.Listener, error) {
-	var d net.Dialer
-	if c, err := d.DialContext(ctx, "unix", path); err == nil {
-		return nil, errors.Join(fmt.Errorf("%s: another agent listens there", path), c.Close())
-	}
-	switch st, err := os.Lstat(path); {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		return nil, err
-	case st.Mode().Type() != fs.ModeSocket:
-		return nil, fmt.Errorf("%s: is there, and is no socket", path)
-	default:
-		if err := os.Remove(path); err != nil {
-			return nil, err
-		}
-	}
-	var lc net.ListenConfig
-	ln, err := lc.Listen(ctx, "unix", path)
-	if err != nil {
-		return nil, err
-	}
-	if err := os.Chmod(path, 0o660); err != nil {
-		return nil, errors.Join(err, ln.Close())
-	}
-	return ln, nil
 }
 
 // nameOf returns the name that the configuration has for a device.

@@ -97,28 +97,14 @@ func (p *proxyService) reload(c *config) error {
 
 // watch takes over what has changed on this host, until ctx ends.
 func (p *proxyService) watch(ctx context.Context) error {
-	tick := time.NewTicker(proxyWatch)
-	defer tick.Stop()
-	refused := ""
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
+	return watchFiles(ctx, proxyWatch, p.log.With(zap.String("files", "proxy users")), func() (now, used string) {
 		p.own.refresh()
-		now := p.state.Load()
-		stamp := stampOf(within(now.cfg.dir, now.cfg.Proxy.UsersFile))
-		if now.cfg.Proxy.UsersFile == "" || stamp == now.stamp || stamp == refused {
-			continue
+		state := p.state.Load()
+		if state.cfg.Proxy.UsersFile == "" {
+			return state.stamp, state.stamp
 		}
-		if err := p.reload(now.cfg); err != nil {
-			refused = stamp
-			p.log.Error("users have changed but can not be taken over, the old ones stay", zap.Error(err))
-			continue
-		}
-		p.log.Info("users read again")
-	}
+		return stampOf(within(state.cfg.dir, state.cfg.Proxy.UsersFile)), state.stamp
+	}, func() error { return p.reload(p.state.Load().cfg) })
 }
 
 // readProxyUsers reads the file of users; nil if there is none.

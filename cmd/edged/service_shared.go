@@ -41,7 +41,7 @@ func (c *config) shared(at pinhole.Listen) bool {
 	web, tunnels := false, 0
 	for _, l := range c.Tunnel.Listen {
 		if l.Transport() == at {
-			web = web || l.Scheme == relay.HTTPS && len(c.TLS.Certificates) > 0
+			web = web || l.Proto == relay.HTTPS && len(c.TLS.Certificates) > 0
 			tunnels++
 		}
 	}

@@ -290,37 +290,16 @@ func (t *tunnelService) reloadLocked(c *config) error {
 	return nil
 }
 
-// reread takes over files of devices that have changed: not those of refused, which it returns if they cannot be taken over.
-// A configuration that is reloaded at the same time is not replaced by the one before it.
-func (t *tunnelService) reread(refused string) string {
-	t.loading.Lock()
-	defer t.loading.Unlock()
-	now := t.state.Load()
-	stamp := t.stamp(now.cfg)
-	if stamp == now.stamp || stamp == refused {
-		return refused
-	}
-	if err := t.reloadLocked(now.cfg); err != nil {
-		t.log.Error("devices have changed but can not be taken over, the old ones stay", zap.Error(err))
-		return stamp
-	}
-	t.log.Info("devices read again")
-	return refused
-}
-
 // watch takes over files of devices that have changed, until ctx ends.
 func (t *tunnelService) watch(ctx context.Context) error {
-	tick := time.NewTicker(tunnelWatch)
-	defer tick.Stop()
-	refused := ""
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-		refused = t.reread(refused)
-	}
+	return watchFiles(ctx, tunnelWatch, t.log.With(zap.String("files", "devices")), func() (now, used string) {
+		state := t.state.Load()
+		return t.stamp(state.cfg), state.stamp
+	}, func() error {
+		t.loading.Lock() // so that a configuration that is reloaded at the same time is not replaced by the one before it
+		defer t.loading.Unlock()
+		return t.reloadLocked(t.state.Load().cfg)
+	})
 }
 
 // serve serves all listeners until ctx ends, and waits for the sessions.
@@ -332,7 +311,7 @@ func (t *tunnelService) serve(ctx context.Context, c *config, socks sockets) err
 		})
 	}
 	err := socks.serve(ctx, func(ctx context.Context, s socket) error {
-		switch c.Tunnel.Listen[s.item].Scheme {
+		switch c.Tunnel.Listen[s.item].Proto {
 		case relay.QUIC:
 			return t.carriers.ServeQUIC(ctx, s.udp)
 		case relay.HTTP:
@@ -426,7 +405,7 @@ func (h *handedOver) Addr() net.Addr { return net.TCPAddrFromAddrPort(netip.Addr
 
 // tunnelMatches returns what a TCP listener of the tunnel gets of a shared port.
 func (c *config) tunnelMatches(l relay.Listen) []sharedport.Match {
-	switch l.Scheme {
+	switch l.Proto {
 	case relay.HTTP:
 		return []sharedport.Match{matchOf(sharedport.OverTCP, sharedport.HTTP)}
 	case relay.Groove:

@@ -150,6 +150,31 @@ func stampOf(file string) string {
 	return fmt.Sprint(st.ModTime().UnixNano(), st.Size())
 }
 
+// watchFiles takes over files that have changed, until ctx ends. Stamps returns those of the files now and of those in use;
+// files that reload refuses are not tried again before they change.
+func watchFiles[S comparable](ctx context.Context, every time.Duration, log *zap.Logger, stamps func() (now, used S), reload func() error) error {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	var refused S
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		now, used := stamps()
+		if now == used || now == refused {
+			continue
+		}
+		if err := reload(); err != nil {
+			refused = now
+			log.Error("files have changed but can not be taken over, the old ones stay", zap.Error(err))
+			continue
+		}
+		log.Info("files read again")
+	}
+}
+
 // turnState is what runs.
 type turnState struct {
 	cfg   *config
@@ -178,34 +203,16 @@ func (w *turnWatcher) reload(c *config) error {
 
 // run looks until ctx ends.
 func (w *turnWatcher) run(ctx context.Context) error {
-	tick := time.NewTicker(turnWatch)
-	defer tick.Stop()
-	refused := [2]string{}
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
+	return watchFiles(ctx, turnWatch, w.log.With(zap.String("files", "turn users and secrets")), func() (now, used [2]string) {
 		w.own.refresh()
-		now := w.state.Load()
-		c := now.cfg.TURN
-		stamp := [2]string{}
-		for i, file := range []string{c.UsersFile, c.SecretFile} {
+		state := w.state.Load()
+		for i, file := range []string{state.cfg.TURN.UsersFile, state.cfg.TURN.SecretFile} {
 			if file != "" {
-				stamp[i] = stampOf(within(now.cfg.dir, file))
+				now[i] = stampOf(within(state.cfg.dir, file))
 			}
 		}
-		if stamp == now.files.stamp || stamp == refused {
-			continue
-		}
-		if err := w.reload(now.cfg); err != nil {
-			refused = stamp
-			w.log.Error("users or secrets have changed but can not be taken over, the old ones stay", zap.Error(err))
-			continue
-		}
-		w.log.Info("users and secrets read again")
-	}
+		return now, state.files.stamp
+	}, func() error { return w.reload(w.state.Load().cfg) })
 }
 
 // hostAddresses are the addresses of the host's interfaces.

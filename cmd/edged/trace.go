@@ -7,14 +7,14 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/sipalg"
 	"edged.dev/edged/pkg/sipalg/flow"
-	"edged.dev/edged/pkg/tftp"
 	"edged.dev/edged/pkg/trace"
 )
 
 type traceConfig struct {
-	Memory tftp.Size `yaml:"memory" jsonschema:"oneof_type=string;integer,default=16MiB" jsonschema_description:"room for the signalling of the last calls, for edged trace; 0 = none is kept"`
+	Memory pinhole.Size `yaml:"memory" jsonschema:"oneof_type=string;integer,default=16MiB" jsonschema_description:"room for the signalling of the last calls, for edged trace; 0 = none is kept"`
 }
 
 const (

@@ -41,34 +41,8 @@ const (
 	maxAssociations = 1 << 10
 )
 
-// Listen is a listener, written "PROTO://NETWORK:PORT".
-type Listen struct {
-	// Proto is http, https or socks5.
-	Proto   string
-	Network string
-	Port    uint16
-}
-
-// UnmarshalText reads "PROTO://NETWORK:PORT".
-func (l *Listen) UnmarshalText(b []byte) error {
-	read, err := pinhole.CutListen(string(b))
-	if err != nil {
-		return err
-	}
-	*l = Listen(read)
-	return nil
-}
-
-// MarshalText writes "PROTO://NETWORK:PORT".
-func (l Listen) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
-
-// String returns "PROTO://NETWORK:PORT".
-func (l Listen) String() string { return pinhole.Listen(l).String() }
-
-// Transport returns the listener with tcp as its protocol.
-func (l Listen) Transport() pinhole.Listen {
-	return pinhole.Listen{Proto: "tcp", Network: l.Network, Port: l.Port}
-}
+// Listen is a listener: http, https or socks5.
+type Listen = pinhole.ServiceListen
 
 // DefaultConfig returns the defaults; the section is off as long as Listen is empty.
 func DefaultConfig() Config {
@@ -80,7 +54,7 @@ func (c Config) Validate(nets pinhole.Networks) error {
 	var f pinhole.Faults
 	for i, l := range c.Listen {
 		key := fmt.Sprintf("listen[%d]", i)
-		if err := pinhole.Listen(l).Check(nets, HTTP, HTTPS, SOCKS5); err != nil {
+		if err := l.Check(nets, HTTP, HTTPS, SOCKS5); err != nil {
 			f.Add(key, "%v", err)
 		} else if slices.Contains(c.Listen[:i], l) {
 			f.Add(key, "%s is listed twice", l)

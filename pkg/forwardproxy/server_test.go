@@ -566,7 +566,7 @@ func TestIdleEnds(t *testing.T) {
 func TestValidate(t *testing.T) {
 	nets := pinhole.Networks{"inside": {}}
 	good := testConfig(t)
-	good.Listen = []Listen{{HTTP, "inside", 3128}, {SOCKS5, "inside", 1080}}
+	good.Listen = []Listen{{Proto: HTTP, Network: "inside", Port: 3128}, {Proto: SOCKS5, Network: "inside", Port: 1080}}
 	if err := good.Validate(nets); err != nil {
 		t.Error(err)
 	}

@@ -61,3 +61,44 @@ func (l Listen) Check(nets Networks, protos ...string) error {
 	}
 	return nil
 }
+
+// ServiceListen is a listener whose protocol is the service's own, such as tls, quic or socks5; each service checks which.
+type ServiceListen struct {
+	Proto   string
+	Network string
+	// Port is 1-65535.
+	Port uint16
+}
+
+// UnmarshalText reads "PROTO://NETWORK:PORT".
+func (l *ServiceListen) UnmarshalText(b []byte) error {
+	read, err := CutListen(string(b))
+	if err != nil {
+		return err
+	}
+	*l = ServiceListen(read)
+	return nil
+}
+
+// MarshalText writes "PROTO://NETWORK:PORT".
+func (l ServiceListen) MarshalText() ([]byte, error) { return Listen(l).MarshalText() }
+
+// String returns "PROTO://NETWORK:PORT".
+func (l ServiceListen) String() string { return Listen(l).String() }
+
+// Check is that of [Listen].
+func (l ServiceListen) Check(nets Networks, protos ...string) error {
+	return Listen(l).Check(nets, protos...)
+}
+
+// Transport returns the listener with what carries its protocol: udp for udp, dtls and quic, tcp for all others.
+func (l ServiceListen) Transport() Listen {
+	p := Listen(l)
+	switch l.Proto {
+	case "udp", "dtls", "quic":
+		p.Proto = "udp"
+	default:
+		p.Proto = "tcp"
+	}
+	return p
+}

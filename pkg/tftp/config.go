@@ -20,7 +20,7 @@ type Config struct {
 	Deny  []string `yaml:"deny" json:"deny,omitempty" jsonschema:"description=extensions of files that are refused; one anywhere in a name counts"`
 	Allow []string `yaml:"allow" json:"allow,omitempty" jsonschema:"description=if set only files whose last extension is listed may pass"`
 	// MaxSize is the longest file; 0 = any.
-	MaxSize Size `yaml:"max_size" json:"max_size,omitempty" jsonschema:"oneof_type=string;integer,default=0,description=longest file that may pass such as 1GiB; 0 = any"`
+	MaxSize pinhole.Size `yaml:"max_size" json:"max_size,omitempty" jsonschema:"oneof_type=string;integer,default=0,description=longest file that may pass such as 1GiB; 0 = any"`
 	// Directions tells which way files may go between trusted networks and others.
 	Directions Directions `yaml:"directions" json:"directions,omitempty" jsonschema:"enum=both,enum=in,enum=out,default=both,description=which way files may go: in to a trusted network or out of it"`
 	// Policy are rules for users; the first that fits decides, and what fits none is allowed.
@@ -96,35 +96,6 @@ func (r PortRange) has(port uint16) bool { return port >= r.First && port <= r.L
 
 // clientPorts are what the clients listen on.
 func clientPorts() PortRange { return PortRange{6891, 6901} }
-
-// Size is a number of octets, written "700", "10MB" or "1GiB".
-type Size int64
-
-// UnmarshalText reads a number with or without a unit: kB, MB, GB (powers of 1000), KiB, MiB, GiB (of 1024).
-func (s *Size) UnmarshalText(b []byte) error {
-	text := strings.TrimSpace(string(b))
-	number := strings.TrimRight(text, "kKMGiB ")
-	unit, ok := map[string]int64{"": 1, "B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}[strings.TrimSpace(text[len(number):])]
-	n, err := strconv.ParseInt(number, 10, 64)
-	if !ok || err != nil || n < 0 || n > (1<<62)/unit {
-		return fmt.Errorf("%q is not a size such as 500MB or 1GiB", b)
-	}
-	*s = Size(n * unit)
-	return nil
-}
-
-// MarshalText writes the number with the largest binary unit that divides it.
-func (s Size) MarshalText() ([]byte, error) {
-	for _, u := range []struct {
-		n    Size
-		name string
-	}{{1 << 30, "GiB"}, {1 << 20, "MiB"}, {1 << 10, "KiB"}} {
-		if s != 0 && s%u.n == 0 {
-			return fmt.Appendf(nil, "%d%s", s/u.n, u.name), nil
-		}
-	}
-	return strconv.AppendInt(nil, int64(s), 10), nil
-}
 
 // DefaultConfig returns the defaults; the section is off as long as Ports is zero.
 func DefaultConfig() Config {

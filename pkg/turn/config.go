@@ -106,41 +106,8 @@ func (Password) String() string { return "***" }
 // MarshalText hides the password.
 func (Password) MarshalText() ([]byte, error) { return []byte("***"), nil }
 
-// Listen is a listener, written "PROTO://NETWORK:PORT".
-type Listen struct {
-	// Proto is udp, tcp, tls or dtls.
-	Proto   string
-	Network string
-	Port    uint16
-}
-
-// UnmarshalText reads "PROTO://NETWORK:PORT".
-func (l *Listen) UnmarshalText(b []byte) error {
-	read, err := pinhole.CutListen(string(b))
-	if err != nil {
-		return err
-	}
-	*l = Listen(read)
-	return nil
-}
-
-// MarshalText writes "PROTO://NETWORK:PORT".
-func (l Listen) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
-
-// String returns "PROTO://NETWORK:PORT".
-func (l Listen) String() string { return pinhole.Listen(l).String() }
-
-// Transport returns the listener with tcp or udp as its protocol.
-func (l Listen) Transport() pinhole.Listen {
-	p := pinhole.Listen(l)
-	switch l.Proto {
-	case "tls":
-		p.Proto = "tcp"
-	case "dtls":
-		p.Proto = "udp"
-	}
-	return p
-}
+// Listen is a listener: udp, tcp, tls or dtls.
+type Listen = pinhole.ServiceListen
 
 // DefaultConfig returns the defaults; the section is off as long as Listen is empty.
 func DefaultConfig() Config {
@@ -157,7 +124,7 @@ func (c Config) Validate(nets pinhole.Networks) error {
 	var faults pinhole.Faults
 	fault := faults.Add
 	for i, l := range c.Listen {
-		if err := pinhole.Listen(l).Check(nets, "udp", "tcp", "tls", "dtls"); err != nil {
+		if err := l.Check(nets, "udp", "tcp", "tls", "dtls"); err != nil {
 			fault(fmt.Sprintf("listen[%d]", i), "%v", err)
 		}
 	}

@@ -185,7 +185,7 @@ var (
 
 func testConfig() Config {
 	c := DefaultConfig()
-	c.Listen = []Listen{{"udp", "lo", 3478}}
+	c.Listen = []Listen{{Proto: "udp", Network: "lo", Port: 3478}}
 	c.Realm = testRealm
 	c.Users = map[string]Password{testUser: testPass, "bob": "secret"}
 	c.Peers.Allow = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}

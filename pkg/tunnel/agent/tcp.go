@@ -44,21 +44,31 @@ func (a *Agent) forwardTCP(ctx context.Context, conn net.Conn, f Forward) {
 
 // serveTCP connects another device to a service of this site.
 func (a *Agent) serveTCP(ctx context.Context, c *Conn, s Service) {
-	conn, err := a.dial.DialContext(ctx, "tcp", s.TCP)
-	if err != nil {
-		a.count.refused.WithLabelValues("unreachable").Inc()
-		a.log.Warn("service not reached", zap.String("tcp", s.TCP), zap.Error(err))
-		if c.answer(mux.CodeHostNotReachable) == nil {
-			c.Close()
-		}
+	conn, ok := a.dialFor(ctx, c, "tcp", s.TCP)
+	if !ok {
 		return
 	}
 	defer conn.Close()
-	if err := c.answer(mux.CodeClosed); err != nil {
-		c.Reset(mux.CodeHostNotReachable)
-		return
-	}
 	a.join(ctx, conn.(*net.TCPConn), c) //nolint:forcetypeassert // what dialing tcp gives
+}
+
+// dialFor dials a service of this site for another device, and tells that device how it went.
+func (a *Agent) dialFor(ctx context.Context, c *Conn, network, address string) (net.Conn, bool) {
+	conn, err := a.dial.DialContext(ctx, network, address)
+	if err != nil {
+		a.count.refused.WithLabelValues("unreachable").Inc()
+		a.log.Warn("service not reached", zap.String(network, address), zap.Error(err))
+		if c.answer(mux.CodeHostNotReachable) == nil {
+			c.Close()
+		}
+		return nil, false
+	}
+	if err := c.answer(mux.CodeClosed); err != nil {
+		conn.Close()
+		c.Reset(mux.CodeHostNotReachable)
+		return nil, false
+	}
+	return conn, true
 }
 
 // join moves bytes, their ends and resets both ways until both have ended or ctx does.

@@ -154,20 +154,11 @@ func (u *udpForward) flow(ctx context.Context, f *udpFlow) {
 
 // serveUDP carries another device's datagrams to a service of this site and back.
 func (a *Agent) serveUDP(ctx context.Context, c *Conn, s Service) {
-	conn, err := a.dial.DialContext(ctx, "udp", s.UDP)
-	if err != nil {
-		a.count.refused.WithLabelValues("unreachable").Inc()
-		a.log.Warn("service not reached", zap.String("udp", s.UDP), zap.Error(err))
-		if c.answer(mux.CodeHostNotReachable) == nil {
-			c.Close()
-		}
+	conn, ok := a.dialFor(ctx, c, "udp", s.UDP)
+	if !ok {
 		return
 	}
 	defer conn.Close()
-	if err := c.answer(mux.CodeClosed); err != nil {
-		c.Reset(mux.CodeHostNotReachable)
-		return
-	}
 	idle := s.Idle
 	if idle == 0 {
 		idle = DefaultIdle

@@ -38,36 +38,8 @@ const (
 	Groove = "groove" // the stream of its SSTP
 )
 
-// Listen is a listener, written "SCHEME://NETWORK:PORT".
-type Listen struct {
-	Scheme  string
-	Network string
-	Port    uint16
-}
-
-// UnmarshalText reads "SCHEME://NETWORK:PORT".
-func (l *Listen) UnmarshalText(b []byte) error {
-	read, err := pinhole.CutListen(string(b))
-	if err != nil {
-		return err
-	}
-	*l = Listen{read.Proto, read.Network, read.Port}
-	return nil
-}
-
-// MarshalText writes "SCHEME://NETWORK:PORT".
-func (l Listen) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
-
-// String returns "SCHEME://NETWORK:PORT".
-func (l Listen) String() string { return fmt.Sprintf("%s://%s:%d", l.Scheme, l.Network, l.Port) }
-
-// Transport returns the listener with tcp or udp as its protocol.
-func (l Listen) Transport() pinhole.Listen {
-	if l.Scheme == QUIC {
-		return pinhole.Listen{Proto: "udp", Network: l.Network, Port: l.Port}
-	}
-	return pinhole.Listen{Proto: "tcp", Network: l.Network, Port: l.Port}
-}
+// Listen is a listener: https, http, quic or groove.
+type Listen = pinhole.ServiceListen
 
 // DefaultConfig returns the defaults; the section is off as long as Listen is empty.
 func DefaultConfig() Config { return Config{Limits: DefaultLimits(), Mailbox: mailbox.Default()} }
@@ -88,11 +60,10 @@ func (c Config) PeerIDs() map[device.ID]bool {
 func (c Config) Validate(nets pinhole.Networks) error {
 	var faults pinhole.Faults
 	for i, l := range c.Listen {
-		at := pinhole.Listen{Proto: l.Scheme, Network: l.Network, Port: l.Port}
-		switch err := at.Check(nets, HTTPS, HTTP, QUIC, Groove); {
+		switch err := l.Check(nets, HTTPS, HTTP, QUIC, Groove); {
 		case err != nil:
 			faults.Add(fmt.Sprintf("listen[%d]", i), "%v", err)
-		case l.Scheme == Groove && len(c.Groove.Relays) == 0:
+		case l.Proto == Groove && len(c.Groove.Relays) == 0:
 			faults.Add(fmt.Sprintf("listen[%d]", i), "%s leads nowhere: name a relay under tunnel.groove.relays", l)
 		}
 	}
@@ -110,7 +81,7 @@ func (c Config) Validate(nets pinhole.Networks) error {
 			faults.Add(fmt.Sprintf("peers[%d].id", i), "stands twice")
 		}
 	}
-	brings := func(l Listen) bool { return l.Scheme == HTTP || l.Scheme == HTTPS || l.Scheme == Groove }
+	brings := func(l Listen) bool { return l.Proto == HTTP || l.Proto == HTTPS || l.Proto == Groove }
 	if len(c.Groove.Relays) > 0 && !slices.ContainsFunc(c.Listen, brings) {
 		faults.Add("groove.relays", "no listener brings clients: groove://NETWORK:2492 or http://NETWORK:80 under tunnel.listen")
 	}

@@ -3,7 +3,6 @@ package msturn
 import (
 	"fmt"
 	"net/netip"
-	"os"
 	"strings"
 
 	"edged.dev/edged/pkg/pinhole"
@@ -44,33 +43,8 @@ func DefaultConfig() Config {
 	return Config{Realm: "edged", PerUser: 32, Bandwidth: 20000, MRAS: mras.DefaultConfig()}
 }
 
-// Secret is a text that is never printed.
-type Secret string
-
-// UnmarshalText reads the secret, or the environment variable that "${NAME}" names.
-func (s *Secret) UnmarshalText(b []byte) error {
-	name, isVar := strings.CutPrefix(string(b), "${")
-	if !isVar {
-		*s = Secret(b)
-		return nil
-	}
-	name, isVar = strings.CutSuffix(name, "}")
-	value := os.Getenv(name)
-	if !isVar || value == "" {
-		return fmt.Errorf("the environment variable %s is not set", name)
-	}
-	*s = Secret(value)
-	return nil
-}
-
-// String hides the secret.
-func (Secret) String() string { return "***" }
-
-// GoString hides the secret.
-func (Secret) GoString() string { return "***" }
-
-// MarshalText hides the secret.
-func (Secret) MarshalText() ([]byte, error) { return []byte("***"), nil }
+// Secret is a text that is never printed; "${NAME}" is taken from the environment.
+type Secret = pinhole.Secret
 
 const (
 	maxRealm    = 127 // octets: what clients keep of it
