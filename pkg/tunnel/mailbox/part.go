@@ -96,12 +96,16 @@ func (s *Store) Begin(m Message) (*Upload, Receipt, error) {
 		return nil, Receipt{Duplicate: dup}, s.refuse(err)
 	}
 	key := partKey{m.From, m.ID}
+	if !s.beginning(key) {
+		return nil, Receipt{}, s.refuse(ErrFenced)
+	}
+	defer s.begun(key)
 	p, err := s.findPart(key)
 	if err != nil {
 		return nil, Receipt{}, err
 	}
 	u := &Upload{s: s, m: m, key: key}
-	if p != nil && p.size == m.Size && sameDevices(p.to, m.To) {
+	if p != nil && p.size == m.Size && sameDevices(p.to, m) {
 		u.part = *p
 		if err := s.adopt(u); err != nil {
 			return nil, Receipt{}, err
@@ -124,10 +128,28 @@ func (s *Store) Begin(m Message) (*Upload, Receipt, error) {
 	return u, Receipt{}, nil
 }
 
+// beginning tells whether nobody else begins the same upload at this moment: two that begin would each have room promised, and
+// only one could give it back.
+func (s *Store) beginning(k partKey) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.begins[k] {
+		return false
+	}
+	s.begins[k] = true
+	return true
+}
+
+func (s *Store) begun(k partKey) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.begins, k)
+}
+
 // sameDevices tells whether a kept part is for the recipients of now, less those whom Discard had left out.
-func sameDevices(kept, now []Device) bool {
-	have := make(map[Device]bool, len(now))
-	for _, d := range now {
+func sameDevices(kept []Device, now Message) bool {
+	have := make(map[Device]bool, len(now.To))
+	for _, d := range now.To {
 		have[d] = true
 	}
 	for _, d := range kept {
@@ -135,7 +157,7 @@ func sameDevices(kept, now []Device) bool {
 			return false
 		}
 	}
-	return true
+	return len(kept) == len(now.To) || now.Flags&Discard != 0
 }
 
 func (s *Store) findPart(k partKey) (*part, error) {

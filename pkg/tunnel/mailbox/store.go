@@ -34,9 +34,10 @@ type Store struct {
 	groups    map[string]int64
 	total     int64 // on disk and promised
 	uploads   map[partKey]*Upload
-	epochs    map[Device]int // remembered, by sender
-	ephemeral int64          // octets in memory
-	broken    error          // the first error of the disk other than "full"; nothing more is taken
+	begins    map[partKey]bool // uploads that are begun at this moment
+	epochs    map[Device]int   // remembered, by sender
+	ephemeral int64            // octets in memory
+	broken    error            // the first error of the disk other than "full"; nothing more is taken
 	stats     Stats
 }
 
@@ -70,7 +71,7 @@ func Open(dir string, o Options) (*Store, error) {
 	}
 	s := &Store{
 		dir: dir, opts: o, db: db, ops: make(chan *op), stop: make(chan struct{}),
-		boxes: make(map[Device]*box), groups: make(map[string]int64), uploads: make(map[partKey]*Upload),
+		boxes: make(map[Device]*box), groups: make(map[string]int64), uploads: make(map[partKey]*Upload), begins: make(map[partKey]bool),
 		epochs: make(map[Device]int),
 	}
 	s.stats.refused = make(map[string]uint64)

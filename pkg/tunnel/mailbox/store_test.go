@@ -551,3 +551,63 @@ func BenchmarkAppendAll(b *testing.B) {
 		})
 	}
 }
+
+// TestUploadBegunAtOnce: a sender that begins one message many times at once has room promised for one.
+func TestUploadBegunAtOnce(t *testing.T) {
+	s := openStore(t, t.TempDir(), nil)
+	before := s.Stats().Octets
+	m := Message{ID: ID{1, 1}, From: Device{1}, To: []Device{{2}}, Size: 1 << 20}
+	var all sync.WaitGroup
+	var mu sync.Mutex
+	var last *Upload
+	for range 32 {
+		all.Go(func() {
+			u, _, err := s.Begin(m)
+			if err != nil && !errors.Is(err, ErrFenced) {
+				t.Error(err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if u != nil {
+				last = u
+			}
+		})
+	}
+	all.Wait()
+	if last == nil {
+		t.Fatal("none of them began")
+	}
+	if promised := s.Stats().Octets - before; promised != m.Size+overhead {
+		t.Errorf("%d octets are promised for a message of %d", promised, m.Size)
+	}
+	if box := s.Box(Device{2}); box.Messages != 1 {
+		t.Errorf("%d messages are promised", box.Messages)
+	}
+}
+
+// TestUploadForMore: a sender that names more recipients the second time is not told that all of them have it.
+func TestUploadForMore(t *testing.T) {
+	s := openStore(t, t.TempDir(), nil)
+	m := Message{ID: ID{1, 1}, From: Device{1}, To: []Device{{2}}, Size: 1 << 20}
+	u, _, err := s.Begin(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Close()
+	m.To = append(m.To, Device{3})
+	if u, _, err = s.Begin(m); err != nil {
+		t.Fatal(err)
+	}
+	defer u.Close()
+	if _, err := u.Write(make([]byte, m.Size)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := u.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range m.To {
+		if list, _, err := s.Read(d, 0); err != nil || len(list) != 1 {
+			t.Errorf("%d: %d messages, %v", d[0], len(list), err)
+		}
+	}
+}
