@@ -84,6 +84,8 @@ func New(d Deps, log *zap.Logger) (*Console, error) {
 	mux.HandleFunc("GET "+Prefix+"login", c.loginPage)
 	mux.HandleFunc("POST "+Prefix+"login", c.login)
 	mux.HandleFunc("POST "+Prefix+"logout", c.logout)
+	mux.Handle("POST "+Prefix+"actions/{action}", c.guard(http.HandlerFunc(c.act)))
+	mux.Handle("GET "+Prefix+"calls/{id}/capture", c.guard(http.HandlerFunc(c.capture)))
 	for _, p := range pages() {
 		mux.Handle("GET "+Prefix+p.path, c.guard(c.page(p)))
 	}
@@ -161,7 +163,11 @@ type shown struct {
 	View     view
 	State    string
 	LoggedIn bool
-	Fault    string
+	// FormKey is in each form that changes something; "" on pages that have none.
+	FormKey string
+	// Still says that the page tells of a moment and is not kept up to date.
+	Still bool
+	Fault string
 }
 
 type link struct {
@@ -197,6 +203,9 @@ func (c *Console) show(r *http.Request, p page) (shown, error) {
 		if other.nav {
 			s.Nav = append(s.Nav, link{Prefix + strings.TrimSuffix(other.path, "{$}"), other.title, other.path == p.path || other.path == current})
 		}
+	}
+	if p.path == "{$}" && c.deps.Token != "" {
+		s.FormKey = formKey(r)
 	}
 	status, _, err := get[statusDoc](c.source, r.Context(), "status")
 	if err != nil {

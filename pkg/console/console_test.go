@@ -42,9 +42,15 @@ func documents() map[string]string {
 		"registrations": `{"registrations":[{"aor":"sip:alice@example.org","contact":"<sip:alice@192.0.2.7>","network":"inside","client":"192.0.2.7:5060","transport":"udp","registrar_network":"outside","nat":true,"since":"2000-01-01T00:00:00Z","expires":"2000-01-01T00:15:00Z"}]}`,
 		"ports":         `{"profiles":[],"listeners":[{"protocol":"udp","network":"inside","port":5060,"handler":"sip","scheme":"udp","key":"sip.listen[0]"}],"tables":[{"title":"A document","profile":"access","rows":[{"row":"1","component":"Access Edge","ports":"5061","protocol":"SIP","edge":[{"network":"outside","protocol":"tcp","ports":"5061","state":"served","text":"served by sip"}]}]}]}`,
 		"certificates":  `{"certificates":[{"name":"edge.example.org","names":["edge.example.org"],"issuer":"CN=authority","algorithm":"ECDSA","not_before":"1999-12-01T00:00:00Z","not_after":"2000-01-05T00:00:00Z","sha256":"00112233445566778899aabbccddeeff"}]}`,
-		"events/recent": `{"events":[{"id":2,"time":"2000-01-01T00:09:00Z","type":"reload","data":{"ok":false,"error":"no"}},{"id":1,"time":"2000-01-01T00:01:00Z","type":"call_ended","data":{"id":"1","from":"sip:a@example.org","to":"sip:b@example.org","status":200,"reason":"BYE","seconds":61}}]}`,
-		"turn":          `{"turn":[{"user":"alice","client":"192.0.2.50:1024","transport":"udp","relayed":"198.51.100.1:51000","protocol":"udp","seconds":599,"permissions":2,"channels":1,"octets_from_client":2048,"octets_from_peers":5}]}`,
-		"tunnels":       `{"tunnels":[{"device":"branch","id":"ABCDEF","rung":"https","remote":"192.0.2.9:999","since":"2000-01-01T00:00:00Z","carrier":true,"moves":3,"rtt_ms":12.5,"streams":1,"bytes_in":10,"bytes_out":20}],"streams":[]}`,
+		"calls/7f%2F1/trace": `{"call_id":"a@192.0.2.7","from":"sip:alice@example.org","to":"sip:bob@example.org","started":"2000-01-01T00:00:00Z","parties":["192.0.2.7:5060","198.51.100.9:5060"],"messages":[
+			{"seq":41,"time":"2000-01-01T00:00:00.5Z","direction":"in","network":"inside","transport":"udp","remote":"192.0.2.7:5060","summary":"INVITE sip:bob@example.org","text":"INVITE"},
+			{"seq":43,"time":"2000-01-01T00:00:01Z","direction":"out","network":"outside","transport":"udp","remote":"198.51.100.9:5060","summary":"INVITE sip:bob@example.org","of":41,"text":"INVITE","diff":[{"op":"=","line":"INVITE"},{"op":"-","line":"c=IN IP4 192.0.2.7"},{"op":"+","line":"c=IN IP4 198.51.100.1"}]},
+			{"seq":44,"time":"2000-01-01T00:00:02Z","direction":"in","network":"outside","transport":"udp","remote":"198.51.100.9:5060","summary":"486 Busy <Here>","status":486,"text":"SIP/2.0 486"}]}`,
+		"calls/ended/trace": `{"call_id":"ended","from":"sip:a@example.org","to":"sip:b@example.org","messages":[]}`,
+		"traces":            `{"traces":[{"call_id":"a@192.0.2.7","from":"sip:alice@example.org","to":"sip:bob@example.org","method":"INVITE","status":486,"started":"2000-01-01T00:00:00Z","messages":3}]}`,
+		"events/recent":     `{"events":[{"id":2,"time":"2000-01-01T00:09:00Z","type":"reload","data":{"ok":false,"error":"no"}},{"id":1,"time":"2000-01-01T00:01:00Z","type":"call_ended","data":{"id":"1","from":"sip:a@example.org","to":"sip:b@example.org","status":200,"reason":"BYE","seconds":61}}]}`,
+		"turn":              `{"turn":[{"user":"alice","client":"192.0.2.50:1024","transport":"udp","relayed":"198.51.100.1:51000","protocol":"udp","seconds":599,"permissions":2,"channels":1,"octets_from_client":2048,"octets_from_peers":5}]}`,
+		"tunnels":           `{"tunnels":[{"device":"branch","id":"ABCDEF","rung":"https","remote":"192.0.2.9:999","since":"2000-01-01T00:00:00Z","carrier":true,"moves":3,"rtt_ms":12.5,"streams":1,"bytes_in":10,"bytes_out":20}],"streams":[]}`,
 	}
 }
 
@@ -52,7 +58,7 @@ func documents() map[string]string {
 func newTest(t *testing.T, token string, docs map[string]string) *Console {
 	t.Helper()
 	api := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		body, ok := docs[strings.TrimPrefix(r.URL.Path, "/api/v1/")]
+		body, ok := docs[strings.TrimPrefix(r.URL.EscapedPath(), "/api/v1/")]
 		if !ok {
 			http.NotFound(w, r)
 			return
@@ -90,7 +96,7 @@ func TestPagesAreGolden(t *testing.T) {
 		for name, path := range map[string]string{
 			"overview": "", "calls": "calls", "call": "calls/7f%2F1", "streams": "streams", "pinholes": "pinholes", "registrations": "registrations",
 			"turn": "turn", "tunnels": "tunnels", "ports": "ports", "drops": "drops", "certificates": "certificates", "events": "events",
-			"filtered": "calls?q=ALICE", "missing": "calls/9",
+			"filtered": "calls?q=ALICE", "missing": "calls/9", "past": "calls/ended",
 		} {
 			w := ask(c, Prefix+path)
 			if want := map[bool]int{true: 404, false: 200}[name == "missing"]; w.Code != want {
@@ -211,6 +217,51 @@ func TestLogin(t *testing.T) {
 	post("logout", "", nil, cookie)
 	if code := get(); code != http.StatusSeeOther {
 		t.Errorf("after logging out: %d", code)
+	}
+}
+
+// TestActions: they need a session, its form's key and the daemon's consent.
+func TestActions(t *testing.T) {
+	var asked []string
+	c, err := New(Deps{Token: "sesame", API: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPost {
+			asked = append(asked, r.URL.Path+" "+r.Header.Get("X-Edged"))
+			fmt.Fprint(w, `{"ok":true,"changed":["log.level"],"calls":7}`)
+			return
+		}
+		fmt.Fprint(w, `{}`)
+	})}, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	session := &http.Cookie{Name: cookieName, Value: c.sessions.open(time.Now())}
+	post := func(action string, form url.Values, cookie *http.Cookie) *httptest.ResponseRecorder {
+		r := httptest.NewRequest(http.MethodPost, "http://127.0.0.1"+Prefix+"actions/"+action, strings.NewReader(form.Encode()))
+		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		if cookie != nil {
+			r.AddCookie(cookie)
+		}
+		w := httptest.NewRecorder()
+		c.ServeHTTP(w, r)
+		return w
+	}
+	with := httptest.NewRequest(http.MethodGet, "/", nil)
+	with.AddCookie(session)
+	good := url.Values{"key": {formKey(with)}}
+	for _, bad := range []*httptest.ResponseRecorder{post("reload", good, nil), post("reload", nil, session), post("drain", good, session), post("calls", good, session)} {
+		if bad.Code == http.StatusOK || len(asked) > 0 {
+			t.Errorf("%d, asked %v", bad.Code, asked)
+		}
+	}
+	if w := post("reload", good, session); !strings.Contains(w.Body.String(), "Reloaded: log.level") {
+		t.Errorf("reload: %d %s", w.Code, w.Body)
+	}
+	good.Set("sure", "on")
+	if w := post("drain", good, session); !strings.Contains(w.Body.String(), "the last of 7 calls") {
+		t.Errorf("drain: %d %s", w.Code, w.Body)
+	}
+	if strings.Join(asked, ",") != "/api/v1/reload 1,/api/v1/drain 1" {
+		t.Errorf("asked %q", asked)
 	}
 }
 

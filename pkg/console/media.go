@@ -67,7 +67,7 @@ func (c *Console) call(r *http.Request, _ statusDoc) (view, error) {
 	}
 	at := slices.IndexFunc(doc.Calls, func(x callDoc) bool { return x.ID == id })
 	if at < 0 {
-		return view{}, errNotFound
+		return c.past(r, id)
 	}
 	call := doc.Calls[at]
 	v := view{Title: bare(call.From) + " → " + bare(call.To), Facts: []figure{
@@ -78,6 +78,9 @@ func (c *Console) call(r *http.Request, _ statusDoc) (view, error) {
 		{Label: "Callee", Value: orDash(call.Callee), Note: call.Networks[1]},
 		{Label: "Call-ID", Value: call.CallID},
 	}}
+	if _, _, err := c.addLadder(r, &v, id); err != nil {
+		return v, err
+	}
 	return v, c.addMedia(r, &v, call)
 }
 

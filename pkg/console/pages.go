@@ -139,8 +139,15 @@ func (c *Console) calls(r *http.Request, _ statusDoc) (view, error) {
 	}
 	v := view{Tables: []table{t}}
 	h323, on, err := get[h323Doc](c.source, r.Context(), "h323_calls")
+	if err != nil {
+		return v, err
+	}
 	if on {
 		v.Tables = append(v.Tables, h323Table(h323, now))
+	}
+	traces, on, err := c.tracesTable(r)
+	if on {
+		v.Tables = append(v.Tables, traces)
 	}
 	return v, err
 }

@@ -54,7 +54,7 @@ func (s *source) read(ctx context.Context, name string) (int, []byte) {
 	if mine {
 		defer close(d.done)
 		// Others wait for this answer, too: it is not given up with the first who asked.
-		d.code, d.body = s.fetch(context.WithoutCancel(ctx), name)
+		d.code, _, d.body = s.ask(context.WithoutCancel(ctx), http.MethodGet, name, "")
 		return d.code, d.body
 	}
 	select {
@@ -65,15 +65,19 @@ func (s *source) read(ctx context.Context, name string) (int, []byte) {
 	}
 }
 
-// fetch asks the API in process.
-func (s *source) fetch(ctx context.Context, name string) (int, []byte) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "/api/v1/"+name, http.NoBody)
+// ask asks the API in process, for whoever is at client.
+func (s *source) ask(ctx context.Context, method, name, client string) (int, http.Header, []byte) {
+	req, err := http.NewRequestWithContext(ctx, method, "/api/v1/"+name, http.NoBody)
 	if err != nil {
-		return http.StatusBadRequest, []byte(err.Error())
+		return http.StatusBadRequest, nil, []byte(err.Error())
+	}
+	req.RemoteAddr = client
+	if method == http.MethodPost {
+		req.Header.Set("X-Edged", "1")
 	}
 	a := answer{header: http.Header{}, code: http.StatusOK}
 	s.deps.API.ServeHTTP(&a, req)
-	return a.code, a.body.Bytes()
+	return a.code, a.header, a.body.Bytes()
 }
 
 // get reads one document; false if the API has none of that name, as with a service that is off.

@@ -19,9 +19,10 @@ type view struct {
 	Facts   []figure
 	Tables  []table
 	Graphs  []graph
+	Ladder  *ladder
 }
 
-// notice is a sentence that wants attention; Class is warn or bad.
+// notice is a sentence that wants attention; Class is good, warn or bad.
 type notice struct{ Class, Text string }
 
 // figure is one number with its name.

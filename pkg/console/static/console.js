@@ -47,7 +47,12 @@ function children(node, next) {
   }
 }
 
+// follow is done while the page is seen: browsers have few connections for all tabs of one site.
 function follow() {
+  if (document.hidden) {
+    document.addEventListener("visibilitychange", follow, { once: true });
+    return;
+  }
   const source = new EventSource(location.pathname + location.search);
   source.addEventListener("content", (e) => {
     const next = new DOMParser().parseFromString(e.data, "text/html").body;
@@ -59,7 +64,15 @@ function follow() {
     live.textContent = "live";
     live.className = "live on";
   });
+  const hide = () => {
+    if (!document.hidden) return;
+    document.removeEventListener("visibilitychange", hide);
+    source.close();
+    follow();
+  };
+  document.addEventListener("visibilitychange", hide);
   source.addEventListener("gone", () => {
+    document.removeEventListener("visibilitychange", hide);
     source.close();
     live.textContent = "ended";
     live.className = "live";
@@ -89,4 +102,4 @@ function switchTheme() {
 }
 
 switchTheme();
-if (!document.querySelector(".notice[role=alert].fatal")) follow();
+if (content.dataset.still === undefined) follow();
