@@ -94,6 +94,9 @@ bench-h323: need-go ## H.323 call set-ups against the kernel's helper; needs roo
 bench-tunnel: build ## a stream through the tunnel against stunnel, OpenSSH, HAProxy and TCP alone; on loopback
 	go run ./bench/tunnel
 
+bench-tunnel-idle: build ## memory of a relay with 10,000 idle agents, and how long until all are back after it was killed
+	go run ./bench/tunnel/idle
+
 bench-ft: need-go ## a Messenger file transfer through the gateway against HAProxy; needs root
 	go run ./bench/ft
 

@@ -24,6 +24,7 @@ const (
 	longEcho  = 64 << 10 // octets; the relay echoes no more
 	maxProbes = 8        // of one connection
 	echoChunk = 16 << 10 // octets that the relay holds of an echo
+	echoPiece = 4 << 10  // octets of an echo in a record of TLS: the relay's TLS keeps room for the longest as long as it lives
 
 	slowLimit = 20 * time.Second // for the whole probe: beyond this a way is not slow, it is shut
 )
@@ -81,7 +82,12 @@ func echo(conn net.Conn, n int) (time.Duration, error) {
 	began := time.Now()
 	sent := make(chan error, 1)
 	go func() {
-		_, err := conn.Write(out)
+		var err error
+		for rest := out; len(rest) > 0 && err == nil; {
+			n := min(len(rest), echoPiece)
+			_, err = conn.Write(rest[:n])
+			rest = rest[n:]
+		}
 		sent <- err
 	}()
 	back := make([]byte, n)
