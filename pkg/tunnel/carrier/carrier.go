@@ -117,6 +117,9 @@ type recordConn struct {
 	header [5]byte // RFC 8446 §5.1: type, version, length
 	have   int     // octets of the header
 	left   int     // octets of the record's body that are still to be read
+
+	mu   sync.Mutex
+	held *heldRecords // what Write collects; nil: it does not
 }
 
 // Read belongs to one reader, which crypto/tls is.
@@ -137,6 +140,59 @@ func (c *recordConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b[:min(len(b), c.left)])
 	c.left -= n
 	return n, err
+}
+
+const (
+	// recordLen is the most that crypto/tls puts into a record (RFC 8446 §5.1); what it adds is less than recordMore.
+	recordLen, recordMore = 16 << 10, 64
+	// together is how many records go out by one system call.
+	together = 4
+)
+
+type heldRecords struct {
+	n int
+	b [together * (recordLen + recordMore)]byte
+}
+
+// heldPool is shared: a carrier holds one only while it writes much.
+var heldPool = sync.Pool{New: func() any { return new(heldRecords) }} //nolint:gochecknoglobals // all carriers share it
+
+// Write writes b, or collects it between hold and release.
+func (c *recordConn) Write(b []byte) (int, error) {
+	c.mu.Lock()
+	if h := c.held; h != nil && len(b) <= len(h.b)-h.n {
+		h.n += copy(h.b[h.n:], b)
+		c.mu.Unlock()
+		return len(b), nil
+	}
+	c.mu.Unlock()
+	if err := c.release(); err != nil { // what is more than fits keeps its order
+		return 0, err
+	}
+	return c.Conn.Write(b)
+}
+
+// hold has Write collect records.
+func (c *recordConn) hold() {
+	h := heldPool.Get().(*heldRecords)
+	h.n = 0
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.held = h
+}
+
+// release writes what Write has collected, and has it collect no more.
+func (c *recordConn) release() error {
+	c.mu.Lock()
+	h := c.held
+	c.held = nil
+	c.mu.Unlock()
+	if h == nil {
+		return nil
+	}
+	defer heldPool.Put(h)
+	_, err := c.Conn.Write(h.b[:h.n])
+	return err
 }
 
 // newRecordConn wraps what is a TCP connection, or has one below that it changes nothing of; else it returns nil.
@@ -188,11 +244,45 @@ func limitUnsent(tcp *net.TCPConn, limit int) {
 // tlsPipe is the tunnel's TLS over a byte pipe.
 type tlsPipe struct {
 	*tls.Conn
-	raw net.Conn
+	raw   net.Conn
+	exact *recordConn // between the two, or nil
+	write sync.Mutex  // one Write at a time
 	closing
 }
 
-func newTLSPipe(conn *tls.Conn, raw net.Conn) *tlsPipe { return &tlsPipe{conn, raw, newClosing()} }
+func newTLSPipe(conn *tls.Conn, raw net.Conn, exact *recordConn) *tlsPipe {
+	return &tlsPipe{Conn: conn, raw: raw, exact: exact, closing: newClosing()}
+}
+
+// Write writes b; of what is more than a record, several go out together, since each would else cost a system call.
+func (p *tlsPipe) Write(b []byte) (total int, err error) {
+	p.write.Lock()
+	defer p.write.Unlock()
+	if p.exact == nil {
+		return p.Conn.Write(b)
+	}
+	for len(b) > recordLen && err == nil {
+		var n int
+		n, err = p.writeTogether(b[:min(len(b), together*recordLen)])
+		total += n
+		b = b[n:]
+	}
+	if len(b) > 0 && err == nil {
+		var n int
+		n, err = p.Conn.Write(b)
+		total += n
+	}
+	return total, err
+}
+
+func (p *tlsPipe) writeTogether(b []byte) (int, error) {
+	p.exact.hold()
+	n, err := p.Conn.Write(b)
+	if late := p.exact.release(); err == nil && late != nil {
+		return 0, late
+	}
+	return n, err
+}
 
 // closing tells that Close was called.
 type closing struct {

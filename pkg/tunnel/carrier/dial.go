@@ -52,7 +52,7 @@ func (d *Dialer) open(ctx context.Context, w way) (c *Carrier, rtt time.Duration
 		raw.Close()
 		return nil, 0, err
 	}
-	c.Conn, c.state = newTLSPipe(c.tls, raw), c.tls.ConnectionState()
+	c.Conn, c.state = newTLSPipe(c.tls, raw, c.exact), c.tls.ConnectionState()
 	return c, rtt, nil
 }
 

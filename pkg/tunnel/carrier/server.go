@@ -164,7 +164,7 @@ func (s *Server) ServeVirtual(ctx context.Context, conn net.Conn, rung Rung) {
 		s.refuse(reasonTLS, conn, err)
 		return
 	}
-	c := &Carrier{Conn: newTLSPipe(secured, conn), Rung: rung, Path: "direct", state: secured.ConnectionState(), tls: secured, exact: exact}
+	c := &Carrier{Conn: newTLSPipe(secured, conn, exact), Rung: rung, Path: "direct", state: secured.ConnectionState(), tls: secured, exact: exact}
 	s.serve(ctx, c, leave)
 }
 

@@ -297,6 +297,11 @@ func (st *Stream) Read(p []byte) (int, error) {
 	}
 	n := copy(p, b)
 	st.recv.unpin(at)
+	for n < len(p) && st.recv.size > 0 { // what came in further frames
+		at, b = st.recv.take(len(p) - n)
+		n += copy(p[n:], b)
+		st.recv.unpin(at)
+	}
 	st.consumedLocked(n)
 	return n, nil
 }
