@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -21,7 +22,7 @@ func newDoctorCmd() *cobra.Command {
 	var f clientFlags
 	cmd := &cobra.Command{
 		Use:   "doctor",
-		Short: "Look for what keeps media from the fast path, on this machine and in the running daemon",
+		Short: "Look for faults of certificates and for what keeps media from the fast path, here and in the running daemon",
 		Long: "Doctor judges the machine, and the running daemon if there is one, and changes nothing.\n" +
 			"It may run as anybody; what it finds about privileges holds for the user it runs as.\n" +
 			"It exits with 1 if anything that the configuration asks for cannot work.",
@@ -60,6 +61,7 @@ func examine(cmd *cobra.Command, f clientFlags) []fastpath.Finding {
 		}, cfg.Media.Datapath != media.DatapathAuto)...)
 	}
 	list = append(list, examineFiles(cfg), examineHelpers(os.DirFS("/sys/module")))
+	list = append(list, examineCertificates(cfg, time.Now())...)
 	return append(list, examineDaemon(cmd, f)...)
 }
 
