@@ -6,7 +6,9 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
+	"hash"
 	"net/netip"
+	"sync"
 	"time"
 )
 
@@ -18,7 +20,10 @@ const (
 
 // nonces makes nonces that need no memory: minutes, and a MAC over these and the client's transport address, so that
 // a captured request is worth nothing from another one.
-type nonces struct{ secret [32]byte }
+type nonces struct {
+	secret [32]byte
+	macs   sync.Pool // of hash.Hash: making one costs more than what it is used for
+}
 
 func newNonces() *nonces {
 	n := &nonces{}
@@ -51,7 +56,12 @@ func (n *nonces) valid(nonce []byte, client netip.AddrPort, now time.Time) bool 
 func (n *nonces) at(client netip.AddrPort, minute uint16) (b [nonceSize]byte) {
 	binary.BigEndian.PutUint16(b[:], minute)
 	ip := client.Addr().As16()
-	mac := hmac.New(sha256.New, n.secret[:])
+	mac, ok := n.macs.Get().(hash.Hash)
+	if !ok {
+		mac = hmac.New(sha256.New, n.secret[:])
+	}
+	defer n.macs.Put(mac)
+	mac.Reset()
 	mac.Write(b[:2])
 	mac.Write(ip[:])
 	mac.Write(binary.BigEndian.AppendUint16(nil, client.Port()))
