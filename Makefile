@@ -4,7 +4,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 FUZZTIME ?= 60s
 
-.PHONY: help build demo test packages need-go fmt vet unit oracle fuzz fuzz-short lab lab-user lab-full package image charts test-system bench-sip bench-media bench-turn bench-tcp bench-h323 bench-ft bench-mailbox soak-mailbox soak-tcp tables lint cover clean
+.PHONY: help build demo test packages need-go fmt vet unit oracle fuzz fuzz-short lab lab-user lab-full package image charts test-system bench-sip bench-media bench-turn bench-tcp bench-h323 bench-ft bench-mailbox soak-mailbox soak-tcp tables lint cover clean bench-tunnel-idle
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
