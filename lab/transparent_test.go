@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"strings"
 	"testing"
 	"time"
 
@@ -96,13 +97,13 @@ func TestILSTransparent(t *testing.T) {
 
 // transparentPair are a phone inside, which knows of no edge, and one outside, both at a registrar outside. The gateway routes,
 // but nobody outside knows the way back to the inside.
-func transparentPair(t *testing.T, family int, transport, more string) (r *Rig, e *Edge, alice, bob *Phone) {
+func transparentPair(t *testing.T, family int, transport, pinholes string) (r *Rig, e *Edge, alice, bob *Phone) {
 	r = lab(t)
 	onlyEdged(t, "the reference does not take what is for others")
 	r.setForward(true)
 	registrar, in, out := r.Outside("registrar"), r.Inside("in1"), r.Outside("out1")
 	registrar.Registrar(t, RegistrarConfig{})
-	e = r.Edge(t, EdgeConfig{SIP: "transparent: true", More: "firewall: {manage: true}\n" + more})
+	e = r.Edge(t, EdgeConfig{SIP: "transparent: true", More: "firewall: {manage: true}\n", Pinholes: pinholes})
 	c := PhoneConfig{User: "alice", Hz: 440, Register: true, V6: family == 6, Transport: transport, Proxy: registrar.Addr(family, 5060).String()}
 	alice = in.Phone(t, c)
 	c.User, c.Hz = "bob", 1000
@@ -130,5 +131,52 @@ func TestTransparentSIP(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// closed gives the gateway a firewall that drops what nobody inside it has asked for, but for what bears the edge's mark.
+func (r *Rig) closed() {
+	r.t.Helper()
+	cmd := exec.Command("nft", "-f", "-")
+	cmd.Stdin = strings.NewReader("table inet site {\n chain input {\n  type filter hook input priority filter; policy drop;\n" +
+		"  iif lo accept\n  meta l4proto ipv6-icmp accept\n  ct state established,related accept\n  meta mark 0x6564 accept\n }\n}\n")
+	must(r.t, "nft", r.GW.Do(func() error {
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("%s: %w", out, err)
+		}
+		return nil
+	}))
+}
+
+// TestTransparentClosed: a host firewall that drops by default lets the edge's open ports pass if the edge tells of them, and
+// no others; without that no media passes.
+func TestTransparentClosed(t *testing.T) {
+	for name, c := range map[string]struct {
+		family int
+		guard  string
+	}{"ipv4": {4, "nftables"}, "ipv6": {6, "nftables"}, "control": {4, "none"}} {
+		t.Run(name, func(t *testing.T) {
+			r, e, alice, bob := transparentPair(t, c.family, "udp", "{udp: 50000-51999, firewall: "+c.guard+"}")
+			r.closed()
+			if c.guard == "none" {
+				alice.Dial(t, bob.AOR())
+				pass(6 * time.Second)
+				if a, b := alice.Heard(t), bob.Heard(t); a.Voiced+b.Voiced > 0 {
+					t.Errorf("alice heard %v, bob %v", a, b)
+				}
+				return
+			}
+			talk(t, alice, bob, 2*time.Second)
+			talk(t, bob, alice, 2*time.Second)
+			e.Clean(t)
+			eventually(t, 10*time.Second, "no pinhole is left in the table", func() bool {
+				var out []byte
+				must(t, "nft", r.GW.Do(func() (err error) {
+					out, err = exec.Command("nft", "list", "table", "inet", "edged").CombinedOutput()
+					return err
+				}))
+				return !strings.Contains(string(out), "expires")
+			})
+		})
 	}
 }

@@ -58,6 +58,7 @@ func describe(t reflect.Type, field string) string {
 			"PerOwner":     "pinholes that one host may have at once, 1-65536",
 			"Idle":         "without any packet for so long a pinhole is given up, 1s-24h",
 			"Quarantine":   "a released port rests so long, 0-10m",
+			"Firewall":     "nftables: each port that is open is in a set of the table inet edged, with a timeout, and packets for it bear firewall.mark; needs firewall.manage; none: nobody is told",
 			"AllowTargets": "per network the hosts that anybody there may name as a media address",
 			"DSCP":         "DSCP of the packets sent, 0-63",
 			"Datapath":     "what may carry media: tc (the kernel, where it can), xdp (drivers too, on request), user, or auto (tc or user, the best that the machine offers)",

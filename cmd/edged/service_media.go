@@ -24,6 +24,9 @@ func buildMedia(_ context.Context, d *serviceDeps) (*service, error) {
 	d.reg.MustRegister(relay)
 	d.opener, d.ports, d.fingerprint = relay, relay, relay.Fingerprint()
 	relay.JoinWith(d.joiner)
+	if d.pinholes != nil {
+		relay.WatchPorts(d.watchPorts)
+	}
 	if fast, ok := path.(*fastpath.Path); ok {
 		d.kernel = kernelForwards{fast}
 	}

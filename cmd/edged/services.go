@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
+	"edged.dev/edged/pkg/firewall"
 	"edged.dev/edged/pkg/ils"
 	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/sipalg"
@@ -74,6 +75,8 @@ type serviceDeps struct {
 	shared sharedPorts
 	// agent is set by the tunnel's agent: it says how it is doing, and whom it may reach.
 	agent func(*tunnelsView)
+	// pinholes is set by the firewall: which ports are open; nil: nobody is told.
+	pinholes *firewall.Pinholes
 	// kernel is set by the relay, nil if it has none.
 	kernel forward.Kernel
 }
@@ -90,6 +93,7 @@ func buildServices(ctx context.Context, d *serviceDeps) ([]*service, error) {
 		{"hep", d.cfg.HEP.To.IsValid(), buildHEP},
 		{"links", len(d.cfg.Links) > 0, buildLinks}, // whose addresses the others bind
 		{"ports", len(d.cfg.sharedListens()) > 0, buildShared},
+		{"firewall", d.cfg.Firewall.Manage, buildFirewall},
 		{"media", true, buildMedia},
 		{"ils", len(d.cfg.ILS.Listen) > 0, buildILS},
 		// H.323 opens T.120 too: what is said there is checked whether there are listeners or not.
@@ -106,7 +110,6 @@ func buildServices(ctx context.Context, d *serviceDeps) ([]*service, error) {
 		{"tunnel", len(d.cfg.Tunnel.Listen) > 0, buildTunnel},
 		{"agent", len(d.cfg.Agent.Relays) > 0, buildAgent},
 		{"blocked", len(d.cfg.Blocked) > 0, buildBlocked},
-		{"firewall", d.cfg.Firewall.Manage, buildFirewall}, // hands over to what listens by now
 	}
 	var out []*service
 	for _, row := range table {

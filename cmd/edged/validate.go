@@ -10,6 +10,7 @@ import (
 
 	"go.uber.org/zap/zapcore"
 
+	"edged.dev/edged/pkg/media"
 	"edged.dev/edged/pkg/pinhole"
 )
 
@@ -29,6 +30,9 @@ func (c *config) validate() []keyText {
 	c.validateNetworks(&l)
 	c.validateMedia(&l)
 	l = append(l, sectionFaults("firewall", c.Firewall.Validate())...)
+	if c.Pinholes.Firewall == media.FirewallNFTables && !c.Firewall.Manage {
+		l.add("pinholes.firewall", "nftables needs firewall.manage: true")
+	}
 	c.Limits.validate(&l)
 	c.Trace.validate(&l)
 	c.HEP.validate(&l, int64(c.Trace.Memory))

@@ -38,6 +38,11 @@ func Apply(r Rules) error {
 	for _, x := range r.Redirects {
 		conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: x.exprs(r.Config.Mark)})
 	}
+	if r.Guard {
+		if err := r.addGuard(conn, table, chain); err != nil {
+			return err
+		}
+	}
 	if err := conn.Flush(); err != nil {
 		return fmt.Errorf("nftables: table inet %s: %w", TableName, explain(err))
 	}

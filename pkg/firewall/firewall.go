@@ -35,6 +35,11 @@ type Redirect struct {
 type Rules struct {
 	Redirects []Redirect
 	Config    Config
+	// Guard has sets in the table of the ports on which the edge is to be reached, and packets for them marked, too:
+	// a host firewall that accepts the mark may stay closed otherwise.
+	Guard bool
+	// Listeners are those of the ports that do not change; the others are [Pinholes].
+	Listeners []Port
 }
 
 // Validate returns what is wrong with the rules, joined.
@@ -54,6 +59,11 @@ func (r Rules) Validate() error {
 			errs = append(errs, fmt.Errorf("redirects[%d]: %v is no address and port", i, x.To))
 		}
 	}
+	for i, p := range r.Listeners {
+		if !p.At.IsValid() || p.At.Addr().Is4In6() || p.At.Addr().Zone() != "" || p.Proto != "tcp" && p.Proto != "udp" {
+			errs = append(errs, fmt.Errorf("listeners[%d]: %s %v is no port", i, p.Proto, p.At))
+		}
+	}
 	return errors.Join(errs...)
 }
 
@@ -64,11 +74,13 @@ const maxInterface = 15
 func (r Rules) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "table inet %s {\n", TableName)
+	sets, marks := r.guardText()
+	b.WriteString(sets)
 	fmt.Fprintf(&b, "\tchain %s {\n\t\ttype filter hook prerouting priority mangle; policy accept;\n", chainName)
 	for _, x := range r.Redirects {
 		fmt.Fprintf(&b, "\t\t%s\n", x.text(r.Config.Mark))
 	}
-	b.WriteString("\t}\n}\n")
+	b.WriteString(marks + "\t}\n}\n")
 	for _, v6 := range r.families() {
 		family, all := "-4", "0.0.0.0/0"
 		if v6 {

@@ -108,9 +108,18 @@ func state(t *testing.T) string {
 // TestApplyIsWhatStringSays: netlink and nft make the same of the rules; applying again changes nothing, and removing
 // leaves what there was before, of others too.
 func TestApplyIsWhatStringSays(t *testing.T) {
+	t.Run("redirects", func(t *testing.T) { applyIsWhatStringSays(t, someRules()) })
+	r := someRules()
+	r.Guard = true
+	t.Run("guard, nothing listens", func(t *testing.T) { applyIsWhatStringSays(t, r) })
+	r.Listeners = []Port{{"udp", netip.MustParseAddrPort("192.0.2.1:5060")}, {"tcp", netip.MustParseAddrPort("[2001:db8::1]:5060")}}
+	t.Run("guard", func(t *testing.T) { applyIsWhatStringSays(t, r) })
+}
+
+func applyIsWhatStringSays(t *testing.T, r Rules) {
 	namespace(t)
 	run(t, "table inet site { chain input { type filter hook input priority filter; policy drop; iif lo accept; }\n}\n", "nft", "-f", "-")
-	before, r := state(t), someRules()
+	before := state(t)
 	var applied string
 	for i := range 3 {
 		if err := Apply(r); err != nil {

@@ -52,9 +52,17 @@ type PinholeConfig struct {
 	// Quarantine is how long a released port is left alone, so that late packets of the last call
 	// do not reach the next one; 0-10m.
 	Quarantine time.Duration `yaml:"quarantine" json:"quarantine"`
+	// Firewall says whether the host's firewall is told of open ports: FirewallNone (also "") or FirewallNFTables.
+	Firewall string `yaml:"firewall" json:"firewall"`
 	// AllowTargets holds, per network, the hosts that anybody there may name as a media address.
 	AllowTargets map[string][]netip.Prefix `yaml:"allow_targets" json:"allow_targets"`
 }
+
+// The values of PinholeConfig.Firewall.
+const (
+	FirewallNone     = "none"
+	FirewallNFTables = "nftables"
+)
 
 // DefaultPinholeConfig returns the section "pinholes" as it is when nothing is written.
 func DefaultPinholeConfig() PinholeConfig {
@@ -64,6 +72,7 @@ func DefaultPinholeConfig() PinholeConfig {
 		PerOwner:   500,
 		Idle:       time.Minute,
 		Quarantine: 5 * time.Second,
+		Firewall:   FirewallNone,
 	}
 }
 
@@ -122,6 +131,7 @@ func (c PinholeConfig) Validate() error {
 	fault(c.PerOwner < 1 || c.PerOwner > 65536, "per_owner", "%d is not in 1-65536", c.PerOwner)
 	fault(c.Idle < time.Second || c.Idle > 24*time.Hour, "idle", "%v is not in 1s-24h", c.Idle)
 	fault(c.Quarantine < 0 || c.Quarantine > 10*time.Minute, "quarantine", "%v is not in 0s-10m", c.Quarantine)
+	fault(c.Firewall != "" && c.Firewall != FirewallNone && c.Firewall != FirewallNFTables, "firewall", "%q is not none or nftables", c.Firewall)
 	names := make([]string, 0, len(c.AllowTargets))
 	for name := range c.AllowTargets {
 		names = append(names, name)

@@ -26,6 +26,7 @@ allow_targets: {outside: [10.0.0.0/8, "2001:db8::/32"]}
 	}
 	want := PinholeConfig{
 		UDP: PortRange{30000, 30999}, TCP: PortRange{31000, 31001}, PerOwner: 8, Idle: 90 * time.Second,
+		Firewall: FirewallNone,
 		AllowTargets: map[string][]netip.Prefix{
 			"outside": {netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("2001:db8::/32")},
 		},

@@ -24,6 +24,8 @@ type pool struct {
 	woken   int
 	// occupied tells whether something else uses a port, such as a flow of an earlier run; nil: nothing does.
 	occupied func(port uint16) bool
+	// watch is told of ports that are taken and released; nil: nobody is.
+	watch func(port, count uint16, open bool)
 }
 
 type resting struct {
@@ -73,6 +75,7 @@ func (p *pool) take(now time.Time, count uint16, bind func(port uint16) error) (
 		case err == nil:
 			p.mark(port, count, true)
 			p.n += int(count)
+			p.tell(port, count, true)
 			return port, nil
 		case !errors.Is(err, syscall.EADDRINUSE):
 			return 0, err
@@ -95,13 +98,21 @@ func (p *pool) exhausted() error {
 // release returns ports, which rest until the given time.
 func (p *pool) release(port, count uint16, until time.Time) {
 	p.n -= int(count)
+	p.tell(port, count, false)
 	p.resting = append(p.resting, resting{port, count, until})
 }
 
 // giveBack frees a port at once.
 func (p *pool) giveBack(port uint16) {
 	p.n--
+	p.tell(port, 1, false)
 	p.mark(port, 1, false)
+}
+
+func (p *pool) tell(port, count uint16, open bool) {
+	if p.watch != nil {
+		p.watch(port, count, open)
+	}
 }
 
 // wake frees the ports that have rested enough.

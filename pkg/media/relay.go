@@ -31,6 +31,8 @@ type Relay struct {
 	work sync.WaitGroup
 
 	joiner Joiner
+	// watch is told of ports, see WatchPorts; it may be nil.
+	watch func(tcp bool, port netip.AddrPort, open bool)
 	// identity is the certificate of DTLS-SRTP.
 	identity tls.Certificate
 
@@ -201,6 +203,7 @@ func (r *Relay) poolLocked(addr netip.Addr, tcp bool, asked PortRange) *pool {
 			ports = r.pin.TCP
 		}
 		p = newPool(addr, ports)
+		p.watch = func(port, count uint16, open bool) { r.watchPorts(tcp, netip.AddrPortFrom(addr, port), count, open) }
 		if o, ok := r.path.(occupier); ok && !tcp {
 			p.occupied = func(port uint16) bool { return o.Occupied(netip.AddrPortFrom(addr, port)) }
 		}

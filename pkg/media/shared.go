@@ -106,6 +106,7 @@ func (r *Relay) bindSharedLocked(at netip.AddrPort) (*sharedPorts, error) {
 	}
 	p := &sharedPorts{socks: e.socks}
 	r.shared[at] = p
+	r.watchPorts(false, at, 2, true)
 	return p, nil
 }
 
@@ -148,6 +149,7 @@ func (r *Relay) closeSharedLocked() {
 			r.path.Delete(s)
 		}
 		delete(r.shared, at)
+		r.watchPorts(false, at, 2, false)
 	}
 }
 

@@ -36,6 +36,20 @@ type Joiner interface {
 // JoinWith has the relay's TCP pinholes joined by j; goroutines copy without it. It must be called before Serve.
 func (r *Relay) JoinWith(j Joiner) { r.joiner = j }
 
+// WatchPorts has f called of each port that is taken and that is free again, before the taker knows of it. It is called with the relay's mutex held and must
+// not wait. WatchPorts must be called before any port is taken.
+func (r *Relay) WatchPorts(f func(tcp bool, port netip.AddrPort, open bool)) { r.watch = f }
+
+// watchPorts tells who watches, if anybody does.
+func (r *Relay) watchPorts(tcp bool, first netip.AddrPort, count uint16, open bool) {
+	if r.watch == nil {
+		return
+	}
+	for i := range count {
+		r.watch(tcp, netip.AddrPortFrom(first.Addr(), first.Port()+i), open)
+	}
+}
+
 // listener accepts the connections of an end.
 type listener struct {
 	ln    *net.TCPListener
