@@ -245,7 +245,7 @@ func (k *killer) part(n int64) int64 { return k.size * n / int64(k.kills+2) }
 
 // paced is a source that stays so little ahead of the kills that each hits bytes in flight.
 type paced struct {
-	ctx  context.Context
+	ctx  context.Context //nolint:containedctx // a reader has no other place for it
 	k    *killer
 	from io.Reader
 	n    int64

@@ -7,8 +7,6 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
-	"io"
-	"log"
 	"net"
 	"net/http"
 	"net/http/httputil"
@@ -20,6 +18,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"go.uber.org/zap"
 )
 
 // siteWay is what lies between both sites and the relay. The sites' firewalls let nothing out but to proxies, or to one port.
@@ -205,7 +205,7 @@ func (h *Host) inspect(t *testing.T, c *Certificates, to netip.Addr) (clear func
 		}
 		return tls.Client(conn, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"http/1.1"}, MinVersion: tls.VersionTLS12}), nil
 	}}
-	quiet := log.New(io.Discard, "", 0)
+	quiet := zap.NewStdLog(zap.NewNop())
 	proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "https", Host: to.String()})
 	proxy.Transport, proxy.ErrorLog = onward, quiet
 	s := &http.Server{Handler: proxy, ReadHeaderTimeout: time.Minute, ErrorLog: quiet}

@@ -52,7 +52,7 @@ func (c *control) serveReload(w http.ResponseWriter, _ *http.Request) {
 	if !out.OK {
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(http.StatusUnprocessableEntity)
-		json.NewEncoder(w).Encode(out)
+		_ = json.NewEncoder(w).Encode(out) // who has gone does not read it
 		return
 	}
 	writeJSON(w, out)
@@ -102,7 +102,7 @@ func newReloadCmd() *cobra.Command {
 			if f.json {
 				_, err = cmd.OutOrStdout().Write(body)
 			} else {
-				err = out.print(cmd.OutOrStdout())
+				out.print(cmd.OutOrStdout())
 			}
 			if err == nil && !out.OK {
 				err = fmt.Errorf("reload refused, the old configuration stays:\n%s", out.Error)
@@ -115,9 +115,9 @@ func newReloadCmd() *cobra.Command {
 	return cmd
 }
 
-func (o reloadOutcome) print(w io.Writer) error {
+func (o reloadOutcome) print(w io.Writer) {
 	if !o.OK {
-		return nil
+		return
 	}
 	if len(o.Changed) == 0 {
 		fmt.Fprintln(w, "reloaded: files that the configuration names were read again, no live key has changed")
@@ -128,7 +128,6 @@ func (o reloadOutcome) print(w io.Writer) error {
 	for _, key := range o.RestartRequired {
 		fmt.Fprintln(w, "restart required:", key)
 	}
-	return nil
 }
 
 func newDrainCmd() *cobra.Command {

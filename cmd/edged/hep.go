@@ -41,7 +41,7 @@ func (t *hepTarget) UnmarshalText(b []byte) (err error) {
 }
 
 // MarshalText is the reverse of UnmarshalText.
-func (t hepTarget) MarshalText() ([]byte, error) {
+func (t hepTarget) MarshalText() ([]byte, error) { //nolint:unparam // encoding.TextMarshaler
 	if !t.IsValid() {
 		return nil, nil
 	}

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -26,7 +27,9 @@ type proxyService struct {
 	dialer *forwardproxy.Dialer
 	own    *hostAddresses
 	log    *zap.Logger
-	state  atomic.Pointer[proxyState]
+	// loading is held while a configuration is taken over, so that a changed file does not bring back the one before it.
+	loading sync.Mutex
+	state   atomic.Pointer[proxyState]
 }
 
 // proxyState is what runs.
@@ -84,6 +87,12 @@ func (p *proxyService) serve(d *serviceDeps) func(context.Context, socket) error
 }
 
 func (p *proxyService) reload(c *config) error {
+	p.loading.Lock()
+	defer p.loading.Unlock()
+	return p.reloadLocked(c)
+}
+
+func (p *proxyService) reloadLocked(c *config) error {
 	stamp := stampOf(within(c.dir, c.Proxy.UsersFile))
 	users, err := readProxyUsers(c)
 	if err != nil {
@@ -104,7 +113,11 @@ func (p *proxyService) watch(ctx context.Context) error {
 			return state.stamp, state.stamp
 		}
 		return stampOf(within(state.cfg.dir, state.cfg.Proxy.UsersFile)), state.stamp
-	}, func() error { return p.reload(p.state.Load().cfg) })
+	}, func() error {
+		p.loading.Lock()
+		defer p.loading.Unlock()
+		return p.reloadLocked(p.state.Load().cfg)
+	})
 }
 
 // readProxyUsers reads the file of users; nil if there is none.

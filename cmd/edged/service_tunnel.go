@@ -352,7 +352,7 @@ func (t *tunnelService) serveHTTP(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		<-ctx.Done()
-		t.requests.Close()
+		_ = t.requests.Close()
 		return server.Close()
 	})
 	g.Go(func() error {

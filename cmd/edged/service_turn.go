@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -186,10 +187,18 @@ type turnWatcher struct {
 	server *turn.Server
 	own    *hostAddresses
 	log    *zap.Logger
-	state  atomic.Pointer[turnState]
+	// loading is held while a configuration is taken over, so that a changed file does not bring back the one before it.
+	loading sync.Mutex
+	state   atomic.Pointer[turnState]
 }
 
 func (w *turnWatcher) reload(c *config) error {
+	w.loading.Lock()
+	defer w.loading.Unlock()
+	return w.reloadLocked(c)
+}
+
+func (w *turnWatcher) reloadLocked(c *config) error {
 	files, err := readTURNFiles(c.TURN, c.dir)
 	if err != nil {
 		return err
@@ -212,7 +221,11 @@ func (w *turnWatcher) run(ctx context.Context) error {
 			}
 		}
 		return now, state.files.stamp
-	}, func() error { return w.reload(w.state.Load().cfg) })
+	}, func() error {
+		w.loading.Lock()
+		defer w.loading.Unlock()
+		return w.reloadLocked(w.state.Load().cfg)
+	})
 }
 
 // hostAddresses are the addresses of the host's interfaces.

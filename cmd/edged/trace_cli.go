@@ -137,7 +137,6 @@ type ladder struct {
 	traceFlags
 	out     io.Writer
 	parties []netip.AddrPort
-	last    time.Time
 }
 
 const columnWidth = 26

@@ -143,7 +143,7 @@ func (c *Console) Run(ctx context.Context) error {
 		case <-pause.C:
 		}
 		began := time.Now()
-		if doc, ok, err := get[pinholesDoc](c.source, ctx, "pinholes"); err == nil && ok {
+		if doc, ok, err := get[pinholesDoc](ctx, c.source, "pinholes"); err == nil && ok {
 			c.history.add(began, doc.Pinholes)
 		}
 		// With very many pinholes samples are rarer: they may take a hundredth of one core.
@@ -207,7 +207,7 @@ func (c *Console) show(r *http.Request, p page) (shown, error) {
 	if p.path == "{$}" && c.deps.Token != "" {
 		s.FormKey = formKey(r)
 	}
-	status, _, err := get[statusDoc](c.source, r.Context(), "status")
+	status, _, err := get[statusDoc](r.Context(), c.source, "status")
 	if err != nil {
 		return s, err
 	}

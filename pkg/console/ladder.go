@@ -143,7 +143,7 @@ func class(m message) string {
 
 // addLadder adds the signalling of a call, if the daemon (still) has it.
 func (c *Console) addLadder(r *http.Request, v *view, id string) (traceDoc, bool, error) {
-	doc, ok, err := get[traceDoc](c.source, r.Context(), "calls/"+url.PathEscape(id)+"/trace")
+	doc, ok, err := get[traceDoc](r.Context(), c.source, "calls/"+url.PathEscape(id)+"/trace")
 	if ok && err == nil {
 		v.Ladder = newLadder(doc, callPath(id)+"/capture")
 	}
@@ -177,7 +177,7 @@ type tracesDoc struct {
 
 // tracesTable lists the latest of them, live or not.
 func (c *Console) tracesTable(r *http.Request) (table, bool, error) {
-	doc, ok, err := get[tracesDoc](c.source, r.Context(), "traces")
+	doc, ok, err := get[tracesDoc](r.Context(), c.source, "traces")
 	t := table{ID: "traces", Title: "Signalling that is kept", Cols: cols("From", "To", "Began with", "#Answer", "Started", "#Messages"), Empty: "None yet."}
 	for _, x := range doc.Traces {
 		answer := "–"

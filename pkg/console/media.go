@@ -9,7 +9,7 @@ import (
 
 // streamsPage lists what was received from each side of each pinhole.
 func (c *Console) streamsPage(r *http.Request, _ statusDoc) (view, error) {
-	doc, _, err := get[pinholesDoc](c.source, r.Context(), "pinholes")
+	doc, _, err := get[pinholesDoc](r.Context(), c.source, "pinholes")
 	if err != nil {
 		return view{}, err
 	}
@@ -35,7 +35,7 @@ func (c *Console) streamTable(holes []pinholeDoc) table {
 }
 
 func (c *Console) pinholes(r *http.Request, _ statusDoc) (view, error) {
-	doc, _, err := get[pinholesDoc](c.source, r.Context(), "pinholes")
+	doc, _, err := get[pinholesDoc](r.Context(), c.source, "pinholes")
 	t := table{ID: "pinholes", Cols: cols("#ID", "Kind", "Owner", "One end", "Other end", "Path", "#Age", "#Idle", "For"), Empty: "No pinholes are open. Calls open them."}
 	for _, p := range doc.Pinholes {
 		t.Rows = append(t.Rows, row{fmt.Sprint(p.ID), []cell{
@@ -61,7 +61,7 @@ func endCell(e endDoc) cell {
 // call shows all of one call.
 func (c *Console) call(r *http.Request, _ statusDoc) (view, error) {
 	id := r.PathValue("id")
-	doc, _, err := get[callsDoc](c.source, r.Context(), "calls")
+	doc, _, err := get[callsDoc](r.Context(), c.source, "calls")
 	if err != nil {
 		return view{}, err
 	}
@@ -93,7 +93,7 @@ func answered(call callDoc) string {
 
 // addMedia adds the streams of a call and their graphs.
 func (c *Console) addMedia(r *http.Request, v *view, call callDoc) error {
-	doc, _, err := get[pinholesDoc](c.source, r.Context(), "pinholes")
+	doc, _, err := get[pinholesDoc](r.Context(), c.source, "pinholes")
 	if err != nil {
 		return err
 	}

@@ -72,27 +72,27 @@ func (c *Console) figures(r *http.Request, v *view) error {
 		return err
 	}
 	ctx := r.Context()
-	calls, on, err := get[callsDoc](c.source, ctx, "calls")
+	calls, on, err := get[callsDoc](ctx, c.source, "calls")
 	if err := add("Calls", "calls", len(calls.Calls), on, err); err != nil {
 		return err
 	}
-	h323, on, err := get[h323Doc](c.source, ctx, "h323_calls")
+	h323, on, err := get[h323Doc](ctx, c.source, "h323_calls")
 	if err := add("H.323 calls", "calls", len(h323.Calls), on, err); err != nil {
 		return err
 	}
-	regs, on, err := get[registrationsDoc](c.source, ctx, "registrations")
+	regs, on, err := get[registrationsDoc](ctx, c.source, "registrations")
 	if err := add("Registrations", "registrations", len(regs.Registrations), on, err); err != nil {
 		return err
 	}
-	holes, on, err := get[pinholesDoc](c.source, ctx, "pinholes")
+	holes, on, err := get[pinholesDoc](ctx, c.source, "pinholes")
 	if err := add("Pinholes", "pinholes", len(holes.Pinholes), on, err); err != nil {
 		return err
 	}
-	turn, on, err := get[turnDoc](c.source, ctx, "turn")
+	turn, on, err := get[turnDoc](ctx, c.source, "turn")
 	if err := add("TURN allocations", "turn", len(turn.Allocations), on, err); err != nil {
 		return err
 	}
-	tunnels, on, err := get[tunnelsDoc](c.source, ctx, "tunnels")
+	tunnels, on, err := get[tunnelsDoc](ctx, c.source, "tunnels")
 	return add("Tunnels", "tunnels", len(tunnels.Tunnels), on, err)
 }
 
@@ -118,7 +118,7 @@ func callPath(id string) string { return Prefix + "calls/" + url.PathEscape(id) 
 
 func (c *Console) calls(r *http.Request, _ statusDoc) (view, error) {
 	now := time.Now()
-	doc, on, err := get[callsDoc](c.source, r.Context(), "calls")
+	doc, on, err := get[callsDoc](r.Context(), c.source, "calls")
 	if err != nil {
 		return view{}, err
 	}
@@ -138,7 +138,7 @@ func (c *Console) calls(r *http.Request, _ statusDoc) (view, error) {
 		}})
 	}
 	v := view{Tables: []table{t}}
-	h323, on, err := get[h323Doc](c.source, r.Context(), "h323_calls")
+	h323, on, err := get[h323Doc](r.Context(), c.source, "h323_calls")
 	if err != nil {
 		return v, err
 	}
@@ -168,7 +168,7 @@ func h323Table(doc h323Doc, now time.Time) table {
 
 func (c *Console) registrations(r *http.Request, _ statusDoc) (view, error) {
 	now := time.Now()
-	doc, on, err := get[registrationsDoc](c.source, r.Context(), "registrations")
+	doc, on, err := get[registrationsDoc](r.Context(), c.source, "registrations")
 	t := table{ID: "registrations", Cols: cols("Address of record", "Contact", "Client", "Transport", "Registrar", "NAT", "#Since", "#Expires in"), Empty: "Nobody is registered."}
 	if !on {
 		t.Empty = "SIP is off: the configuration has no sip.listen."
@@ -187,7 +187,7 @@ func (c *Console) registrations(r *http.Request, _ statusDoc) (view, error) {
 }
 
 func (c *Console) turn(r *http.Request, _ statusDoc) (view, error) {
-	doc, on, err := get[turnDoc](c.source, r.Context(), "turn")
+	doc, on, err := get[turnDoc](r.Context(), c.source, "turn")
 	t := table{ID: "turn", Title: "Allocations", Cols: cols("User", "Client", "Relayed", "Protocol", "#Expires in", "#Permissions", "#Channels", "#From client", "#From peers"),
 		Empty: "No allocations. Try edged turn test."}
 	if !on {
@@ -203,7 +203,7 @@ func (c *Console) turn(r *http.Request, _ statusDoc) (view, error) {
 }
 
 func (c *Console) ports(r *http.Request, _ statusDoc) (view, error) {
-	doc, _, err := get[portsDoc](c.source, r.Context(), "ports")
+	doc, _, err := get[portsDoc](r.Context(), c.source, "ports")
 	t := table{ID: "listeners", Title: "What listens", Cols: cols("Network", "Protocol", "#Port", "Handler", "Key"), Empty: "Nothing listens."}
 	for i, l := range doc.Listeners {
 		t.Rows = append(t.Rows, row{fmt.Sprint(i), []cell{text(l.Network), text(l.Scheme), {Text: fmt.Sprint(l.Port)}, text(l.Handler), mono(l.Key)}})
@@ -232,7 +232,7 @@ func or(a, b string) string {
 
 func (c *Console) certificates(r *http.Request, _ statusDoc) (view, error) {
 	now := time.Now()
-	doc, _, err := get[certificatesDoc](c.source, r.Context(), "certificates")
+	doc, _, err := get[certificatesDoc](r.Context(), c.source, "certificates")
 	t := table{ID: "certificates", Cols: cols("Name", "Issuer", "Key", "From", "Until", "#Ends in", "SHA-256"), Empty: "No certificates: the configuration has no tls.certificates."}
 	for _, x := range doc.Certificates {
 		left := x.NotAfter.Sub(now)
@@ -271,7 +271,7 @@ func (c *Console) events(r *http.Request, _ statusDoc) (view, error) {
 
 // eventTable lists the latest events first.
 func (c *Console) eventTable(r *http.Request, most int) (table, error) {
-	doc, _, err := get[eventsDoc](c.source, r.Context(), "events/recent")
+	doc, _, err := get[eventsDoc](r.Context(), c.source, "events/recent")
 	t := table{ID: "events", Title: "Latest events", Cols: cols("Time", "Event", "What"), Empty: "Nothing has happened since the daemon was started: no call has ended, nothing was reloaded."}
 	for _, e := range doc.Events[:min(len(doc.Events), most)] {
 		t.Rows = append(t.Rows, row{fmt.Sprint(e.ID), []cell{text(stamp(e.Time)), text(strings.ReplaceAll(e.Type, "_", " ")), happened(e.Type, e.Data)}})

@@ -9,7 +9,7 @@ import (
 // tunnels shows devices at this relay, this host's agent, streams and links.
 func (c *Console) tunnels(r *http.Request, _ statusDoc) (view, error) {
 	now := time.Now()
-	doc, on, err := get[tunnelsDoc](c.source, r.Context(), "tunnels")
+	doc, on, err := get[tunnelsDoc](r.Context(), c.source, "tunnels")
 	if err != nil {
 		return view{}, err
 	}
@@ -51,7 +51,7 @@ func (c *Console) tunnels(r *http.Request, _ statusDoc) (view, error) {
 }
 
 func (c *Console) addLinks(r *http.Request, v *view) error {
-	doc, on, err := get[linksDoc](c.source, r.Context(), "links")
+	doc, on, err := get[linksDoc](r.Context(), c.source, "links")
 	if !on || err != nil {
 		return err
 	}

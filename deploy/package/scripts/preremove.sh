@@ -7,6 +7,7 @@ remove | 0)
 		systemctl disable --now edged.service
 		# what the daemon left in the kernel, so that media survives a restart, must not survive its program
 		edged fastpath detach >/dev/null 2>&1 || true
+		edged firewall remove >/dev/null 2>&1 || true
 	fi
 	;;
 esac

@@ -198,7 +198,7 @@ func (a *Agent) carry(ctx context.Context, c *Conn, quiet *clock, idle time.Dura
 	var run sync.WaitGroup
 	run.Go(func() { // the stream has no bytes: it ends with the flow
 		defer cancel()
-		io.Copy(io.Discard, io.LimitReader(c, 1))
+		_, _ = io.Copy(io.Discard, io.LimitReader(c, 1))
 	})
 	run.Go(func() {
 		defer cancel()
@@ -206,7 +206,7 @@ func (a *Agent) carry(ctx context.Context, c *Conn, quiet *clock, idle time.Dura
 	})
 	run.Go(func() {
 		defer cancel()
-		out(ctx)
+		_ = out(ctx) // it ends with the flow, however that ends
 	})
 	for {
 		b, err := c.sealed.Receive(ctx)

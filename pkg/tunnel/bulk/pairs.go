@@ -60,6 +60,7 @@ type pair struct {
 	devices [2]Device
 	first   *visit // waits; nil again when the second has taken it
 	timer   *time.Timer
+	stop    func() bool // nobody waits for the end of ctx any more
 	over    bool
 }
 
@@ -92,7 +93,7 @@ func (p *Pairs) Issue(ctx context.Context, a, b Device) (forA, forB Ticket, err 
 	p.owners[a]++
 	p.tickets[pr.tickets[0]], p.tickets[pr.tickets[1]] = pr, pr
 	pr.timer = time.AfterFunc(valid, func() { p.forget(pr) })
-	context.AfterFunc(ctx, func() { p.forget(pr) })
+	pr.stop = context.AfterFunc(ctx, func() { p.forget(pr) })
 	return pr.tickets[0], pr.tickets[1], nil
 }
 
@@ -109,6 +110,7 @@ func (p *Pairs) forgetLocked(pr *pair) {
 	}
 	pr.over = true
 	pr.timer.Stop()
+	pr.stop()
 	delete(p.tickets, pr.tickets[0])
 	delete(p.tickets, pr.tickets[1])
 	if p.owners[pr.devices[0]]--; p.owners[pr.devices[0]] == 0 {

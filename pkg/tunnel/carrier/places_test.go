@@ -50,7 +50,6 @@ func TestQUICHandshakesAreBounded(t *testing.T) {
 		transport := &quic.Transport{Conn: oneWay{pc}}
 		t.Cleanup(func() { _ = transport.Close(); pc.Close() })
 		go func() {
-			//nolint:gosec // nobody ever gets as far as the certificate
 			_, _ = transport.Dial(ctx, served.LocalAddr(), &tls.Config{InsecureSkipVerify: true, NextProtos: secure.NextProtos}, quicConfig())
 		}()
 	}

@@ -26,7 +26,7 @@ func writeTemp(file string, text []byte) (string, error) {
 		err = giveTo(tmp.Name())
 	}
 	if err != nil {
-		os.Remove(tmp.Name())
+		_ = os.Remove(tmp.Name())
 		return "", fmt.Errorf("write %s: %w", file, err)
 	}
 	return tmp.Name(), nil
@@ -39,7 +39,7 @@ func replaceFile(file string, text []byte) error {
 		return err
 	}
 	if err := os.Rename(tmp, file); err != nil {
-		os.Remove(tmp)
+		_ = os.Remove(tmp)
 		return err
 	}
 	return syncDir(filepath.Dir(file))

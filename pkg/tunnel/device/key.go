@@ -104,7 +104,7 @@ func (k Key) save(file string) error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(tmp)
+	defer func() { _ = os.Remove(tmp) }()
 	if err := os.Link(tmp, file); err != nil { // unlike a rename, this fails if the file is there
 		return err
 	}
