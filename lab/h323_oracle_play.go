@@ -205,8 +205,12 @@ func (p *performance) datagram(l line, ch channel) ([]byte, error) {
 		if p.conns[l.channel][of] != nil {
 			continue
 		}
-		if err := p.host[of].Do(func() error {
-			c, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(at))
+		if err := p.host[of].Do(func() (err error) {
+			var c *net.UDPConn
+			until(lineTime, func() bool { // as in connect
+				c, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(at))
+				return !errors.Is(err, syscall.EADDRINUSE)
+			})
 			if err == nil {
 				p.conns[l.channel][of] = c
 			}
