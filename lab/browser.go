@@ -4,6 +4,7 @@ package lab
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -61,6 +62,7 @@ func (h *Host) Browser(t testing.TB, flags ...string) *Browser {
 	if _, err := exec.LookPath("chromium"); err != nil {
 		t.Skipf("SKIPPED: %v (Debian packages: lab/packages.txt)", err)
 	}
+	eventually(t, 20*time.Second, "the addresses of "+h.Name+" are settled", h.settled)
 	profile, err := os.MkdirTemp("", prefix+"-chromium-")
 	must(t, "profile", err)
 	t.Cleanup(func() { // the last of its processes may still write
@@ -87,6 +89,13 @@ func (h *Host) Browser(t testing.TB, flags ...string) *Browser {
 	})
 	b.must(t, "", "Browser.getVersion", nil, nil)
 	return b
+}
+
+// settled tells whether no address of h is tentative any more. One that comes later is a change of network to Chromium,
+// which then gives up what it is loading.
+func (h *Host) settled() bool {
+	out, err := exec.Command("ip", "-n", h.ns, "address", "show", "tentative").CombinedOutput()
+	return err == nil && len(bytes.TrimSpace(out)) == 0
 }
 
 // read takes what Chromium says until it has ended.

@@ -93,6 +93,10 @@ func newWebRig(t *testing.T, sip string, family int) *webRig {
 	w.alice = in.Phone(t, PhoneConfig{User: "alice", Hz: 440, Register: true, Proxy: netip.AddrPortFrom(w.registrar.IP, 5060).String()})
 	w.page = func(user string, hz int, camera bool) *webPhone {
 		p := &webPhone{Page: browser.Open(t, out.Site(t, files)+"/webrtc/phone.html"), hz: hz}
+		there := func() (ok bool) { return p.Try("!!window.phone?.ready", &ok) == nil && ok }
+		if !until(20*time.Second, there) { // Chromium gives its loading up if it sees the network change
+			p.Eval(t, "location.reload()", nil)
+		}
 		p.Until(t, 20*time.Second, "SIP.js is there", "window.phone?.ready")
 		p.Eval(t, fmt.Sprintf("phone.start({server: 'wss://%v', user: '%s', domain: 'example.org', password: '', hz: %d, camera: %v})", gate, user, hz, camera), nil)
 		p.Until(t, 20*time.Second, "the page is registered", "phone.registered")
