@@ -33,12 +33,14 @@ func (c *Console) drops(_ *http.Request, _ statusDoc) (view, error) {
 
 func dropRow(f *dto.MetricFamily, m *dto.Metric, n uint64) row {
 	var rest []string
+	key := f.GetName()
 	for _, l := range m.GetLabel() {
+		key += " " + l.GetName() + "=" + l.GetValue()
 		if l.GetName() != "reason" {
 			rest = append(rest, l.GetName()+" "+l.GetValue())
 		}
 	}
-	return row{f.GetName() + " " + m.String(), []cell{
+	return row{key, []cell{
 		{Text: strings.TrimSuffix(f.GetHelp(), "."), Sub: strings.Join(rest, ", ")}, text(strings.ReplaceAll(labelOf(m, "reason"), "_", " ")),
 		number(n), mono(f.GetName()),
 	}}
