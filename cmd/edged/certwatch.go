@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -15,10 +14,9 @@ import (
 const certWatchEvery = 5 * time.Second
 
 // watchCertificates has the section tls read again when its files are not as described by taken any more, until ctx
-// ends. It looks at the files rather
-// than waiting for the kernel's word: that sees through the symbolic links of certbot and of Kubernetes, and renamed
-// folders. What has changed is read once it has stayed the same for one more look: certificate and key are
-// two files.
+// ends. It looks at the files rather than waiting for the kernel's word: that sees through the symbolic links of certbot
+// and of Kubernetes, and renamed folders. What has changed is read once it has stayed the same for one more look:
+// certificate and key are two files.
 func (r *reloader) watchCertificates(ctx context.Context, taken string, every time.Duration) error {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
@@ -46,12 +44,7 @@ func certFiles(c *config) string {
 		paths = append(paths, pair.Cert, pair.Key)
 	}
 	for _, p := range slices.DeleteFunc(paths, func(p string) bool { return p == "" }) {
-		info, err := os.Stat(within(c.dir, p))
-		if err != nil {
-			fmt.Fprintf(&b, "%s: %v\n", p, err)
-			continue
-		}
-		fmt.Fprintf(&b, "%s: %d %d\n", p, info.Size(), info.ModTime().UnixNano())
+		fmt.Fprintf(&b, "%s: %s\n", p, stampOf(within(c.dir, p)))
 	}
 	return b.String()
 }
