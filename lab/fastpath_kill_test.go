@@ -36,10 +36,11 @@ func crashHold() time.Duration {
 // crowd is many streams at once, without sound: numbered RTP packets, 20 ms apart, each way. One goroutine
 // speaks for all.
 type crowd struct {
-	t    *testing.T
-	ends []*crowdEnd
-	stop chan struct{}
-	wg   sync.WaitGroup
+	t     *testing.T
+	ends  []*crowdEnd
+	calls []*Dialog // of the callers
+	stop  chan struct{}
+	wg    sync.WaitGroup
 	// mu is held while packets are sent.
 	mu      sync.Mutex
 	talking bool
@@ -159,15 +160,19 @@ func (c *crowd) hush() (lost, sent int) {
 	c.mu.Lock()
 	c.talking = false
 	c.mu.Unlock()
-	count := func() {
-		lost, sent = 0, 0
-		for _, e := range c.ends {
-			sent += e.sent
-			lost += e.sent - int(e.partner.got.Load())
-		}
-	}
-	until(3*time.Second, func() bool { count(); return lost == 0 })
+	until(3*time.Second, func() bool { lost, sent = c.count(); return lost == 0 })
 	return lost, sent
+}
+
+// count returns how many packets have not arrived yet, of how many.
+func (c *crowd) count() (missing, sent int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range c.ends {
+		sent += e.sent
+		missing += e.sent - int(e.partner.got.Load())
+	}
+	return missing, sent
 }
 
 // without checks that what happens while all speak costs no packet, and none comes to the gateway's sockets.
@@ -189,6 +194,12 @@ func (c *crowd) without(loss string, gw *Host, f func()) {
 // crowded sets up the calls, one after the other, and waits until the kernel carries them all.
 func (s *scene) crowded(n int) *crowd {
 	s.Helper()
+	return s.crowdedOn("tc", n)
+}
+
+// crowdedOn is crowded with any path.
+func (s *scene) crowdedOn(path string, n int) *crowd {
+	s.Helper()
 	c := newCrowd(s.T, s.inHost, s.outHost, n)
 	for i := 0; i < len(c.ends); i += 2 {
 		near, far := c.ends[i], c.ends[i+1]
@@ -199,26 +210,42 @@ func (s *scene) crowded(n int) *crowd {
 		toFar, err := mediaAddr(d.Await("INVITE", 200, 299).Body, 0)
 		must(s, "answer", err)
 		d.Send("ACK", "")
+		c.calls = append(c.calls, d)
 		c.mu.Lock()
 		near.to, far.to = toFar, toNear
 		c.mu.Unlock()
 	}
 	c.talk()
+	until(3*time.Second, func() bool { _, sent := c.count(); return sent > 10*len(c.ends) })
+	c.wantOn(s, path)
+	c.hush()
+	return c
+}
+
+// wantOn waits until a path carries all calls.
+func (c *crowd) wantOn(s *scene, path string) {
+	s.Helper()
 	var doc carried
 	if !until(20*time.Second, func() bool {
 		doc = s.carried()
 		in := 0
 		for _, p := range doc.Pinholes {
-			if p.Path == "tc" {
+			if p.Path == path {
 				in++
 			}
 		}
-		return in == n
+		return in >= len(c.calls)
 	}) {
-		s.Fatalf("not all in the kernel: %+v", doc)
+		s.Fatalf("not all by %s: %+v", path, doc)
 	}
-	c.hush()
-	return c
+}
+
+// hangUp ends all calls.
+func (c *crowd) hangUp(s *scene) {
+	s.Helper()
+	for _, d := range c.calls {
+		d.Bye(s.bob)
+	}
 }
 
 // adopted returns how many flows of an earlier run the daemon has, as its status says.

@@ -102,6 +102,7 @@ func runH323Phone(text string) int {
 			audio, wrong := c.Heard()
 			camera, presentation := c.Watched()
 			fmt.Printf("watched %d %d\n", camera, presentation)
+			fmt.Printf("missed %d\n", c.Missed())
 			fmt.Printf("heard %d wrong %d\n", audio, wrong)
 		case "hangup":
 			if err := c.Hangup(); err != nil {

@@ -3,6 +3,7 @@
 package lab
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"syscall"
@@ -68,16 +69,36 @@ func (a *Agent) within(d time.Duration, match func(*Message) bool) (m *Message) 
 	return m
 }
 
-// TestDrain: after SIGTERM the live call goes on and can be ended, a new one is refused, and the daemon
-// ends with status 0 when the last call has ended.
+// TestDrain: after SIGTERM the live calls go on, can be put on hold and ended, a new one is refused with the time after
+// which to try again, the status says how many are left, and the daemon ends with status 0 with the last one.
 func TestDrain(t *testing.T) {
 	onlyEdged(t, "it does not drain")
-	s := newScene(t, plan{Edge: EdgeConfig{Drain: "30s"}})
+	s := newScene(t, plan{Edge: EdgeConfig{Drain: "60s"}})
+	other, _ := s.call()
 	a, _ := s.call()
 	s.edge.proc.Signal(syscall.SIGTERM)
 	eventually(t, 8*time.Second, "/readyz says no", func() bool { code, _ := s.edge.get("/readyz"); return code == 503 })
-	s.alice.Invite(s.inGate, "sip:bob@example.org", Offer{Addr: s.va.Addr}.String()).Await("INVITE", 503, 503)
+	refused := s.alice.Invite(s.inGate, "sip:bob@example.org", Offer{Addr: s.va.Addr}.String()).Await("INVITE", 503, 503)
+	if refused.Get("Retry-After") == "" {
+		t.Error("refused without Retry-After")
+	}
+	s.alice.NewDialog(s.inGate, "sip:"+s.inGate.String()).Send("OPTIONS", "")
+	s.alice.Expect("a 503 to a ping of the edge", 8*time.Second, func(m *Message) bool { return m.Method() == "OPTIONS" && m.Status() == 503 })
 	s.hearEachOther(300 * time.Millisecond)
+	s.reinvite(a, "inactive", 1)
+	s.reinvite(a, "sendrecv", 2)
+	s.hearEachOther(300 * time.Millisecond)
+	left := func(n int) {
+		t.Helper()
+		eventually(t, 8*time.Second, fmt.Sprintf("the status says that %d calls are left", n), func() bool {
+			_, b := s.edge.get("/api/v1/status")
+			var doc struct{ Draining struct{ Calls int } }
+			return json.Unmarshal(b, &doc) == nil && doc.Draining.Calls == n
+		})
+	}
+	left(2)
+	other.Bye(s.bob)
+	left(1)
 	a.Bye(s.bob)
 	if err := s.edge.proc.Wait(15 * time.Second); err != nil {
 		t.Errorf("after the last call: %v", err)

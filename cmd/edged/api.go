@@ -18,6 +18,14 @@ type statusDoc struct {
 	State    string         `json:"state"`
 	Config   reloadState    `json:"config"`
 	Services map[string]any `json:"services"`
+	// Draining is absent while new calls are taken.
+	Draining *drainDoc `json:"draining,omitempty"`
+}
+
+// drainDoc is how far a drain is.
+type drainDoc struct {
+	Calls int       `json:"calls"`
+	Until time.Time `json:"until"`
 }
 
 // statusView returns the view "status"; services are those that it speaks of.
@@ -30,6 +38,9 @@ func statusView(build buildInfo, ph *phase, re *reloader, services []*service) f
 		}
 		if doc.State == "" {
 			doc.State = "ready"
+		}
+		if until, ok := ph.draining(); ok {
+			doc.Draining = &drainDoc{busy(services), until.UTC()}
 		}
 		for _, s := range services {
 			if s.status != nil {

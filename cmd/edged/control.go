@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -151,20 +152,36 @@ func newDrainCmd() *cobra.Command {
 				return fmt.Errorf("drain: %d: %s", status, body)
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "draining, %d calls\n", doc.Calls)
-			for {
-				if _, err := c.get(cmd.Context(), "/api/v1/status"); err != nil {
-					fmt.Fprintln(cmd.OutOrStdout(), "ended")
-					return nil
-				}
-				select {
-				case <-cmd.Context().Done():
-					return nil
-				case <-time.After(200 * time.Millisecond):
-				}
-			}
+			c.watchDrain(cmd.Context(), cmd.OutOrStdout(), doc.Calls)
+			return nil
 		},
 	}
 	cmd.Flags().StringVar(&f.admin, "admin", "", "`ADDRESS` of the admin listener instead of the configured one")
 	cmd.Flags().DurationVar(&limit, "limit", 10*time.Minute, "longest time to wait for calls to end")
 	return cmd
+}
+
+// watchDrain prints how many calls are left each time that changes, until the daemon has ended.
+func (c *apiClient) watchDrain(ctx context.Context, out io.Writer, left int) {
+	var until time.Time
+	for {
+		body, err := c.get(ctx, "/api/v1/status")
+		var doc statusDoc
+		switch {
+		case err != nil && left > 0 && !until.IsZero() && !time.Now().Before(until):
+			fmt.Fprintf(out, "ended; calls that were cut off: %d\n", left)
+			return
+		case err != nil:
+			fmt.Fprintln(out, "ended")
+			return
+		case json.Unmarshal(body, &doc) == nil && doc.Draining != nil && (until.IsZero() || doc.Draining.Calls != left):
+			left, until = doc.Draining.Calls, doc.Draining.Until
+			fmt.Fprintf(out, "calls left: %d (%v at most)\n", left, time.Until(doc.Draining.Until).Round(time.Second))
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
 }

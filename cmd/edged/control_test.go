@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
@@ -103,5 +104,33 @@ func TestCertificatesAreWatched(t *testing.T) {
 	cancel()
 	if err := <-ended; err != nil {
 		t.Error(err)
+	}
+}
+
+// TestReloadIsWholeOrNot: if a service cannot take over a file that was good when it was checked, the others keep the old one.
+func TestReloadIsWholeOrNot(t *testing.T) {
+	running, next := defaultConfig(), defaultConfig()
+	running.Log.Level, next.Log.Level = "info", "debug"
+	var has [2]string
+	takes := func(i int) func(*config) error {
+		return func(c *config) error { has[i] = c.Log.Level; return nil }
+	}
+	r := &reloader{
+		load: func() (*config, error) { return &next, nil }, running: &running, log: zap.NewNop(), events: newEventBroker(),
+		metrics: newReloadMetrics(prometheus.NewRegistry()), tls: newTLSStore(&certificates{}, nil, nil), level: zap.NewAtomicLevel(),
+		services: []*service{
+			{name: "first", reload: takes(0)}, {name: "has none"}, {name: "second", reload: takes(1)},
+			{name: "third", reload: func(c *config) error { return os.ErrNotExist }},
+		},
+	}
+	if out := r.reload(); out.OK || !strings.Contains(out.Error, "third") {
+		t.Errorf("outcome %+v", out)
+	}
+	if has != [2]string{"info", "info"} || r.config() != &running || r.level.Level() != zapcore.InfoLevel {
+		t.Errorf("the others have %q, level %v", has, r.level)
+	}
+	r.services = r.services[:3]
+	if out := r.reload(); !out.OK || has != [2]string{"debug", "debug"} {
+		t.Errorf("outcome %+v, the services have %q", out, has)
 	}
 }

@@ -26,6 +26,11 @@ func notifyDraining(log *zap.Logger, limit time.Duration) {
 		daemon.SdNotifyStopping, (limit+5*time.Second).Microseconds()))
 }
 
+// notifyDrainLeft has systemctl status show how far a drain is.
+func notifyDrainLeft(log *zap.Logger, calls int) {
+	notify(log, fmt.Sprintf("STATUS=draining, calls left: %d", calls))
+}
+
 // feedWatchdog feeds systemd's watchdog for as long as every service answers. A
 // service that hangs keeps alive from returning, and systemd restarts the daemon.
 // It returns nil when ctx ends, also where there is no watchdog.

@@ -91,13 +91,8 @@ func (r *reloader) reloadLocked() error {
 		return err
 	}
 	live := withLiveKeys(r.running, next)
-	for _, s := range r.services {
-		if s.reload == nil {
-			continue
-		}
-		if err := s.reload(live); err != nil {
-			return fmt.Errorf("%s: %w", s.name, err)
-		}
+	if err := r.giveServices(live); err != nil {
+		return err
 	}
 	certs.warn(time.Now(), r.log)
 	r.tls.current.Store(certs)
@@ -106,6 +101,30 @@ func (r *reloader) reloadLocked() error {
 	r.state.RestartRequired = changedKeys(reflect.ValueOf(*live), reflect.ValueOf(*next), "")
 	for _, key := range r.state.RestartRequired {
 		r.log.Warn("restart required: " + key)
+	}
+	return nil
+}
+
+// giveServices has all services take over a configuration, or none: a file that it names may have gone since it was checked,
+// and then those that have taken it get back what ran.
+func (r *reloader) giveServices(live *config) error {
+	for i, s := range r.services {
+		if s.reload == nil {
+			continue
+		}
+		err := s.reload(live)
+		if err == nil {
+			continue
+		}
+		for _, before := range r.services[:i] {
+			if before.reload == nil {
+				continue
+			}
+			if back := before.reload(r.running); back != nil {
+				r.log.Error("the old configuration was not taken back", zap.String("service", before.name), zap.Error(back))
+			}
+		}
+		return fmt.Errorf("%s: %w", s.name, err)
 	}
 	return nil
 }

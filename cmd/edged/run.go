@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/signal"
 	"slices"
-	"sync"
 	"syscall"
 	"time"
 
@@ -240,7 +239,7 @@ func supervise(ctx context.Context, o runOptions, re *reloader, ph *phase, servi
 			}
 			return err
 		case o.drain = <-drains:
-			o.log.Info("draining", zap.Duration("limit", o.drain))
+			o.log.Info("draining", zap.Duration("limit", o.drain), zap.Int("calls", busy(services)))
 			drainAll(ctx, o, ph, services)
 			return nil
 		case sig := <-o.signals:
@@ -250,39 +249,9 @@ func supervise(ctx context.Context, o runOptions, re *reloader, ph *phase, servi
 				notify(o.log, daemon.SdNotifyReady)
 				continue
 			}
-			o.log.Info("draining", zap.Stringer("signal", sig), zap.Duration("limit", o.drain))
+			o.log.Info("draining", zap.Stringer("signal", sig), zap.Duration("limit", o.drain), zap.Int("calls", busy(services)))
 			drainAll(ctx, o, ph, services)
 			return nil
-		}
-	}
-}
-
-// drainAll takes no new calls and waits until the calls are gone, the time is over, or a second signal comes.
-func drainAll(ctx context.Context, o runOptions, ph *phase, services []*service) {
-	ph.set("draining")
-	notifyDraining(o.log, o.drain)
-	for _, s := range services {
-		if s.drain != nil {
-			s.drain()
-		}
-	}
-	limit := time.NewTimer(o.drain)
-	defer limit.Stop()
-	look := time.NewTicker(50 * time.Millisecond)
-	defer look.Stop()
-	for busy(services) > 0 {
-		select {
-		case <-look.C:
-		case <-ctx.Done():
-			return
-		case <-limit.C:
-			o.log.Warn("drain ended with calls left", zap.Int("calls", busy(services)))
-			return
-		case sig := <-o.signals:
-			if sig != syscall.SIGHUP {
-				o.log.Warn("drain cut short", zap.Int("calls", busy(services)))
-				return
-			}
 		}
 	}
 }
@@ -304,27 +273,4 @@ func askAll(services []*service) {
 			s.alive()
 		}
 	}
-}
-
-// phase says why the daemon is not ready. The zero value is "starting".
-type phase struct {
-	mu      sync.Mutex
-	started bool
-	why     string
-}
-
-// set changes the reason; "" means ready.
-func (p *phase) set(why string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.started, p.why = true, why
-}
-
-func (p *phase) notReady() string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if !p.started {
-		return "starting"
-	}
-	return p.why
 }

@@ -364,6 +364,42 @@ func TestSystemdIsToldOfTheStates(t *testing.T) {
 	next("STOPPING=1", "EXTEND_TIMEOUT_USEC=")
 }
 
+// TestDrainTellsProgress: the log and systemd are told how many calls are left, at most once a second.
+func TestDrainTellsProgress(t *testing.T) {
+	sock, err := net.ListenPacket("unixgram", filepath.Join(t.TempDir(), "notify"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sock.Close()
+	t.Setenv("NOTIFY_SOCKET", sock.LocalAddr().String())
+	core, logs := observer.New(zapcore.InfoLevel)
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		s := &service{busy: func() int { return max(0, 3-int(time.Since(start)/(400*time.Millisecond))) }}
+		ph := &phase{}
+		drainAll(t.Context(), runOptions{log: zap.New(core), drain: 10 * time.Second}, ph, []*service{s})
+		if until, ok := ph.draining(); !ok || !until.Equal(start.Add(10*time.Second)) {
+			t.Errorf("draining %v until %v", ok, until)
+		}
+	})
+	var said []string
+	buf := make([]byte, 4096)
+	for len(said) < 3 {
+		sock.SetReadDeadline(time.Now().Add(time.Minute))
+		n, _, err := sock.ReadFrom(buf)
+		if err != nil {
+			t.Fatalf("said %q: %v", said, err)
+		}
+		said = append(said, string(buf[:n]))
+	}
+	if said[1] != "STATUS=draining, calls left: 3" || said[2] != "STATUS=draining, calls left: 1" {
+		t.Errorf("systemd is told %q", said)
+	}
+	if logs.FilterMessage("draining goes on").FilterField(zap.Int("calls", 1)).Len() != 1 || logs.FilterMessage("drained").Len() != 1 {
+		t.Errorf("logged: %v", logs.All())
+	}
+}
+
 func TestEventsAreStreamed(t *testing.T) {
 	dir := t.TempDir()
 	d := startDaemon(t, sipAt(dir, sipOnly))

@@ -49,6 +49,9 @@ func printStatus(w io.Writer, body []byte) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	up := time.Duration(doc.Uptime * float64(time.Second)).Round(time.Second)
 	fmt.Fprintf(tw, "edged\t%s\tpid %d\tup %s\t%s\n", doc.Build.Version, doc.PID, up, doc.State)
+	if d := doc.Draining; d != nil {
+		fmt.Fprintf(tw, "draining\tcalls left: %d, until %s at the latest\n", d.Calls, d.Until.Format(time.RFC3339))
+	}
 	fmt.Fprintf(tw, "config\tloaded %s\n", doc.Config.LoadedAt.Format(time.RFC3339))
 	if doc.Config.Error != "" {
 		first, rest, more := strings.Cut(doc.Config.Error, "\n")

@@ -15,6 +15,8 @@ type media struct {
 	rtp, rtcp, out *net.UDPConn
 	// Wrong counts packets that are not the other phone's audio.
 	heard, wrong atomic.Int64
+	// missed counts numbers of packets that did not come before a later one.
+	missed atomic.Int64
 	// own and peer are what packets to this phone and to the other begin with at shared ports; nil: nothing.
 	own, peer   atomic.Pointer[uint32]
 	stop        chan struct{}
@@ -69,6 +71,7 @@ const (
 // listen counts the audio that arrives: each octet says which packet it belongs to.
 func (m *media) listen() {
 	buf := make([]byte, 2048)
+	next, begun := uint16(0), false
 	for {
 		n, _, err := m.rtp.ReadFromUDPAddrPort(buf)
 		if err != nil {
@@ -88,6 +91,16 @@ func (m *media) listen() {
 		}
 		if n == size && b[0] == 0x80 && b[1] == 8 && b[12] == b[3] && b[size-1] == b[3] {
 			m.heard.Add(1)
+			seq := binary.BigEndian.Uint16(b[2:])
+			switch gap := int16(seq - next); {
+			case !begun || gap == 0:
+			case gap > 0:
+				m.missed.Add(int64(gap))
+			default: // it is late, and was counted
+				m.missed.Add(-1)
+				continue
+			}
+			next, begun = seq+1, true
 		} else {
 			m.wrong.Add(1)
 		}
@@ -140,3 +153,6 @@ func (m *media) close() {
 
 // Heard returns how many packets of the other phone's audio have arrived, and how many others.
 func (c *Call) Heard() (audio, wrong int64) { return c.media.heard.Load(), c.media.wrong.Load() }
+
+// Missed returns how many packets of the other phone's audio have not arrived since the first that has, by their numbers.
+func (c *Call) Missed() int64 { return c.media.missed.Load() }

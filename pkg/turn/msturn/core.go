@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"edged.dev/edged/internal/gate"
 )
 
 // Bounds of one allocation.
@@ -48,6 +50,8 @@ type core struct {
 	mu      sync.RWMutex // guards what follows
 	allocs  map[tuple]*allocation
 	perUser map[string]*account
+	// draining refuses new allocations.
+	draining bool
 }
 
 // account is what a user has.
@@ -268,6 +272,9 @@ func (c *core) grant(now time.Time, from tuple, m *message, k candidate, name st
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.draining {
+		return answered(begin(allocateError, m.id).failure(486, "Draining").sign(k.key), gate.Draining)
+	}
 	acc := c.perUser[k.user]
 	if acc == nil {
 		acc = &account{}

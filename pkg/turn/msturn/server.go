@@ -79,8 +79,13 @@ func (s *Server) Learn(name string, password []byte, user string, until time.Tim
 // Open returns how many allocations there are.
 func (s *Server) Open() int { return s.core.open() }
 
-// Drain has new connections refused; those that are open go on.
-func (s *Server) Drain() { s.gate.Drain() }
+// Drain has new connections and allocations refused; those that are open go on.
+func (s *Server) Drain() {
+	s.gate.Drain()
+	s.core.mu.Lock()
+	defer s.core.mu.Unlock()
+	s.core.draining = true
+}
 
 // SetPerSource changes the limit of connections of one source.
 func (s *Server) SetPerSource(n int) { s.gate.SetPerSource(n) }

@@ -616,3 +616,22 @@ func TestBandwidth(t *testing.T) {
 	}
 	eventually(t, "the rate is kept", func() bool { return h.drops("bandwidth") > 0 })
 }
+
+// TestDraining: who has an allocation keeps and renews it, and nobody gets a new one.
+func TestDraining(t *testing.T) {
+	h := newHouse(t, nil)
+	old := newGuest(t, "udp4", h.udp)
+	old.allocate(nil)
+	if got := old.allocate(nil); got != 0 {
+		t.Fatalf("before: %d", got)
+	}
+	h.Drain()
+	if got := old.allocate(nil); got != 0 || h.Open() != 1 {
+		t.Errorf("renewed: %d, %d allocations", got, h.Open())
+	}
+	late := newGuest(t, "udp4", h.udp)
+	late.allocate(nil)
+	if got := late.allocate(nil); got != 486 {
+		t.Errorf("new: %d", got)
+	}
+}
