@@ -24,6 +24,8 @@ type Flow struct {
 	// it (ChannelData, RFC 8656 §12.4).
 	Channel uint16
 
+	// tap is shown the packets; nil: nobody is.
+	tap *tap
 	leg *leg
 	// tag is what packets begin with that arrive at a shared socket.
 	tag uint32

@@ -26,6 +26,7 @@ type lease struct {
 	// reachable tells whether the declared address may be sent to before a packet came from it.
 	reachable [2]bool
 	tcp       *joins
+	tap       *tap
 	opened    time.Time
 	// active is the last time at which signalling began to expect packets.
 	active  time.Time
@@ -160,11 +161,16 @@ func (l *lease) declareLocked(s pinhole.Side, remote pinhole.Remote, reachable b
 			g.rearm(old[c], now)
 		}
 	}
-	if err := l.publishLocked(); err != nil {
-		l.relay.log.Error("media path refused a flow", zap.String("label", l.req.Label), zap.Error(err))
-	}
+	l.publishOrLogLocked()
 	if l.tcp != nil {
 		l.tcp.declared()
+	}
+}
+
+// publishOrLogLocked is publishLocked for who cannot do anything about an error.
+func (l *lease) publishOrLogLocked() {
+	if err := l.publishLocked(); err != nil {
+		l.relay.log.Error("media path refused a flow", zap.String("label", l.req.Label), zap.Error(err))
 	}
 }
 
@@ -238,7 +244,7 @@ func (l *lease) hostLocked(s pinhole.Side, c int) netip.Addr {
 // flowLocked says what is to happen to packets that arrive at the leg.
 func (g *leg) flowLocked() *Flow {
 	l, s, c := g.lease, g.side, g.socket
-	f := &Flow{Counters: &g.Counters, leg: g}
+	f := &Flow{Counters: &g.Counters, leg: g, tap: l.tap}
 	g.tagsLocked(f)
 	out, to := l.targetLocked(s.Other(), c)
 	f.Out, f.To = out, SockaddrOf(to)
@@ -307,9 +313,7 @@ func (g *leg) latch(src netip.AddrPort, now time.Time) *Flow {
 		return nil
 	}
 	g.latched = src
-	if err := g.lease.publishLocked(); err != nil {
-		r.log.Error("media path refused a flow", zap.String("label", g.lease.req.Label), zap.Error(err))
-	}
+	g.lease.publishOrLogLocked()
 	r.log.Debug("media source latched", zap.String("label", g.lease.req.Label),
 		zap.Stringer("source", src), zap.Stringer("declared", g.lease.declaredLocked(g.side, g.socket)))
 	return g.flow

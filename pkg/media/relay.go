@@ -47,6 +47,8 @@ type Relay struct {
 	totals totals
 	// shared are the ports at which leases meet, see shared.go.
 	shared map[netip.AddrPort]*sharedPorts
+	// taps are those who want to see packets, see tap.go.
+	taps []*tap
 }
 
 // poolKey names a pool: the relay's own ports at an address, or those that requests ask for.
@@ -166,6 +168,7 @@ func (r *Relay) openLocked(req pinhole.Request, parent *lease) (*lease, error) {
 	}
 	r.nextID++
 	l := r.newLease(req, r.nextID)
+	l.tap = r.tapOfLocked(req.Label)
 	var err error
 	if l.ends[pinhole.Near], err = r.openEndLocked(req, pinhole.Near, l.id); err != nil {
 		return nil, err

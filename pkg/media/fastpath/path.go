@@ -254,7 +254,7 @@ func (p *Path) Set(s *media.Socket, flows []*media.Flow) error {
 
 // same tells whether two flows do the same with the same packets.
 func same(a, b *media.Flow) bool {
-	return a != nil && b != nil && a.From == b.From && a.To == b.To && a.Out == b.Out && a.Counters == b.Counters
+	return a != nil && b != nil && a.From == b.From && a.To == b.To && a.Out == b.Out && a.Counters == b.Counters && a.Tapped() == b.Tapped()
 }
 
 // Delete implements media.Path.
@@ -298,6 +298,8 @@ func (p *Path) reasonLocked(st *stream) string {
 		return "several peers share the port"
 	case st.sock.Shared != nil || f.Out.Shared != nil:
 		return "the port is shared by a multiplexID"
+	case f.Tapped():
+		return "its packets are captured"
 	case f.Protected():
 		return "SRTP ends here"
 	case f.Counters.IsRTCP():

@@ -136,7 +136,7 @@ func scripts() []script {
 			[]step{moved}, inject(), []step{toMoved, fromMoved, settle()}, inject(), []step{byFast(fromMoved), byFast(toMoved)},
 		)},
 	}
-	return slices.Concat(list, asymmetric(), bursts())
+	return slices.Concat(list, asymmetric(), bursts(), []script{tapped()})
 }
 
 func byFast(s step) step {

@@ -37,6 +37,7 @@ func Loopback(t *testing.T, d Driver) {
 		{"rtcp host", testRTCPHost},
 		{"fork", testFork},
 		{"close", testClose},
+		{"tap", testTap},
 		{"v4 to v6", testFamilies},
 		{"icmp", testICMP},
 		{"sizes", testSizes},

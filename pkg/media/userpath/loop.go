@@ -234,7 +234,7 @@ func (l *loop) pass(e *entry, first, n int) (packets int) {
 		size := l.reset(e, i)
 		b := l.message(i)
 		packets += segments(b, size)
-		f := flows.first
+		f, raw := flows.first, b
 		if shared := e.socket.Shared; shared != nil {
 			if f, b = shared.Pick(b, &l.names[i], l.now); f == nil {
 				continue
@@ -242,9 +242,13 @@ func (l *loop) pass(e *entry, first, n int) (packets int) {
 			size = len(b)
 		} else if !f.From.Equal(&l.names[i]) {
 			if f = media.Pick(flows.all, &l.names[i], l.now, b[:min(size, len(b))]); f == nil {
+				l.show(e, flows.first, i, raw, size, false)
 				continue
 			}
 			flows = e.flows.Load()
+		}
+		if f.Tapped() {
+			l.show(e, f, i, raw, size, true)
 		}
 		if f.Protected() {
 			l.convert(e, f, b, size)
@@ -263,6 +267,19 @@ func (l *loop) pass(e *entry, first, n int) (packets int) {
 		l.queue.add(e, f, b, size)
 	}
 	return packets
+}
+
+// show shows message i, packets of size bytes, to the tap of a flow if that has one.
+func (l *loop) show(e *entry, f *media.Flow, i int, b []byte, size int, relayed bool) {
+	if !f.Tapped() {
+		return
+	}
+	if e.socket.Shared != nil {
+		size = len(b) // with its tag, which is not counted in size
+	}
+	for ; len(b) > 0; b = b[min(size, len(b)):] {
+		f.Arrived(e.socket, &l.names[i], l.now, b[:min(size, len(b))], relayed)
+	}
 }
 
 // carry queues what channels carry of n messages, and returns how many packets came in the longest burst of one source.

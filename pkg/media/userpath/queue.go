@@ -2,6 +2,7 @@ package userpath
 
 import (
 	"encoding/binary"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -154,6 +155,7 @@ func (q *queue) flush() {
 	for at := 0; at < n; {
 		sent, errno := sendmmsg(fd, q.out[at:n])
 		if errno == 0 {
+			q.show(at, at+sent)
 			at += sent
 			retried = false
 			continue
@@ -220,7 +222,38 @@ func (q *queue) send(f *media.Flow, packet []unix.Iovec) {
 	}
 	if errno != 0 {
 		f.Counters.Drop(reason(errno), 1)
+	} else if f.Tapped() {
+		f.Left(time.Now(), inOnePiece(packet))
 	}
+}
+
+// show shows messages that were sent to the taps of their flows.
+func (q *queue) show(from, to int) {
+	for i := from; i < to; i++ {
+		r := &q.runs[i]
+		if !r.flow.Tapped() {
+			continue
+		}
+		now := time.Now()
+		for vecs := unsafe.Slice(q.out[i].hdr.Iov, int(q.out[i].hdr.Iovlen)); len(vecs) > 0; vecs = vecs[r.pieces():] {
+			for b := inOnePiece(vecs[:r.pieces()]); len(b) > 0; b = b[min(r.size, len(b)):] {
+				r.flow.Left(now, b[:min(r.size, len(b))])
+			}
+		}
+	}
+}
+
+// inOnePiece returns what vectors hold, in memory of its own if they are several.
+func inOnePiece(vecs []unix.Iovec) []byte {
+	first := unsafe.Slice(vecs[0].Base, int(vecs[0].Len))
+	if len(vecs) == 1 {
+		return first
+	}
+	out := append([]byte(nil), first...)
+	for _, v := range vecs[1:] {
+		out = append(out, unsafe.Slice(v.Base, int(v.Len))...)
+	}
+	return out
 }
 
 func pendingError(errno unix.Errno) bool {
