@@ -20,12 +20,12 @@ type Flow struct {
 	// Prefix goes before each packet that leaves, if Prefixed.
 	Prefix   [TagLen]byte
 	Prefixed bool
+	// tapped: the lease's tap is shown the packets.
+	tapped bool
 	// Channel, if it is not 0, is the channel of TURN that the packets leave by: its number and the length of each go before
 	// it (ChannelData, RFC 8656 §12.4).
 	Channel uint16
 
-	// tap is shown the packets; nil: nobody is.
-	tap *tap
 	leg *leg
 	// tag is what packets begin with that arrive at a shared socket.
 	tag uint32

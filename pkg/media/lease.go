@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -26,8 +27,9 @@ type lease struct {
 	// reachable tells whether the declared address may be sent to before a packet came from it.
 	reachable [2]bool
 	tcp       *joins
-	tap       *tap
-	opened    time.Time
+	// tap is shown the packets; nil: nobody is. It is read by the path too.
+	tap    atomic.Pointer[tap]
+	opened time.Time
 	// active is the last time at which signalling began to expect packets.
 	active  time.Time
 	closed  bool
@@ -244,7 +246,7 @@ func (l *lease) hostLocked(s pinhole.Side, c int) netip.Addr {
 // flowLocked says what is to happen to packets that arrive at the leg.
 func (g *leg) flowLocked() *Flow {
 	l, s, c := g.lease, g.side, g.socket
-	f := &Flow{Counters: &g.Counters, leg: g, tap: l.tap}
+	f := &Flow{Counters: &g.Counters, leg: g, tapped: l.tap.Load() != nil}
 	g.tagsLocked(f)
 	out, to := l.targetLocked(s.Other(), c)
 	f.Out, f.To = out, SockaddrOf(to)

@@ -168,7 +168,7 @@ func (r *Relay) openLocked(req pinhole.Request, parent *lease) (*lease, error) {
 	}
 	r.nextID++
 	l := r.newLease(req, r.nextID)
-	l.tap = r.tapOfLocked(req.Label)
+	l.tap.Store(r.tapOfLocked(req.Label))
 	var err error
 	if l.ends[pinhole.Near], err = r.openEndLocked(req, pinhole.Near, l.id); err != nil {
 		return nil, err

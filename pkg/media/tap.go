@@ -3,6 +3,8 @@ package media
 import (
 	"net/netip"
 	"time"
+
+	"edged.dev/edged/pkg/pinhole"
 )
 
 // A tap shows the packets of leases to somebody, each as it came and as it left. Only the user-space path sees packets, so
@@ -56,8 +58,7 @@ func (r *Relay) untap(t *tap) {
 // tapLocked gives every lease the tap that it is to have.
 func (r *Relay) tapLocked() {
 	for l := range r.leases {
-		if t := r.tapOfLocked(l.req.Label); t != l.tap {
-			l.tap = t
+		if t := r.tapOfLocked(l.req.Label); t != l.tap.Swap(t) {
 			l.publishOrLogLocked()
 		}
 	}
@@ -73,18 +74,22 @@ func (r *Relay) tapOfLocked(label string) *tap {
 }
 
 // Tapped tells whether somebody wants to see the packets of the flow: then no carrier may have it.
-func (f *Flow) Tapped() bool { return f.tap != nil }
+func (f *Flow) Tapped() bool { return f.tapped }
 
-// Arrived shows packet b, which came to s from src at time now, to the flow's tap, which there must be.
+// Arrived shows packet b, which came to s from src at time now, to the tap of a flow that is tapped.
 func (f *Flow) Arrived(s *Socket, src *Sockaddr, now time.Time, b []byte, relayed bool) {
-	f.tap.show(Seen{
-		Time: now, Network: f.leg.lease.req.Networks[f.leg.side], From: src.AddrPort(), To: s.Local, Unrelayed: !relayed, Data: b,
-	})
+	f.show(f.leg.side, Seen{Time: now, From: src.AddrPort(), To: s.Local, Unrelayed: !relayed, Data: b})
 }
 
-// Left shows packet b, which was sent, to the flow's tap, which there must be.
+// Left shows packet b, which was sent, to the tap of a flow that is tapped.
 func (f *Flow) Left(now time.Time, b []byte) {
-	f.tap.show(Seen{
-		Time: now, Network: f.leg.lease.req.Networks[f.leg.side.Other()], From: f.Out.Local, To: f.To.AddrPort(), Out: true, Data: b,
-	})
+	f.show(f.leg.side.Other(), Seen{Time: now, From: f.Out.Local, To: f.To.AddrPort(), Out: true, Data: b})
+}
+
+func (f *Flow) show(side pinhole.Side, s Seen) {
+	l := f.leg.lease
+	if t := l.tap.Load(); t != nil { // it may have ended since
+		s.Network = l.req.Networks[side]
+		t.show(s)
+	}
 }

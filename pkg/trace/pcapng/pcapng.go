@@ -21,16 +21,32 @@ type Packet struct {
 	Data   []byte
 	// Comment is shown beside the packet; empty = none.
 	Comment string
+	// Interface names where it passed, such as a network; empty = not said.
+	Interface string
+	// Direction is [Inbound] or [Outbound], 0 if it is not said.
+	Direction uint32
 }
+
+// The directions of a packet, as its flags have them.
+const (
+	Inbound  = 1
+	Outbound = 2
+)
+
+// maxInterfaces bounds the names of interfaces in a file; what comes later has none.
+const maxInterfaces = 256
 
 const (
 	linkRaw    = 101 // LINKTYPE_RAW: the packet begins with its IP header
 	maxPayload = 65535 - 60
+	maxComment = 1000 // octets
 )
 
-// Writer writes one section with one interface.
+// Writer writes one section, with an interface for each name that packets have.
 type Writer struct {
 	w io.Writer
+	// interfaces are numbered in the order of their names' first use.
+	interfaces map[string]uint32
 	// sent counts the octets of each direction of each stream.
 	sent map[[2]netip.AddrPort]uint32
 }
@@ -38,32 +54,80 @@ type Writer struct {
 // NewWriter writes the head of a file.
 func NewWriter(w io.Writer) (*Writer, error) {
 	section := binary.LittleEndian.AppendUint32(nil, 0x1a2b3c4d)
-	section = append(section, 1, 0, 0, 0)                         // version 1.0
-	section = binary.LittleEndian.AppendUint64(section, 1<<64-1)  // of unknown length
-	iface := binary.LittleEndian.AppendUint16(nil, linkRaw)       //
-	iface = append(iface, 0, 0, 0, 0, 0, 0)                       // no limit of lengths
-	iface = append(option(iface, 9, []byte{9}), 0, 0, 0, 0)       // if_tsresol: nanoseconds; opt_endofopt
-	out := append(block(0x0a0d0d0a, section), block(1, iface)...) //
-	_, err := w.Write(out)
-	return &Writer{w: w, sent: map[[2]netip.AddrPort]uint32{}}, err
+	section = append(section, 1, 0, 0, 0)                        // version 1.0
+	section = binary.LittleEndian.AppendUint64(section, 1<<64-1) // of unknown length
+	_, err := w.Write(block(0x0a0d0d0a, section))
+	return &Writer{w: w, interfaces: map[string]uint32{}, sent: map[[2]netip.AddrPort]uint32{}}, err
+}
+
+// number returns the number of an interface, after describing it if it is new.
+func (w *Writer) number(name string) (uint32, error) {
+	if n, ok := w.interfaces[name]; ok {
+		return n, nil
+	}
+	if len(w.interfaces) >= maxInterfaces {
+		return 0, nil
+	}
+	b := binary.LittleEndian.AppendUint16(nil, linkRaw)
+	b = append(b, 0, 0, 0, 0, 0, 0) // no limit of lengths
+	if name != "" {
+		b = option(b, 2, []byte(name[:min(len(name), 200)])) // if_name
+	}
+	b = append(option(b, 9, []byte{9}), 0, 0, 0, 0) // if_tsresol: nanoseconds; opt_endofopt
+	n := uint32(len(w.interfaces))
+	w.interfaces[name] = n
+	_, err := w.w.Write(block(1, b))
+	return n, err
+}
+
+// Statistics ends a file with what is known of its completeness, on the interface that was named first: how many packets
+// passed, and how many of them are missing. comment says more.
+func (w *Writer) Statistics(at time.Time, passed, missing uint64, comment string) error {
+	if len(w.interfaces) == 0 {
+		if _, err := w.number(""); err != nil {
+			return err
+		}
+	}
+	b := binary.LittleEndian.AppendUint32(nil, 0)
+	b = stamp(b, at)
+	b = option(b, 1, []byte(comment[:min(len(comment), maxComment)]))
+	b = option(b, 4, binary.LittleEndian.AppendUint64(nil, passed))  // isb_ifrecv
+	b = option(b, 5, binary.LittleEndian.AppendUint64(nil, missing)) // isb_ifdrop
+	_, err := w.w.Write(block(5, append(b, 0, 0, 0, 0)))
+	return err
+}
+
+// stamp appends a time in the resolution of the interfaces.
+func stamp(b []byte, at time.Time) []byte {
+	ns := uint64(at.UnixNano())
+	b = binary.LittleEndian.AppendUint32(b, uint32(ns>>32))
+	return binary.LittleEndian.AppendUint32(b, uint32(ns))
 }
 
 // Write appends a packet. Data beyond what an IP packet holds is cut off.
 func (w *Writer) Write(p Packet) error {
 	p.Data = p.Data[:min(len(p.Data), maxPayload)]
+	n, err := w.number(p.Interface)
+	if err != nil {
+		return err
+	}
 	raw := w.packet(p)
-	at := uint64(p.Time.UnixNano())
-	b := make([]byte, 0, len(raw)+len(p.Comment)+40)
-	b = binary.LittleEndian.AppendUint32(b, 0)
-	b = binary.LittleEndian.AppendUint32(b, uint32(at>>32))
-	b = binary.LittleEndian.AppendUint32(b, uint32(at))
+	b := make([]byte, 0, len(raw)+len(p.Comment)+48)
+	b = stamp(binary.LittleEndian.AppendUint32(b, n), p.Time)
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(raw)))
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(raw)))
 	b = pad(append(b, raw...))
+	options := len(b)
 	if p.Comment != "" {
-		b = append(option(b, 1, []byte(p.Comment[:min(len(p.Comment), 1000)])), 0, 0, 0, 0)
+		b = option(b, 1, []byte(p.Comment[:min(len(p.Comment), maxComment)]))
 	}
-	_, err := w.w.Write(block(6, b))
+	if p.Direction != 0 {
+		b = option(b, 2, binary.LittleEndian.AppendUint32(nil, p.Direction)) // epb_flags
+	}
+	if len(b) > options {
+		b = append(b, 0, 0, 0, 0)
+	}
+	_, err = w.w.Write(block(6, b))
 	return err
 }
 

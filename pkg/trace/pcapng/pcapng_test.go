@@ -3,10 +3,12 @@ package pcapng
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -34,6 +36,10 @@ func sample(t *testing.T) []byte {
 		if err := w.Write(p); err != nil {
 			t.Fatal(err)
 		}
+	}
+	out := Packet{Time: at, From: b4, To: a4, Data: []byte("media"), Interface: "inside", Direction: Outbound}
+	if err := errors.Join(w.Write(out), w.Write(out), w.Statistics(at, 2, 1, "why it ended")); err != nil {
+		t.Fatal(err)
 	}
 	return b.Bytes()
 }
@@ -65,7 +71,7 @@ func TestBlocks(t *testing.T) {
 		}
 		b = b[n:]
 	}
-	if len(kinds) != 8 || kinds[0] != 0x0a0d0d0a || kinds[1] != 1 {
+	if want := []uint32{0x0a0d0d0a, 1, 6, 6, 6, 6, 6, 6, 1, 6, 6, 5}; !slices.Equal(kinds, want) {
 		t.Errorf("blocks %x", kinds)
 	}
 }
@@ -82,12 +88,16 @@ func TestTshark(t *testing.T) {
 	}
 	out, err := exec.Command(tshark, "-r", file, "-o", "ip.check_checksum:TRUE", "-o", "udp.check_checksum:TRUE", "-o", "tcp.check_checksum:TRUE",
 		"-T", "fields", "-e", "_ws.col.Protocol", "-e", "sip.Method", "-e", "ip.checksum.status", "-e", "udp.checksum.status",
-		"-e", "tcp.checksum.status", "-e", "frame.comment").Output()
+		"-e", "tcp.checksum.status", "-e", "frame.comment", "-e", "frame.interface_name", "-e", "frame.packet_flags_direction").Output()
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	lines := strings.Split(strings.TrimSuffix(string(out), "\n"), "\n")
-	want := []string{"SIP\tOPTIONS\t1\t1\t\tas it came", "", "SIP\tOPTIONS\t\t\t1\t", "SIP\tOPTIONS\t\t\t1\t", "", "SIP\tOPTIONS\t\t1\t\t"}
+	const noName = "\tunknown\t"
+	want := []string{
+		"SIP\tOPTIONS\t1\t1\t\tas it came" + noName, "", "SIP\tOPTIONS\t\t\t1\t" + noName, "SIP\tOPTIONS\t\t\t1\t" + noName, "",
+		"SIP\tOPTIONS\t\t1\t\t" + noName, "UDP\t\t1\t1\t\t\tinside\t0x00000002", "UDP\t\t1\t1\t\t\tinside\t0x00000002",
+	}
 	if len(lines) != len(want) {
 		t.Fatalf("%d packets:\n%s", len(lines), out)
 	}
