@@ -31,6 +31,7 @@ type EdgeConfig struct {
 	TLS      *Certificates
 	Roles    []string // profiles, which say what sip.listen is
 	Drain    string   // of SIGTERM, 1s if empty
+	Token    string   // admin.token
 	Sections string   // all sections but log, admin and state; then nothing above but Drain counts
 }
 
@@ -135,7 +136,7 @@ func (e *Edge) Kill() { e.proc.Stop(syscall.SIGKILL) }
 func (c EdgeConfig) yaml(r *Rig) string {
 	var b strings.Builder
 	gw := r.GW
-	fmt.Fprintf(&b, "log: {level: debug}\nadmin: {listen: 127.0.0.1:9060}\nstate: {dir: %s}\n", filepath.Join(r.Dir, "state"))
+	fmt.Fprintf(&b, "log: {level: debug}\nadmin: {listen: 127.0.0.1:9060, token: %q}\nstate: {dir: %s}\n", c.Token, filepath.Join(r.Dir, "state"))
 	if c.Sections != "" {
 		return b.String() + c.Sections
 	}
@@ -188,7 +189,12 @@ var edgedBinary = sync.OnceValues(func() (string, error) {
 })
 
 func (e *Edge) get(path string) (int, []byte) {
-	resp, err := e.http.Get("http://127.0.0.1:9060" + path)
+	req, err := http.NewRequest(http.MethodGet, "http://127.0.0.1:9060"+path, http.NoBody)
+	if err != nil {
+		return 0, nil
+	}
+	req.Header.Set("Authorization", "Bearer "+e.config.Token)
+	resp, err := e.http.Do(req)
 	if err != nil {
 		return 0, nil
 	}

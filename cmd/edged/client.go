@@ -86,17 +86,9 @@ func (c *apiClient) ask(ctx context.Context, method, path string) ([]byte, error
 
 // do returns the status and the body of any answer.
 func (c *apiClient) do(ctx context.Context, method, path string) (status int, body []byte, err error) {
-	req, err := http.NewRequestWithContext(ctx, method, c.base+path, nil)
+	resp, err := c.request(ctx, method, path)
 	if err != nil {
 		return 0, nil, err
-	}
-	req.Header.Set(ownHeader, "1")
-	if c.token != "" {
-		req.Header.Set("Authorization", "Bearer "+string(c.token))
-	}
-	resp, err := c.http.Do(req)
-	if err != nil {
-		return 0, nil, fmt.Errorf("the daemon does not answer: %w", err)
 	}
 	defer resp.Body.Close()
 	body, err = io.ReadAll(io.LimitReader(resp.Body, 64<<20))
@@ -104,6 +96,23 @@ func (c *apiClient) do(ctx context.Context, method, path string) (status int, bo
 		return 0, nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return resp.StatusCode, body, nil
+}
+
+// request asks; the answer's body is the caller's to close.
+func (c *apiClient) request(ctx context.Context, method, path string) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set(ownHeader, "1")
+	if c.token != "" {
+		req.Header.Set("Authorization", "Bearer "+string(c.token))
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("the daemon does not answer: %w", err)
+	}
+	return resp, nil
 }
 
 // show prints a document of the API, as it is or as a table, once or again and again.

@@ -133,7 +133,7 @@ func defaultConfig() config {
 		Proxy:    forwardproxy.DefaultConfig(),
 		Tunnel:   relay.DefaultConfig(),
 		Agent:    agent.DefaultConfig(),
-		Trace:    traceConfig{Memory: defaultTraceMemory},
+		Trace:    traceConfig{Memory: defaultTraceMemory, Media: true},
 		HEP:      hepConfig{ID: 2001},
 		Limits:   limitsConfig{PerSource: perSourceConfig{MessagesPerSecond: 100, Connections: 64}},
 	}

@@ -117,7 +117,9 @@ func assemble(ctx context.Context, o runOptions, admin net.Listener, ph *phase, 
 	reg.MustRegister(newCertificateMetrics(store))
 	traces := &callTraces{ring: trace.New(int(o.config.Trace.Memory))}
 	reg.MustRegister(newTraceMetrics(traces.ring))
-	services, err := buildServices(ctx, &serviceDeps{cfg: o.config, log: o.log, reg: reg, tls: store, events: events, traces: traces})
+	captures := newMediaCaptures(o.config, traces, events, reg, o.log.Named("capture"))
+	deps := &serviceDeps{cfg: o.config, log: o.log, reg: reg, tls: store, events: events, traces: traces, captures: captures}
+	services, err := buildServices(ctx, deps)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -139,6 +141,7 @@ func assemble(ctx context.Context, o runOptions, admin net.Listener, ph *phase, 
 		}
 		does := actions(services)
 		maps.Copy(does, ctl.actions())
+		does["POST /api/v1/calls/{id}/capture"] = ctl.audited("capture media", captures.serve)
 		shown["certificates"] = store.certificatesView
 		d := adminDeps{
 			Token: o.config.Admin.Token, Registry: reg, Events: events, Ready: ph.notReady, Alive: alive,

@@ -38,6 +38,7 @@ func buildH323(ctx context.Context, d *serviceDeps) (*service, error) {
 		packets.close()
 		return nil, err
 	}
+	d.traces.liveH323 = server.Calls
 	d.reg.MustRegister(server.Collector())
 	return &service{
 		serve: func(ctx context.Context) error {

@@ -24,6 +24,7 @@ func buildMedia(_ context.Context, d *serviceDeps) (*service, error) {
 	d.reg.MustRegister(relay)
 	d.opener, d.ports, d.fingerprint = relay, relay, relay.Fingerprint()
 	relay.JoinWith(d.joiner)
+	d.captures.tap = relay.Tap
 	if d.pinholes != nil {
 		relay.WatchPorts(d.watchPorts)
 	}

@@ -50,6 +50,8 @@ type serviceDeps struct {
 	events *eventBroker
 	// traces keeps signalling.
 	traces *callTraces
+	// captures writes media down; the relay gives it its tap.
+	captures *mediaCaptures
 	// joiner is set by splice, opener by the relay.
 	joiner *splice.Joiner
 	opener pinhole.Opener

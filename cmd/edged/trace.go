@@ -7,6 +7,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"edged.dev/edged/pkg/h323"
 	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/sipalg"
 	"edged.dev/edged/pkg/sipalg/flow"
@@ -15,6 +16,7 @@ import (
 
 type traceConfig struct {
 	Memory pinhole.Size `yaml:"memory" jsonschema:"oneof_type=string;integer,default=16MiB" jsonschema_description:"room for the signalling of the last calls, for edged trace; 0 = none is kept"`
+	Media  bool         `yaml:"media" jsonschema:"default=true" jsonschema_description:"whether edged capture --media may write down the audio and video of a call, for who has admin.token"`
 }
 
 const (
@@ -33,6 +35,8 @@ type callTraces struct {
 	ring *trace.Ring
 	// live lists the calls that are up, for their names; nil without SIP.
 	live func() []sipalg.CallInfo
+	// liveH323 is the same of H.323.
+	liveH323 func() []h323.CallInfo
 }
 
 // sip is what the SIP service shows its messages to.
