@@ -1,30 +1,42 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
-	"strings"
+	"path/filepath"
+	"slices"
+	"sync"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
+	"edged.dev/edged/pkg/firewall/survey"
 	"edged.dev/edged/pkg/media"
 	"edged.dev/edged/pkg/media/fastpath"
 )
 
+// doctorFlags are the flags of `edged doctor`.
+type doctorFlags struct {
+	clientFlags
+	stun string
+	call bool
+}
+
 func newDoctorCmd() *cobra.Command {
-	var f clientFlags
+	var f doctorFlags
 	cmd := &cobra.Command{
 		Use:   "doctor",
-		Short: "Look for faults of certificates and for what keeps media from the fast path, here and in the running daemon",
-		Long: "Doctor judges the machine, and the running daemon if there is one, and changes nothing.\n" +
-			"It may run as anybody; what it finds about privileges holds for the user it runs as.\n" +
+		Short: "Look for what keeps the edge from working: machine, network, firewall, files, DNS, and the running daemon",
+		Long: "Doctor judges the machine against the configuration, and the running daemon if there is one, and changes nothing.\n" +
+			"Each finding says what was seen, why it hurts, and the command or the key that helps. It works before the daemon\n" +
+			"is started and while it runs. It may run as anybody; what it could not see then, it says.\n" +
+			"At the end it makes a call through an edge of its own on loopback addresses, with audio both ways.\n" +
 			"It exits with 1 if anything that the configuration asks for cannot work.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -46,134 +58,131 @@ func newDoctorCmd() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&f.admin, "admin", "", "`ADDRESS` of the admin listener instead of the configured one")
 	cmd.Flags().BoolVar(&f.json, "json", false, "print JSON")
+	cmd.Flags().StringVar(&f.stun, "stun", "", "`HOST:PORT` of a STUN server outside, which is asked how it sees the edge's addresses")
+	cmd.Flags().BoolVar(&f.call, "call", true, "make a call through an edge on loopback addresses")
 	return cmd
 }
 
-// examine looks at everything.
-func examine(cmd *cobra.Command, f clientFlags) []fastpath.Finding {
-	cfg, first := examineConfig(cmd)
-	list := []fastpath.Finding{first}
-	if cfg.Media.Datapath == media.DatapathUser {
-		list = append(list, fastpath.Finding{Level: fastpath.OK, About: "datapath", Text: "media.datapath is user: the kernel path is not wanted"})
-	} else {
-		list = append(list, fastpath.Diagnose(fastpath.Config{
-			Networks: cfg.networks(), DSCP: cfg.Media.DSCP, Pin: pinOf(cfg),
-		}, cfg.Media.Datapath != media.DatapathAuto)...)
-	}
-	list = append(list, examineFiles(cfg), examineHelpers(os.DirFS("/sys/module")))
-	list = append(list, examineCertificates(cfg, time.Now())...)
-	return append(list, examineDaemon(cmd, f)...)
+// finding is one thing that was looked at: what was seen, why it hurts, and what helps.
+type finding struct {
+	Level  fastpath.Level `json:"level"`
+	About  string         `json:"about"`
+	Text   string         `json:"text"`
+	Why    string         `json:"why,omitempty"`
+	Remedy string         `json:"remedy,omitempty"`
 }
 
-// examineConfig returns the configuration, or the default one where it cannot be used.
-func examineConfig(cmd *cobra.Command) (*config, fastpath.Finding) {
+func fine(about, format string, a ...any) finding {
+	return finding{Level: fastpath.OK, About: about, Text: fmt.Sprintf(format, a...)}
+}
+
+// exam is one examination: what is known to all checks. They run side by side, and change nothing of it.
+type exam struct {
+	cfg *config
+	// file is that of the configuration.
+	file   string
+	root   fs.FS
+	now    time.Time
+	flags  doctorFlags
+	net    netView
+	survey *survey.Survey
+	daemon daemonView
+	// resolvConf is where DNS servers stand.
+	resolvConf string
+}
+
+// examine looks at everything.
+func examine(cmd *cobra.Command, f doctorFlags) []finding {
+	cfg, list := examineConfig(cmd)
+	x := &exam{
+		cfg: cfg, file: configFile(cmd), root: os.DirFS("/"), now: time.Now(), flags: f,
+		net: viewNetwork(), daemon: viewDaemon(cmd, f.clientFlags), resolvConf: "/etc/resolv.conf",
+	}
+	x.survey = survey.Look(x.root)
+	checks := []func(context.Context) []finding{
+		x.addresses, x.routes, x.reversePath, x.mtu, x.nat, x.ports, x.portRanges,
+		x.firewall, x.helpers, x.forwarding, x.transparent,
+		x.fastPath, x.kernel, x.limits, x.clock, x.state, x.secrets, x.certificates, x.dns,
+		x.running, x.unseen, x.selfCall,
+	}
+	results := make([][]finding, len(checks))
+	var all sync.WaitGroup
+	for i, check := range checks {
+		all.Go(func() { results[i] = check(cmd.Context()) })
+	}
+	all.Wait()
+	return append(list, slices.Concat(results...)...)
+}
+
+// examineConfig returns the configuration as far as it could be read, or the default one.
+func examineConfig(cmd *cobra.Command) (*config, []finding) {
 	file := configFile(cmd)
 	cfg, err := loadConfig(file)
 	def := defaultConfig()
 	var bad *configError
 	switch {
 	case err == nil:
-		return cfg, fastpath.Finding{Level: fastpath.OK, About: "configuration", Text: file}
+		return cfg, []finding{fine("configuration", "%s", file)}
 	case errors.As(err, &bad):
-		return &def, fastpath.Finding{
-			Level: fastpath.Fail, About: "configuration", Text: fmt.Sprintf("%s has %d faults; the defaults are examined", file, len(bad.faults)),
-			Remedy: "edged check shows them",
-		}
+		return faultyConfig(file, bad)
 	case errors.Is(err, fs.ErrNotExist) && !cmd.Flags().Changed("config"):
-		return &def, fastpath.Finding{
+		return &def, []finding{{
 			Level: fastpath.Warn, About: "configuration", Text: file + " does not exist; the defaults are examined, without networks",
 			Remedy: "--config names another file",
-		}
+		}}
 	}
-	return &def, fastpath.Finding{Level: fastpath.Fail, About: "configuration", Text: err.Error()}
-}
-
-// examineFiles compares the limit of open files with the sockets that the ports could need: two ports at
-// each of two sides for a stream.
-func examineFiles(cfg *config) fastpath.Finding {
-	f := fastpath.Finding{Level: fastpath.OK, About: "descriptors"}
-	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		f.Level, f.Text = fastpath.Warn, err.Error()
-		return f
-	}
-	need := uint64(2 * cfg.Pinholes.UDP.Size())
-	f.Text = fmt.Sprintf("%d may be open, %d are needed if all media ports are used", limit.Max, need)
-	if limit.Max < need {
-		f.Level, f.Remedy = fastpath.Warn, "raise LimitNOFILE, as the systemd unit does"
-	}
-	return f
-}
-
-// examineHelpers looks for loaded modules of the kernel that rewrite the same traffic. One that is built in
-// does nothing unless a rule names it.
-func examineHelpers(modules fs.FS) fastpath.Finding {
-	var found []string
-	for _, name := range []string{"nf_nat_sip", "nf_conntrack_sip"} {
-		if _, err := fs.Stat(modules, name+"/initstate"); err == nil {
-			found = append(found, name)
-		}
-	}
-	if len(found) > 0 {
-		return fastpath.Finding{
-			Level: fastpath.Warn, About: "helpers", Text: "loaded: " + strings.Join(found, ", ") + "; they rewrite SIP too",
-			Remedy: "rmmod " + strings.Join(found, " "),
-		}
-	}
-	return fastpath.Finding{Level: fastpath.OK, About: "helpers", Text: "no loaded module of the kernel rewrites SIP"}
-}
-
-// maxStreams is how many streams are listed one by one.
-const maxStreams = 20
-
-// examineDaemon asks the running daemon what carries its streams.
-func examineDaemon(cmd *cobra.Command, f clientFlags) []fastpath.Finding {
-	none := fastpath.Finding{Level: fastpath.OK, About: "daemon", Text: "none answers"}
-	client, err := newAPIClient(cmd, f)
-	if err != nil {
-		none.Text += ": " + err.Error()
-		return []fastpath.Finding{none}
-	}
-	body, err := client.get(cmd.Context(), "/api/v1/pinholes")
-	if err != nil {
-		return []fastpath.Finding{none}
-	}
-	var doc struct {
-		Pinholes []media.Info `json:"pinholes"`
-	}
-	if err := json.Unmarshal(body, &doc); err != nil {
-		return []fastpath.Finding{{Level: fastpath.Warn, About: "daemon", Text: err.Error()}}
-	}
-	return streamFindings(doc.Pinholes)
-}
-
-// streamFindings says of each stream what carries it, first of those that could be faster.
-func streamFindings(pinholes []media.Info) []fastpath.Finding {
-	var slow, fast []fastpath.Finding
-	for _, p := range pinholes {
-		for _, e := range p.Ends {
-			x := fastpath.Finding{Level: fastpath.OK, About: "stream " + e.Local.String(), Text: "carried by " + e.Path}
-			if e.Why == "" {
-				fast = append(fast, x)
-				continue
-			}
-			x.Text += ": " + e.Why
-			slow = append(slow, x)
-		}
-	}
-	list := []fastpath.Finding{{
-		Level: fastpath.OK, About: "daemon",
-		Text: fmt.Sprintf("running, %d streams, %d of them as fast as can be", len(slow)+len(fast), len(fast)),
+	return &def, []finding{{
+		Level: fastpath.Fail, About: "configuration", Text: err.Error(), Why: "the daemon does not start without it",
+		Remedy: "name the file with --config, and let this user read it",
 	}}
-	all := append(slow, fast...)
-	list = append(list, all[:min(len(all), maxStreams)]...)
-	if more := len(all) - maxStreams; more > 0 {
-		list = append(list, fastpath.Finding{Level: fastpath.OK, About: "streams", Text: fmt.Sprintf("%d more; /api/v1/pinholes has them all", more)})
+}
+
+// maxFaults is how many faults of a configuration are listed.
+const maxFaults = 10
+
+// faultyConfig lists the faults. What could be read is examined nevertheless: the machine's faults are no fewer.
+func faultyConfig(file string, bad *configError) (*config, []finding) {
+	cfg, what := defaultConfig(), "the defaults are examined"
+	if data, err := os.ReadFile(file); err == nil {
+		if lines, faults := decodeYAML(data, &cfg); len(faults) == 0 && lines != nil {
+			cfg.dir = filepath.Dir(file)
+			cfg.expandProfiles(lines)
+			what = "what could be read is examined"
+		} else {
+			cfg = defaultConfig()
+		}
+	}
+	list := []finding{{
+		Level: fastpath.Fail, About: "configuration", Text: fmt.Sprintf("%s has %d faults; %s", file, len(bad.faults), what),
+		Why: "the daemon does not start with it, and a running one refuses to reload it", Remedy: "edged check shows them",
+	}}
+	for _, f := range bad.faults[:min(len(bad.faults), maxFaults)] {
+		list = append(list, finding{
+			Level: fastpath.Fail, About: "configuration", Text: fmt.Sprintf("line %d: %s: %s", f.Line, f.Key, f.Text), Remedy: fmt.Sprintf("correct %s in %s", f.Key, file),
+		})
+	}
+	return &cfg, list
+}
+
+// fastPath looks at what media in the kernel needs.
+func (x *exam) fastPath(context.Context) []finding {
+	if x.cfg.Media.Datapath == media.DatapathUser {
+		return []finding{fine("datapath", "media.datapath is user: the kernel path is not wanted")}
+	}
+	var list []finding
+	for _, f := range fastpath.Diagnose(fastpath.Config{
+		Networks: x.cfg.networks(), DSCP: x.cfg.Media.DSCP, Pin: pinOf(x.cfg),
+	}, x.cfg.Media.Datapath != media.DatapathAuto) {
+		y := finding{Level: f.Level, About: f.About, Text: f.Text, Remedy: f.Remedy}
+		if f.Level != fastpath.OK && f.About != "pinning" {
+			y.Why = "user space carries media then: ten times the CPU, and it ends with the daemon"
+		}
+		list = append(list, y)
 	}
 	return list
 }
 
-func printFindings(w io.Writer, list []fastpath.Finding, asJSON bool) error {
+func printFindings(w io.Writer, list []finding, asJSON bool) error {
 	if asJSON {
 		enc := json.NewEncoder(w)
 		enc.SetIndent("", "  ")
@@ -182,6 +191,9 @@ func printFindings(w io.Writer, list []fastpath.Finding, asJSON bool) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, x := range list {
 		fmt.Fprintf(tw, "%s\t%s\t%s\n", x.Level, x.About, x.Text)
+		if x.Why != "" && x.Level != fastpath.OK {
+			fmt.Fprintf(tw, "\t\t  %s\n", x.Why)
+		}
 		if x.Remedy != "" && x.Level != fastpath.OK {
 			fmt.Fprintf(tw, "\t\t→ %s\n", x.Remedy)
 		}

@@ -5,27 +5,9 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
-	"testing/fstest"
 
 	"edged.dev/edged/pkg/media"
-	"edged.dev/edged/pkg/media/fastpath"
 )
-
-func TestExamineHelpers(t *testing.T) {
-	for _, tt := range []struct {
-		name    string
-		modules fstest.MapFS
-		want    fastpath.Level
-	}{
-		{"none", fstest.MapFS{"veth/initstate": {}}, fastpath.OK},
-		{"built in", fstest.MapFS{"nf_conntrack_sip/parameters/ports": {}}, fastpath.OK},
-		{"loaded", fstest.MapFS{"nf_nat_sip/initstate": {}}, fastpath.Warn},
-	} {
-		if got := examineHelpers(tt.modules); got.Level != tt.want {
-			t.Errorf("%s: %+v", tt.name, got)
-		}
-	}
-}
 
 // TestStreamFindings: the streams that could be faster are named first, and the list ends somewhere.
 func TestStreamFindings(t *testing.T) {

@@ -35,30 +35,31 @@ type ruleChain struct {
 // maxRules is how many rules are read; who has more has them made by a machine, and Judge says that it cannot tell.
 const maxRules = 20000
 
-// loadRules reads everything. What is made by the family bridge, arp or netdev is left out.
-func loadRules() (ruleset, error) {
+// loadRules reads everything, and tells whether the edge's own table is there. What is made by the family bridge, arp or
+// netdev is left out.
+func loadRules() (out ruleset, own bool, err error) {
 	conn, err := nftables.New(nftables.AsLasting())
 	if err != nil {
-		return nil, fmt.Errorf("netlink: %w", err)
+		return nil, false, fmt.Errorf("netlink: %w", err)
 	}
 	defer conn.CloseLasting()
 	tables, err := conn.ListTables()
 	if err != nil {
-		return nil, explainLook(err)
+		return nil, false, explainLook(err)
 	}
-	var out ruleset
 	for _, t := range tables {
 		ours := t.Name == firewall.TableName && t.Family == nftables.TableFamilyINet
+		own = own || ours
 		if ours || !slices.Contains([]nftables.TableFamily{nftables.TableFamilyINet, nftables.TableFamilyIPv4, nftables.TableFamilyIPv6}, t.Family) {
 			continue
 		}
 		x := &ruleTable{name: t.Name, family: t.Family, sets: map[string][]nftables.SetElement{}, spans: map[string]bool{}, helpers: map[string]string{}}
 		if err := x.loadSets(conn, t); err != nil {
-			return nil, explainLook(err)
+			return nil, own, explainLook(err)
 		}
 		out = append(out, x)
 	}
-	return out, out.loadChains(conn)
+	return out, own, out.loadChains(conn)
 }
 
 // explainLook says what is missing where the kernel only says no.

@@ -23,6 +23,8 @@ type Survey struct {
 	Modules []string
 	// Managers are the programs that keep rules of their own, sorted.
 	Managers []string
+	// Own tells whether the edge's own table is there.
+	Own bool
 	// Unseen says what could not be looked at, and why.
 	Unseen []string
 	rules  ruleset
@@ -71,11 +73,11 @@ func Look(root fs.FS) *Survey {
 		}
 	}
 	s.automatic(root)
-	rules, err := loadRules()
+	rules, own, err := loadRules()
 	if err != nil {
 		s.Unseen = append(s.Unseen, fmt.Sprintf("rules of nftables: %v", err))
 	}
-	s.rules = rules
+	s.rules, s.Own = rules, own
 	for _, t := range s.rules {
 		s.helpersOf(t)
 	}
