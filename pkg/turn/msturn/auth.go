@@ -1,6 +1,7 @@
 package msturn
 
 import (
+	"bytes"
 	"crypto/hmac"
 	"crypto/md5"  //nolint:gosec // the protocol's
 	"crypto/rand" //nolint:gosec // the protocol's
@@ -30,8 +31,8 @@ type users struct {
 
 // lesson is what is known of a name that another service has given out.
 type lesson struct {
-	candidate
-	until time.Time
+	candidates []candidate
+	until      time.Time
 }
 
 // learn takes a name and password of another service; false if there are too many.
@@ -51,7 +52,7 @@ func (u *users) learn(now time.Time, name string, password []byte, user string, 
 	if u.learned == nil {
 		u.learned = map[string]lesson{}
 	}
-	u.learned[name] = lesson{candidate{u.key(name, password), user}, until}
+	u.learned[name] = lesson{u.candidates(name, user, password), until}
 	return true
 }
 
@@ -59,7 +60,7 @@ func (u *users) taught(name string, now time.Time) []candidate {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if l, ok := u.learned[name]; ok && !now.After(l.until) {
-		return []candidate{l.candidate}
+		return l.candidates
 	}
 	return nil
 }
@@ -79,7 +80,7 @@ type candidate struct {
 // lookup returns the keys to try for a name, none if nobody has it or its time is over.
 func (u *users) lookup(name string, now time.Time) []candidate {
 	if password, ok := u.static[name]; ok {
-		return []candidate{{u.key(name, []byte(password)), name}}
+		return u.candidates(name, name, []byte(password))
 	}
 	if known := u.taught(name, now); known != nil {
 		return known
@@ -88,9 +89,19 @@ func (u *users) lookup(name string, now time.Time) []candidate {
 	if !ok || now.After(until) {
 		return nil
 	}
-	out := make([]candidate, len(u.secrets))
-	for i, s := range u.secrets {
-		out[i] = candidate{u.key(name, timelimited.Password(string(s), name)), user}
+	var out []candidate
+	for _, s := range u.secrets {
+		out = append(out, u.candidates(name, user, timelimited.Password(string(s), name))...)
+	}
+	return out
+}
+
+// candidates are what clients make of a password. Passwords are any octets, and libnice (Pidgin) cuts quotes and a final
+// zero off them before it makes the key.
+func (u *users) candidates(name, user string, password []byte) []candidate {
+	out := []candidate{{u.key(name, password), user}}
+	if cut := bytes.TrimRight(bytes.TrimLeft(password, `"`), "\"\x00"); len(cut) > 0 && len(cut) < len(password) {
+		out = append(out, candidate{u.key(name, cut), user})
 	}
 	return out
 }

@@ -151,6 +151,23 @@ func TestTimeLimited(t *testing.T) {
 	}
 }
 
+// TestTrimmedPasswords: the key of a client that cuts quotes and a final zero off its password, as libnice does, is known too.
+func TestTrimmedPasswords(t *testing.T) {
+	u := newUsers("example.org", map[string]Secret{"alice": "\"p\"\x00", "bob": "secret", "carol": "\"\""}, nil)
+	for name, want := range map[string][]string{"alice": {"\"p\"\x00", "p"}, "bob": {"secret"}, "carol": {"\"\""}} {
+		got := u.lookup(name, time.Now())
+		if len(got) != len(want) {
+			t.Errorf("%s: %d keys, want %d", name, len(got), len(want))
+			continue
+		}
+		for i, password := range want {
+			if !bytes.Equal(got[i].key, u.key(name, []byte(password))) || got[i].user != name {
+				t.Errorf("%s: key %d is not that of %q", name, i, password)
+			}
+		}
+	}
+}
+
 func FuzzDecode(f *testing.F) {
 	for _, text := range []string{
 		firstAllocate, "00040014" + testID + "000f000472c64bc6" + "00060003616263" + "0013000178",
