@@ -25,6 +25,7 @@ type carrier struct {
 	beside  datagramConn // or nil
 	cancel  context.CancelFunc
 	running int           // goroutines
+	writing bool          // one of them is the writer
 	gone    chan struct{} // closed when the last has ended
 	lost    bool
 	tell    bool // the writer's last frame is END
@@ -45,7 +46,7 @@ type carrier struct {
 
 func (s *Session) startCarrierLocked(conn net.Conn, rtt time.Duration) {
 	now := time.Now()
-	c := &carrier{conn: conn, cancel: func() {}, running: 2, gone: make(chan struct{}), rtt: rtt, heard: now, pingDue: true}
+	c := &carrier{conn: conn, cancel: func() {}, running: 1, gone: make(chan struct{}), rtt: rtt, heard: now, pingDue: true}
 	c.nextPing = now.Add(s.pingInterval())
 	if d := besideOf(conn); d != nil {
 		ctx, cancel := context.WithCancel(context.Background())
@@ -56,8 +57,26 @@ func (s *Session) startCarrierLocked(conn net.Conn, rtt time.Duration) {
 	s.carrier, s.last = c, c
 	s.acked, s.ackDue = s.received, false
 	s.running.Go(func() { s.read(c) })
-	s.running.Go(func() { s.write(c) })
+	s.wakeLocked()
 	c.watch = time.AfterFunc(s.cfg.DeadAfter, func() { s.look(c) })
+}
+
+// wakeLocked has the writer see to what there is to be sent. It has left if the session has no streams, which costs an idle
+// session no stack.
+func (s *Session) wakeLocked() {
+	c := s.carrier
+	if c == nil || c.writing {
+		s.wake.Signal()
+		return
+	}
+	s.startWriterLocked(c)
+}
+
+// startWriterLocked starts c's writer. The reader still runs, so that this is not c's first goroutine.
+func (s *Session) startWriterLocked(c *carrier) {
+	c.writing = true
+	c.running++
+	s.running.Go(func() { s.write(c) })
 }
 
 func besideOf(conn net.Conn) datagramConn {
@@ -86,7 +105,7 @@ func (s *Session) look(c *carrier) {
 	if !now.Before(c.nextPing) {
 		c.nextPing = now.Add(s.pingInterval())
 		c.pingDue = true
-		s.wake.Signal()
+		s.wakeLocked()
 	}
 	next := c.nextPing
 	if c.watching {
@@ -119,7 +138,7 @@ func (s *Session) probeLocked(c *carrier, now time.Time) {
 	c.watching = false
 	if len(s.streams) > 0 && c.data.After(c.probed) {
 		c.probed, c.pingDue = now, true
-		s.wake.Signal()
+		s.wakeLocked()
 	}
 }
 
@@ -161,7 +180,7 @@ func (s *Session) loseLocked(c *carrier, err error) {
 	if c.lost {
 		return
 	}
-	s.log.Info("tunnel carrier lost", zap.Uint32("epoch", s.epoch), zap.Error(err))
+	s.cfg.Logger.Info("tunnel carrier lost", zap.Stringer("session", s.id), zap.Uint32("epoch", s.epoch), zap.Error(err))
 	s.dropLocked(c)
 	s.startLingerLocked()
 	s.signalLost()
@@ -170,6 +189,9 @@ func (s *Session) loseLocked(c *carrier, err error) {
 // dropLocked has c's goroutines end.
 func (s *Session) dropLocked(c *carrier) {
 	c.lost = true
+	if c.tell && !c.writing {
+		s.startWriterLocked(c)
+	}
 	c.watch.Stop()
 	c.cancel()
 	if c.tell {

@@ -96,7 +96,7 @@ func (st *Stream) sendDatagram(b []byte) error {
 		return nil
 	}
 	s.stats.DroppedQueue += uint64(s.datagrams.push(st, b))
-	s.wake.Signal()
+	s.wakeLocked()
 	return nil
 }
 

@@ -228,7 +228,7 @@ func (s *Session) attach(conn net.Conn, theirs hello, rtt time.Duration) error {
 		s.sendCredit = int64(theirs.sessionWindow)
 		s.peerLimit, s.peerFirst = int(min(theirs.streams, 1<<20)), int(theirs.streamWindow)
 	} else {
-		s.log.Info("tunnel session resumed", zap.Uint32("epoch", s.epoch), zap.Int("replay_bytes", replay))
+		s.cfg.Logger.Info("tunnel session resumed", zap.Stringer("session", s.id), zap.Uint32("epoch", s.epoch), zap.Int("replay_bytes", replay))
 	}
 	s.stats.Replayed += uint64(replay)
 	if s.linger != nil {

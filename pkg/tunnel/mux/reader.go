@@ -115,7 +115,7 @@ func (s *Session) countLocked(h header) {
 	switch {
 	case s.received-s.acked >= ackEvery:
 		s.ackDue = true
-		s.wake.Signal()
+		s.wakeLocked()
 	case !s.ackArmed:
 		s.ackArmed = true
 		if s.ackTimer == nil {
@@ -132,7 +132,7 @@ func (s *Session) ackLate() {
 	s.ackArmed = false
 	if s.received != s.acked {
 		s.ackDue = true
-		s.wake.Signal()
+		s.wakeLocked()
 	}
 }
 
@@ -300,7 +300,7 @@ func (s *Session) carrierFrame(c *carrier, h header, p []byte) error {
 	switch h.typ {
 	case typePing:
 		c.pong, c.pongDue = v, true
-		s.wake.Signal()
+		s.wakeLocked()
 	case typePong:
 		if c.pinged.IsZero() || v != uint64(c.pinged.UnixNano()) {
 			return nil

@@ -22,7 +22,6 @@ type Session struct {
 	cfg    Config
 	id     ID
 	client bool
-	log    *zap.Logger
 
 	resuming sync.Mutex // one carrier is exchanged at a time; taken before mu
 	lostc    chan struct{}
@@ -86,7 +85,6 @@ const maxRefusals = 256
 func newSession(cfg Config, id ID, client bool) *Session {
 	s := &Session{
 		cfg: cfg, id: id, client: client,
-		log:     cfg.Logger.With(zap.Stringer("session", id)),
 		lostc:   make(chan struct{}, 1), // a loss that nobody waits for yet is kept, several are one
 		away:    make(chan struct{}),
 		done:    make(chan struct{}),
@@ -181,7 +179,7 @@ func (s *Session) end(why *SessionError, tell bool) {
 		return
 	}
 	s.err = why
-	s.log.Info("tunnel session ended", zap.Stringer("code", why.Code), zap.Bool("by_peer", why.Remote),
+	s.cfg.Logger.Info("tunnel session ended", zap.Stringer("session", s.id), zap.Stringer("code", why.Code), zap.Bool("by_peer", why.Remote),
 		zap.NamedError("cause", why.Cause), zap.Int("streams", len(s.streams)))
 	for _, st := range s.streams {
 		st.failLocked(why, why)

@@ -24,7 +24,7 @@ func (s *Session) fillLocked() {
 		}
 	}
 	if s.carrier != nil && s.ring.unsent() > 0 {
-		s.wake.Signal()
+		s.wakeLocked()
 	}
 }
 
@@ -97,14 +97,18 @@ type parcel struct {
 	head    []byte // frames that are not counted, and the body if it is short
 	body    []byte // of the ring
 	beside  [][]byte
-	stop    bool
+	stop    bool // the carrier is lost
+	leave   bool // no stream will soon have more
 }
 
-// write is the goroutine that writes the carrier.
+// write is the goroutine that writes the carrier. It leaves when there is nothing to do.
 func (s *Session) write(c *carrier) {
 	defer s.ended(c)
 	for {
 		p := s.nextParcel(c)
+		if p.leave {
+			return
+		}
 		if p.stop {
 			break
 		}
@@ -120,11 +124,15 @@ func (s *Session) write(c *carrier) {
 	}
 }
 
-// nextParcel waits until there is something to write.
+// nextParcel waits until there is something to write; without streams nothing is waited for.
 func (s *Session) nextParcel(c *carrier) parcel {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for !c.lost && !c.pingDue && !c.pongDue && !s.ackDue && s.datagrams.empty() && s.ring.unsent() == 0 {
+		if len(s.streams) == 0 {
+			c.writing = false
+			return parcel{leave: true}
+		}
 		s.wake.Wait()
 	}
 	if c.lost {
