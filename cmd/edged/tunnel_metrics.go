@@ -8,23 +8,28 @@ import (
 
 // carrierMetrics counts connections that were let go before the relay saw them.
 type carrierMetrics struct {
-	server *carrier.Server
-	desc   *prometheus.Desc
+	server        *carrier.Server
+	desc, waiting *prometheus.Desc
 }
 
 func newCarrierMetrics(s *carrier.Server) carrierMetrics {
 	return carrierMetrics{s, prometheus.NewDesc("edged_tunnel_carriers_refused_total",
-		"Connections that were let go before it was known which device they are of.", []string{"reason"}, nil)}
+		"Connections that were let go before it was known which device they are of.", []string{"reason"}, nil),
+		prometheus.NewDesc("edged_tunnel_carriers_waiting", "Connections that wait for their handshake.", nil, nil)}
 }
 
 // Describe implements [prometheus.Collector].
-func (m carrierMetrics) Describe(ch chan<- *prometheus.Desc) { ch <- m.desc }
+func (m carrierMetrics) Describe(ch chan<- *prometheus.Desc) {
+	ch <- m.desc
+	ch <- m.waiting
+}
 
 // Collect implements [prometheus.Collector].
 func (m carrierMetrics) Collect(ch chan<- prometheus.Metric) {
 	for reason, n := range m.server.Refused() {
 		ch <- prometheus.MustNewConstMetric(m.desc, prometheus.CounterValue, float64(n), reason)
 	}
+	ch <- prometheus.MustNewConstMetric(m.waiting, prometheus.GaugeValue, float64(m.server.Queued()))
 }
 
 // probeMetrics counts how ways to relays were found.

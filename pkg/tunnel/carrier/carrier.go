@@ -308,20 +308,29 @@ func (p *tlsPipe) Close() error {
 	return p.Conn.Close()
 }
 
-// secure runs the tunnel's TLS over raw, as a client or a server. exact is nil where it could not be dropped again.
-func secure(ctx context.Context, raw net.Conn, cfg *tls.Config, client bool) (conn *tls.Conn, exact *recordConn, err error) {
+// secure runs the tunnel's TLS over raw, as a client or a server. exact is nil where it could not be dropped again. A
+// client hears from the relay within silence, be it only that it has to wait.
+func secure(ctx context.Context, raw net.Conn, cfg *tls.Config, silence time.Duration) (conn *tls.Conn, exact *recordConn, err error) {
 	if tcp, _ := tcpBelow(raw); tcp != nil {
 		limitUnsent(tcp, unsentLimit)
 	}
 	if exact = newRecordConn(raw); exact != nil {
 		raw = exact
 	}
-	if client {
-		conn = tls.Client(raw, cfg)
+	if silence > 0 {
+		var giveUp context.CancelCauseFunc
+		ctx, giveUp = context.WithCancelCause(ctx)
+		defer giveUp(nil)
+		below := newPatient(raw, silence, giveUp)
+		defer below.silent.Stop()
+		conn = tls.Client(below, cfg)
 	} else {
 		conn = tls.Server(raw, cfg)
 	}
 	if err := conn.HandshakeContext(ctx); err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
 		return nil, nil, fmt.Errorf("tunnel TLS: %w", err)
 	}
 	return conn, exact, nil

@@ -442,10 +442,10 @@ func TestPreambleHostile(t *testing.T) {
 	}
 }
 
-// TestHandshakesAreBounded has silent connections take all places: the next is refused at once, and counted.
+// TestHandshakesAreBounded has silent connections take all places, and one wait: the next is refused at once, and counted.
 func TestHandshakesAreBounded(t *testing.T) {
 	r := newRig(t)
-	r.server.Handshakes = 3
+	r.server.Handshakes, r.server.Waiting = 3, 1
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -458,10 +458,20 @@ func TestHandshakesAreBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	waits, other := net.Pipe()
+	defer waits.Close()
+	wg.Go(func() { r.server.ServeVirtual(ctx, other, WS) })
+	for r.server.Queued() == 0 {
+		select {
+		case <-t.Context().Done():
+			t.Fatal("nobody waits")
+		case <-time.After(time.Millisecond):
+		}
+	}
 	a, b := net.Pipe()
 	r.server.ServeVirtual(ctx, b, WS)
 	if _, err := a.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
-		t.Errorf("the fourth: %v", err)
+		t.Errorf("the fifth: %v", err)
 	}
 	if n := r.server.Refused()["full"]; n != 1 {
 		t.Errorf("counted %d", n)

@@ -32,7 +32,10 @@ func (d *Dialer) open(ctx context.Context, w way) (c *Carrier, rtt time.Duration
 	if limit == 0 {
 		limit = tlsTime
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %v", limit))
+	// A relay where thousands wait says so: that is no silence.
+	whole, cancel := context.WithTimeoutCause(ctx, waitTime+2*limit, fmt.Errorf("no place at the relay within %v", waitTime+2*limit))
+	defer cancel()
+	ctx, cancel = context.WithTimeoutCause(whole, limit, fmt.Errorf("no answer within %v", limit))
 	defer cancel()
 	c = &Carrier{Rung: w.rung, Path: w.proxy.String()}
 	if w.rung == QUIC {
@@ -47,7 +50,7 @@ func (d *Dialer) open(ctx context.Context, w way) (c *Carrier, rtt time.Duration
 	if err != nil {
 		return nil, 0, err
 	}
-	c.tls, c.exact, err = secure(ctx, raw, d.TLS, true)
+	c.tls, c.exact, err = secure(whole, raw, d.TLS, limit)
 	if err != nil {
 		raw.Close()
 		return nil, 0, err

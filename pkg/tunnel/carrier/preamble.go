@@ -24,7 +24,7 @@ const (
 	longEcho  = 64 << 10 // octets; the relay echoes no more
 	maxProbes = 8        // of one connection
 	echoChunk = 16 << 10 // octets that the relay holds of an echo
-	echoPiece = 4 << 10  // octets of an echo in a record of TLS: the relay's TLS keeps room for the longest as long as it lives
+	echoPiece = 1400     // octets of an echo in a record of TLS: the relay's TLS keeps room for the longest as long as it lives
 
 	slowLimit = 20 * time.Second // for the whole probe: beyond this a way is not slow, it is shut
 )

@@ -166,7 +166,9 @@ func (s *Server) serveQUIC(ctx context.Context, conn *quic.Conn) {
 		return
 	}
 	c := &quicConn{Stream: stream, conn: conn, closing: newClosing()}
-	s.serve(ctx, &Carrier{Conn: c, Rung: QUIC, Path: "direct", state: conn.ConnectionState().TLS}, leave)
+	s.serve(ctx, leave, func() (*Carrier, error) {
+		return &Carrier{Conn: c, Rung: QUIC, Path: "direct", state: conn.ConnectionState().TLS}, nil
+	})
 }
 
 func hostOf(address string) string {

@@ -6,20 +6,16 @@ import (
 	"errors"
 	"net"
 	"net/http"
-	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
-
-	"edged.dev/edged/pkg/pinhole"
 )
 
 const (
 	tlsTime      = 10 * time.Second // for the tunnel's TLS handshake
 	preambleTime = 30 * time.Second // for the probes and the preamble
-	defaultOpen  = 1024             // connections that are not yet past the preamble
 )
 
 // Server is the relay's side of the rungs. It listens nowhere; connections are given to it. Set the fields before
@@ -33,10 +29,11 @@ type Server struct {
 	Session func(context.Context, *Carrier)
 	Bulk    func(context.Context, *Carrier, [16]byte)
 	Enrol   func(context.Context, *Carrier)
-	// Handshakes bounds the connections that are not yet past the preamble, on all rungs together; 0: 1024. One address (of
-	// IPv6: a network of 64 bits) may have half of them, so that it does not keep all others out.
-	Handshakes int
-	Log        *zap.Logger
+	// Handshakes bounds the connections that are not yet past the preamble, on all rungs together; 0: 1024. Waiting bounds
+	// those that wait for that, each for at most five minutes; 0: 16384. One address (of IPv6: a network of 64 bits) may have
+	// half of either, so that it does not keep all others out. Connections of QUIC do not wait.
+	Handshakes, Waiting int
+	Log                 *zap.Logger
 
 	begun   places
 	counted [reasonCount]atomic.Uint64
@@ -45,6 +42,8 @@ type Server struct {
 // Why a server let a connection go.
 const (
 	reasonFull = iota
+	reasonLate
+	reasonLeft
 	reasonTLS
 	reasonPreamble
 	reasonService
@@ -53,10 +52,22 @@ const (
 )
 
 func reasonName(reason int) string {
-	return [reasonCount]string{reasonFull: "full", reasonTLS: "tls", reasonPreamble: "preamble", reasonService: "service", reasonUpgrade: "upgrade"}[reason]
+	return [reasonCount]string{reasonFull: "full", reasonLate: "late", reasonLeft: "left", reasonTLS: "tls", reasonPreamble: "preamble", reasonService: "service", reasonUpgrade: "upgrade"}[reason]
 }
 
-// Refused returns how many connections were let go, by reason: full (too many at once), tls (the tunnel's handshake),
+// reasonOf returns why a connection got no place.
+func reasonOf(err error) int {
+	switch {
+	case errors.Is(err, errFull):
+		return reasonFull
+	case errors.Is(err, errLate):
+		return reasonLate
+	}
+	return reasonLeft
+}
+
+// Refused returns how many connections were let go, by reason: full (too many wait), late (no place within five minutes),
+// left (the device hung up before it had a place), tls (the tunnel's handshake),
 // preamble, service (nobody takes sessions, bulk or enrolments), upgrade (no WebSocket handshake).
 func (s *Server) Refused() map[string]uint64 {
 	out := map[string]uint64{}
@@ -79,71 +90,50 @@ func (s *Server) log() *zap.Logger {
 	return s.Log
 }
 
-// enter takes one of the places for connections that have not yet said what they want. leave gives it back, once; it is
-// nil if there is none.
-func (s *Server) enter(source net.Addr) (leave func()) {
-	limit := s.Handshakes
-	if limit == 0 {
-		limit = defaultOpen
+func (s *Server) bounds() bounds {
+	b := bounds{s.Handshakes, s.Waiting}
+	if b.places == 0 {
+		b.places = defaultOpen
 	}
-	from := sourceOf(source)
-	if !s.begun.take(from, limit) {
+	if b.waiting == 0 {
+		b.waiting = defaultWaiting
+	}
+	return b
+}
+
+// enter takes one of the places for connections that have not yet said what they want, at once. leave gives it back, once;
+// it is nil if there is none.
+func (s *Server) enter(source net.Addr) (leave func()) {
+	return s.leaveOf(s.begun.take(sourceOf(source), s.bounds()))
+}
+
+func (s *Server) leaveOf(p *place) func() {
+	if p == nil {
 		return nil
 	}
-	return sync.OnceFunc(func() { s.begun.give(from) })
+	return sync.OnceFunc(func() { s.begun.give(p, s.bounds()) })
 }
 
-// places counts who is in. The zero value is nobody.
-type places struct {
-	mu      sync.Mutex
-	all     int
-	sources map[netip.Prefix]int
-}
-
-func (p *places) take(from netip.Prefix, limit int) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.all >= limit || from.IsValid() && p.sources[from] >= max(limit/2, 1) {
-		return false
-	}
-	if p.sources == nil {
-		p.sources = map[netip.Prefix]int{}
-	}
-	p.all++
-	p.sources[from]++
-	return true
-}
-
-func (p *places) give(from netip.Prefix) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.all--
-	if p.sources[from]--; p.sources[from] == 0 {
-		delete(p.sources, from)
-	}
-}
-
-func (p *places) taken() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.all
-}
-
-// sourceOf returns what one site may have for itself; the zero value where there is no address.
-func sourceOf(a net.Addr) netip.Prefix {
-	bits := 32
-	at := pinhole.AddrPortOf(a).Addr().Unmap().WithZone("")
-	if at.Is6() {
-		bits = 64
-	}
-	p, err := at.Prefix(bits)
+// queue waits for a place. Who has left meanwhile gets none.
+func (s *Server) queue(ctx context.Context, conn net.Conn) (leave func(), err error) {
+	waited := false
+	p, err := s.begun.wait(ctx, sourceOf(conn.RemoteAddr()), s.bounds(), func() error {
+		waited = true
+		return remind(conn)
+	})
 	if err != nil {
-		return netip.Prefix{}
+		return nil, err
 	}
-	return p
+	leave = s.leaveOf(p)
+	if tcp, _ := tcpBelow(conn); waited && tcp != nil && hungUp(tcp) {
+		leave()
+		return nil, errLeft
+	}
+	return leave, nil
 }
 
-var errFull = errors.New("too many handshakes at once")
+// Queued returns how many connections wait for a place now.
+func (s *Server) Queued() int { return s.begun.queued() }
 
 // ServeConn serves a TCP connection that begins with the tunnel's TLS: rungs tls, connect and socks5, which look alike
 // from here. It returns when the connection has ended; ctx ends it.
@@ -151,57 +141,80 @@ func (s *Server) ServeConn(ctx context.Context, conn net.Conn) { s.ServeVirtual(
 
 // ServeVirtual serves a byte pipe of any rung below QUIC, such as a virtual connection of package groove.
 func (s *Server) ServeVirtual(ctx context.Context, conn net.Conn, rung Rung) {
-	leave := s.enter(conn.RemoteAddr())
-	if leave == nil {
-		s.refuse(reasonFull, conn, errFull)
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	leave, err := s.queue(ctx, conn)
+	if err != nil {
+		s.refuse(reasonOf(err), conn, err)
 		return
 	}
 	defer leave()
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	defer stop()
-	secured, exact, err := s.handshake(ctx, conn)
-	if err != nil {
-		s.refuse(reasonTLS, conn, err)
-		return
-	}
-	c := &Carrier{Conn: newTLSPipe(secured, conn, exact), Rung: rung, Path: "direct", state: secured.ConnectionState(), tls: secured, exact: exact}
-	s.serve(ctx, c, leave)
+	s.serve(ctx, leave, func() (*Carrier, error) {
+		secured, exact, err := s.handshake(ctx, conn)
+		if err != nil {
+			s.refuse(reasonTLS, conn, err)
+			return nil, err
+		}
+		return &Carrier{Conn: newTLSPipe(secured, conn, exact), Rung: rung, Path: "direct", state: secured.ConnectionState(), tls: secured, exact: exact}, nil
+	})
 }
 
 func (s *Server) handshake(ctx context.Context, conn net.Conn) (*tls.Conn, *recordConn, error) {
 	ctx, cancel := context.WithTimeout(ctx, tlsTime)
 	defer cancel()
-	return secure(ctx, conn, s.TLS, false)
+	return secure(ctx, conn, s.TLS, 0)
 }
 
-// serve reads the preamble, gives the place of enter back, and hands the carrier on; an enrolment has its place to its end.
-func (s *Server) serve(ctx context.Context, c *Carrier, leave func()) {
+// greeting is what a device has said first.
+type greeting struct {
+	c      *Carrier // nil: it was refused
+	what   byte
+	ticket [16]byte
+}
+
+// greet reads the preamble of the carrier that open opens.
+func (s *Server) greet(open func() (*Carrier, error)) greeting {
+	c, err := open()
+	if err != nil {
+		return greeting{}
+	}
 	c.SetDeadline(time.Now().Add(preambleTime))
 	what, ticket, err := readPreamble(c.Conn)
-	if what != sayEnrol { // who enrols itself is still a stranger
-		leave()
-	}
 	if err != nil {
 		s.refuse(reasonPreamble, c, err)
-		return
+		return greeting{}
 	}
 	c.SetDeadline(time.Time{})
 	if what != sayBulk && c.exact != nil {
 		c.exact.loose.Store(true)
 	}
+	return greeting{c, what, ticket}
+}
+
+// serve greets a device, gives the place of enter back, and hands the carrier on; an enrolment has its place to its end.
+func (s *Server) serve(ctx context.Context, leave func(), open func() (*Carrier, error)) {
+	// A handshake needs a deep stack, which would be kept as long as the carrier lives: a goroutine of its own takes it along.
+	greeted := make(chan greeting, 1)
+	go func() { greeted <- s.greet(open) }()
+	g := <-greeted
+	if g.what != sayEnrol { // who enrols itself is still a stranger
+		leave()
+	}
+	c := g.c
 	switch {
-	case what == saySession && s.Session != nil:
+	case c == nil:
+	case g.what == saySession && s.Session != nil:
 		s.Session(ctx, c)
 		select {
 		case <-c.Conn.(interface{ done() <-chan struct{} }).done():
 		case <-ctx.Done():
 		}
-	case what == sayBulk && s.Bulk != nil:
-		s.Bulk(ctx, c, ticket)
-	case what == sayEnrol && s.Enrol != nil:
+	case g.what == sayBulk && s.Bulk != nil:
+		s.Bulk(ctx, c, g.ticket)
+	case g.what == sayEnrol && s.Enrol != nil:
 		s.Enrol(ctx, c)
 	default:
-		s.refuse(reasonService, c, errors.New("nobody takes "+string(rune(what))))
+		s.refuse(reasonService, c, errors.New("nobody takes "+string(rune(g.what))))
 	}
 }
 

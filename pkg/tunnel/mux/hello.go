@@ -34,7 +34,8 @@ func Client(ctx context.Context, conn net.Conn, cfg Config) (*Session, error) {
 // Resume moves the client's session to conn, and returns when the server has
 // agreed. The old carrier is dropped, also if it was well. If an error is
 // returned, conn is closed; the session has no carrier then, and waits for the
-// next Resume, unless Err says that it has ended.
+// next Resume, unless Err says that it has ended. After ErrForgotten, conn is
+// not closed: Client can begin a new session on it.
 func (s *Session) Resume(ctx context.Context, conn net.Conn) error {
 	if !s.client {
 		conn.Close()
@@ -44,16 +45,26 @@ func (s *Session) Resume(ctx context.Context, conn net.Conn) error {
 	defer s.resuming.Unlock()
 	s.fence()
 	err := s.callLocked(ctx, conn, 0)
-	if err != nil {
-		conn.Close()
-		var f *SessionError
-		if errors.As(err, &f) && (f.Code == CodeEmptySession || f.Code == CodeCrossedConnections) {
-			s.end(f, false)
-		}
-		s.signalLost()
+	if err == nil {
+		return nil
 	}
+	var f *SessionError
+	forgotten := errors.As(err, &f) && f.Remote && f.Code == CodeEmptySession
+	if forgotten {
+		err = fmt.Errorf("%w: %w", ErrForgotten, err)
+	} else {
+		conn.Close()
+	}
+	if f != nil && (f.Code == CodeEmptySession || f.Code == CodeCrossedConnections) {
+		s.end(f, false)
+	}
+	s.signalLost()
 	return err
 }
+
+// ErrForgotten is returned by Resume when the server does not know the
+// session, as after its restart.
+var ErrForgotten = errors.New("the session is forgotten")
 
 // callLocked exchanges HELLOs as client; resuming is held, or nobody knows s.
 func (s *Session) callLocked(ctx context.Context, conn net.Conn, flags uint8) error {
@@ -98,9 +109,13 @@ func Server(ctx context.Context, conn net.Conn, find func(ID) *Session, cfg Conf
 		return nil, false, refuse(conn, err)
 	}
 	s, fresh := find(theirs.id), theirs.flags&flagNew != 0
+	if s == nil && !fresh {
+		if theirs, err = again(conn, theirs.id); err != nil {
+			return nil, false, refuse(conn, err)
+		}
+		s, fresh = find(theirs.id), true
+	}
 	switch {
-	case s == nil && !fresh:
-		return nil, false, refuse(conn, fault(CodeEmptySession, "session %s is not known", theirs.id))
 	case s != nil && fresh:
 		return nil, false, refuse(conn, fault(CodeCrossedConnections, "session %s begins again", theirs.id))
 	case s == nil:
@@ -110,6 +125,22 @@ func Server(ctx context.Context, conn net.Conn, find func(ID) *Session, cfg Conf
 		return nil, false, refuse(conn, err)
 	}
 	return s, !fresh, nil
+}
+
+// again tells a client that its session is not known, and lets it begin another on the same connection: a server that was
+// restarted has thousands come who would else have to come twice.
+func again(conn net.Conn, id ID) (hello, error) {
+	if _, err := conn.Write(appendFrame32(nil, typeEnd, 0, uint32(CodeEmptySession))); err != nil {
+		return hello{}, err
+	}
+	theirs, err := readHello(conn)
+	switch {
+	case err != nil:
+		return hello{}, fmt.Errorf("session %s is not known: %w", id, err)
+	case theirs.flags&flagNew == 0:
+		return hello{}, fault(CodeEmptySession, "session %s is not known, nor is %s", id, theirs.id)
+	}
+	return theirs, nil
 }
 
 func (s *Session) answer(conn net.Conn, theirs hello, free func() bool) error {

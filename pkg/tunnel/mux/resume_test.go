@@ -278,7 +278,7 @@ func TestReplayedHello(t *testing.T) {
 	r.connections.Wait()
 }
 
-// A session that the server does not know any more ends at the client.
+// A session that the server does not know any more ends at the client, which begins another on the same connection.
 func TestForgotten(t *testing.T) {
 	r := &roads{t: t, lastWith: func() int64 { return 1 << 60 }}
 	client := first(t, r)
@@ -287,9 +287,10 @@ func TestForgotten(t *testing.T) {
 	r.mu.Lock()
 	r.server = nil
 	r.mu.Unlock()
-	err := client.Resume(t.Context(), r.dial())
+	conn := r.dial()
+	err := client.Resume(t.Context(), conn)
 	var f *SessionError
-	if !errors.As(err, &f) || f.Code != CodeEmptySession {
+	if !errors.As(err, &f) || f.Code != CodeEmptySession || !errors.Is(err, ErrForgotten) {
 		t.Fatal(err)
 	}
 	if _, err := a.Read(make([]byte, 1)); !errors.As(err, &f) || f.Code != CodeEmptySession {
@@ -298,4 +299,16 @@ func TestForgotten(t *testing.T) {
 	<-client.Done()
 	old.Close(CodeCanceled)
 	client.Close(CodeClosed)
+	next, err := Client(t.Context(), conn, Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.connections.Wait()
+	r.mu.Lock()
+	server := r.server
+	r.mu.Unlock()
+	c, d := open(t, next, server, OpenOptions{})
+	both(t, c, d, 1000)
+	next.Close(CodeClosed)
+	server.Close(CodeClosed)
 }

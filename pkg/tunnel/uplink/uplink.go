@@ -42,7 +42,8 @@ type Config struct {
 	Mux mux.Config
 	// Pause is how long to wait after the first failure: 500 ms. Each further one doubles it, up to MaxPause: 30 s.
 	Pause, MaxPause time.Duration
-	// DialTime bounds one attempt at one relay: 30 s.
+	// DialTime bounds one attempt at one relay: 6 min, since where thousands come back at once each waits for its turn. A
+	// relay that says nothing is given up earlier by the dialer.
 	DialTime time.Duration
 	// Improve is how often a better way is looked for: 10 min, each time up to half more or less.
 	Improve time.Duration
@@ -54,7 +55,7 @@ func (c Config) completed() Config {
 	for _, d := range []struct {
 		at   *time.Duration
 		when time.Duration
-	}{{&c.Pause, 500 * time.Millisecond}, {&c.MaxPause, 30 * time.Second}, {&c.DialTime, 30 * time.Second}, {&c.Improve, 10 * time.Minute}, {&c.Replaced, time.Minute}} {
+	}{{&c.Pause, 500 * time.Millisecond}, {&c.MaxPause, 30 * time.Second}, {&c.DialTime, 6 * time.Minute}, {&c.Improve, 10 * time.Minute}, {&c.Replaced, time.Minute}} {
 		if *d.at <= 0 {
 			*d.at = d.when
 		}
@@ -129,8 +130,10 @@ func (u *Uplink) State() State {
 // Run keeps the session until ctx ends. serve is given each new one and returns when it has ended.
 func (u *Uplink) Run(ctx context.Context, serve func(context.Context, *mux.Session)) error {
 	pause, first := u.cfg.Pause, 0
+	var left *Carrier // of a session that the relay has forgotten: the next one begins on it
 	for ctx.Err() == nil {
-		s, which, err := u.begin(ctx, first)
+		s, which, err := u.begin(ctx, first, left)
+		left = nil
 		if err != nil {
 			u.failed(ctx, err, pause)
 			rest(ctx, jitter(pause))
@@ -138,23 +141,41 @@ func (u *Uplink) Run(ctx context.Context, serve func(context.Context, *mux.Sessi
 			continue
 		}
 		began := time.Now()
-		u.serve(ctx, s, which, serve)
-		first = which + 1 // a relay that takes sessions only to end them is no success
-		if time.Since(began) > u.cfg.MaxPause {
+		left = u.serve(ctx, s, which, serve)
+		if lasted := time.Since(began) > u.cfg.MaxPause; lasted {
 			pause, first = u.cfg.Pause, 0
+			if left != nil {
+				first = which
+				continue
+			}
+		} else {
+			first = which + 1 // a relay that takes sessions only to end them is no success
+			left.drop()
+			left = nil
 		}
 		rest(ctx, max(u.afterwards(s), jitter(pause)))
 		pause = min(2*pause, u.cfg.MaxPause)
 	}
+	left.drop()
 	return nil
 }
 
-// begin begins a session with the first relay that takes one, from a given one on.
-func (u *Uplink) begin(ctx context.Context, first int) (*mux.Session, int, error) {
+// drop closes a carrier, if there is one.
+func (c *Carrier) drop() {
+	if c != nil {
+		c.Close()
+	}
+}
+
+// begin begins a session with the first relay that takes one, from a given one on; left is a carrier to that.
+func (u *Uplink) begin(ctx context.Context, first int, left *Carrier) (*mux.Session, int, error) {
 	var errs []error
 	for i := range u.relays {
 		which := (first + i) % len(u.relays)
-		c, err := u.dial(ctx, which)
+		c, err := left, error(nil)
+		if left = nil; c == nil {
+			c, err = u.dial(ctx, which)
+		}
 		if err == nil {
 			var s *mux.Session
 			if s, err = mux.Client(ctx, c.Conn, u.cfg.Mux); err == nil {
@@ -167,8 +188,8 @@ func (u *Uplink) begin(ctx context.Context, first int) (*mux.Session, int, error
 	return nil, 0, errors.Join(errs...)
 }
 
-// serve keeps one session alive until it has ended.
-func (u *Uplink) serve(ctx context.Context, s *mux.Session, which int, serve func(context.Context, *mux.Session)) {
+// serve keeps one session alive until it has ended, and returns a carrier if one is left over.
+func (u *Uplink) serve(ctx context.Context, s *mux.Session, which int, serve func(context.Context, *mux.Session)) (left *Carrier) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var served sync.WaitGroup
@@ -186,7 +207,7 @@ func (u *Uplink) serve(ctx context.Context, s *mux.Session, which int, serve fun
 			alive = false
 		case <-s.Lost():
 			u.lost()
-			alive = u.resume(ctx, s, which)
+			alive, left = u.resume(ctx, s, which)
 		case <-improve.C:
 			u.improve(ctx, s, which)
 			improve.Reset(jitter(u.cfg.Improve))
@@ -196,6 +217,7 @@ func (u *Uplink) serve(ctx context.Context, s *mux.Session, which int, serve fun
 	s.Close(mux.CodeClosed)
 	cancel()
 	served.Wait()
+	return left
 }
 
 // linger waits while streams of a relay that goes down are open; false says that none is.
@@ -220,30 +242,33 @@ func (u *Uplink) dial(ctx context.Context, which int) (*Carrier, error) {
 	return u.relays[which].Dial(ctx)
 }
 
-// resume has the session go on by a new carrier; false says that it has ended.
-func (u *Uplink) resume(ctx context.Context, s *mux.Session, which int) bool {
+// resume has the session go on by a new carrier; false says that it has ended. What is left over is a carrier to a relay
+// that has forgotten it.
+func (u *Uplink) resume(ctx context.Context, s *mux.Session, which int) (alive bool, left *Carrier) {
 	for pause := u.cfg.Pause / 5; ctx.Err() == nil; pause = min(2*pause, u.cfg.MaxPause/6) {
 		c, err := u.dial(ctx, which)
 		if err == nil {
-			err = s.Resume(ctx, c.Conn)
+			if err = s.Resume(ctx, c.Conn); errors.Is(err, mux.ErrForgotten) {
+				return false, c
+			}
 		}
 		if err == nil {
 			u.resumed(c)
-			return true
+			return true, nil
 		}
 		u.failed(ctx, err, pause)
 		t := time.NewTimer(jitter(pause))
 		select {
 		case <-s.Done():
 			t.Stop()
-			return false
+			return false, nil
 		case <-ctx.Done():
 			t.Stop()
-			return false
+			return false, nil
 		case <-t.C:
 		}
 	}
-	return false
+	return false, nil
 }
 
 // improve moves the session if there is a better way. A carrier that is lost meanwhile is noticed by serve.
@@ -261,6 +286,7 @@ func (u *Uplink) improve(ctx context.Context, s *mux.Session, which int) {
 		return
 	}
 	if err := s.Resume(ctx, c.Conn); err != nil {
+		c.Close()
 		u.failed(ctx, err, 0)
 		return
 	}
