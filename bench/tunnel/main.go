@@ -26,7 +26,7 @@ type options struct {
 	rounds      int
 	time        time.Duration
 	binary, out string
-	only        string
+	base, only  string
 }
 
 // figures are what one measurement has found.
@@ -39,6 +39,7 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 5, "rounds of all in turn")
 	flag.DurationVar(&o.time, "time", 2*time.Second, "length of one measurement")
 	flag.StringVar(&o.binary, "edged", filepath.Join("bin", "edged"), "edged `binary`")
+	flag.StringVar(&o.base, "base", "", "another edged `binary` to compare with")
 	flag.StringVar(&o.only, "only", "", "measure only these `ways`, by their names and commas")
 	flag.StringVar(&o.out, "out", filepath.Join("bench", "out", "tunnel.json"), "report `file`")
 	flag.Parse()
@@ -53,7 +54,7 @@ func bench(o options) (err error) {
 	if err != nil {
 		return err
 	}
-	b := &builder{dir: dir, binary: o.binary, only: o.only}
+	b := &builder{dir: dir, base: o.base, only: o.only}
 	defer func() {
 		b.stop()
 		err = errors.Join(err, os.RemoveAll(dir))

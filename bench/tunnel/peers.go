@@ -24,8 +24,8 @@ func (b *builder) file(name, text string) (string, error) {
 	return path, os.WriteFile(path, []byte(text), 0o600)
 }
 
-// edged is a relay and two agents; limits are lines of the relay's section.
-func (b *builder) edged(name, limits string) (*way, error) {
+// edged is a relay and two agents of a binary; limits are lines of the relay's section.
+func (b *builder) edged(name, binary, limits string) (*way, error) {
 	relayAt, entry := "127.0.0.1:"+port(), "127.0.0.1:"+port()
 	conf := func(who, text string) (string, error) {
 		return b.file(name+"/"+who+".yaml", fmt.Sprintf("admin: {listen: \"127.0.0.1:%s\"}\nstate: {dir: %s}\nnetworks: {outside: {addresses: [127.0.0.1]}}\n"+
@@ -38,13 +38,13 @@ func (b *builder) edged(name, limits string) (*way, error) {
 		return nil, err
 	}
 	w := &way{name: name, entry: entry}
-	if err := b.run(w, b.binary, "run", "--config", relay); err != nil {
+	if err := b.run(w, binary, "run", "--config", relay); err != nil {
 		return nil, err
 	}
 	if err := ready(relayAt); err != nil {
 		return nil, err
 	}
-	relayID, err := b.say("tunnel", "key", "--relay", "--config", relay)
+	relayID, err := b.say(binary, "tunnel", "key", "--relay", "--config", relay)
 	if err != nil {
 		return nil, err
 	}
@@ -54,14 +54,14 @@ func (b *builder) edged(name, limits string) (*way, error) {
 		if err != nil {
 			return nil, err
 		}
-		token, err := b.say("tunnel", "token", who, "--config", relay)
+		token, err := b.say(binary, "tunnel", "token", who, "--config", relay)
 		if err != nil {
 			return nil, err
 		}
-		if _, err := b.say("tunnel", "enrol", "--relay", relayAt, token, "--config", c); err != nil {
+		if _, err := b.say(binary, "tunnel", "enrol", "--relay", relayAt, token, "--config", c); err != nil {
 			return nil, err
 		}
-		if ids[who], err = b.say("tunnel", "key", "--config", c); err != nil {
+		if ids[who], err = b.say(binary, "tunnel", "key", "--config", c); err != nil {
 			return nil, err
 		}
 	}
@@ -73,7 +73,7 @@ func (b *builder) edged(name, limits string) (*way, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := b.run(w, b.binary, "tunnel", "--config", c); err != nil {
+		if err := b.run(w, binary, "tunnel", "--config", c); err != nil {
 			return nil, err
 		}
 	}
@@ -81,8 +81,8 @@ func (b *builder) edged(name, limits string) (*way, error) {
 }
 
 // say runs edged and returns what it prints.
-func (b *builder) say(args ...string) (string, error) {
-	out, err := exec.Command(b.binary, args...).CombinedOutput()
+func (b *builder) say(binary string, args ...string) (string, error) {
+	out, err := exec.Command(binary, args...).CombinedOutput()
 	if err != nil {
 		err = fmt.Errorf("edged %s: %w: %s", strings.Join(args, " "), err, out)
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -46,10 +47,11 @@ func (w *way) cpu() (sum time.Duration, err error) {
 
 // builder starts processes, and ends them.
 type builder struct {
-	dir, binary string
-	only        string // names of ways; empty: all
-	sink        *sink
-	procs       []*exec.Cmd
+	dir          string
+	binary, base string // base: the other one, or empty
+	only         string // names of ways; empty: all
+	sink         *sink
+	procs        []*exec.Cmd
 }
 
 func (b *builder) stop() {
@@ -74,6 +76,9 @@ func (b *builder) start(name string, args ...string) (*exec.Cmd, error) {
 	return cmd, nil
 }
 
+// inMux is a limit that nothing here reaches: where bandwidth is limited, streams stay in the session.
+const inMux = "  limits: {bandwidth: 1000000000000}\n"
+
 // ways starts all.
 func (b *builder) ways() ([]*way, error) {
 	var out []*way
@@ -82,12 +87,17 @@ func (b *builder) ways() ([]*way, error) {
 		make func() (*way, error)
 	}{
 		{"tcp", func() (*way, error) { return &way{name: "tcp", entry: b.sink.Addr().String()}, nil }},
-		{"bulk", func() (*way, error) { return b.edged("bulk", "") }},
-		{"in-mux", func() (*way, error) { return b.edged("in-mux", "  limits: {bandwidth: 1000000000000}\n") }},
+		{"bulk", func() (*way, error) { return b.edged("bulk", b.binary, "") }},
+		{"in-mux", func() (*way, error) { return b.edged("in-mux", b.binary, inMux) }},
+		{"bulk-base", func() (*way, error) { return b.edged("bulk-base", b.base, "") }},
+		{"in-mux-base", func() (*way, error) { return b.edged("in-mux-base", b.base, inMux) }},
 		{"stunnel", b.stunnel},
 		{"haproxy", b.haproxy},
 		{"ssh", b.ssh},
 	} {
+		if strings.HasSuffix(one.name, "-base") && b.base == "" {
+			continue
+		}
 		if b.only != "" && !slices.Contains(strings.Split(b.only, ","), one.name) {
 			continue
 		}
@@ -99,7 +109,7 @@ func (b *builder) ways() ([]*way, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := ready(w.entry); err != nil {
+		if err := until(w.entry, passes); err != nil {
 			return nil, fmt.Errorf("%s: %w", w.name, err)
 		}
 		out = append(out, w)
@@ -108,13 +118,28 @@ func (b *builder) ways() ([]*way, error) {
 }
 
 // ready waits until something listens.
-func ready(at string) error {
+func ready(at string) error { return until(at, func(net.Conn) error { return nil }) }
+
+// passes tells whether a connection is led to the sink: an agent resets those that come before it has reached its relay.
+func passes(c net.Conn) error {
+	if err := c.(*net.TCPConn).CloseWrite(); err != nil {
+		return err
+	}
+	_, err := io.Copy(io.Discard, c)
+	return err
+}
+
+// until dials until a connection is as wanted.
+func until(at string, wanted func(net.Conn) error) error {
 	end, tick := time.After(30*time.Second), time.NewTicker(50*time.Millisecond)
 	defer tick.Stop()
 	for {
 		c, err := net.Dial("tcp", at)
 		if err == nil {
-			return c.Close()
+			err = errors.Join(wanted(c), c.Close())
+		}
+		if err == nil {
+			return nil
 		}
 		select {
 		case <-tick.C:

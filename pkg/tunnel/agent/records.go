@@ -16,7 +16,7 @@ const (
 	// busy is after how many bytes a stream gets a buffer, which others do not need.
 	busy = 256 << 10
 	// readBuffer takes what the other end sends at once.
-	readBuffer = 128 << 10
+	readBuffer = 256 << 10
 )
 
 // records is a stream beneath TLS, read in large pieces and given to TLS record by record: so it is known whether the

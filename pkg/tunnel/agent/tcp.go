@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap"
 
 	"edged.dev/edged/internal/gate"
+	"edged.dev/edged/pkg/splice"
 	"edged.dev/edged/pkg/tunnel/mux"
 )
 
@@ -77,9 +78,14 @@ func (a *Agent) join(ctx context.Context, local *net.TCPConn, c *Conn) {
 		c.Reset(mux.CodeCanceled)
 		local.Close()
 	})()
+	direct, err := splice.NewDirect(local)
+	if err != nil {
+		c.Reset(mux.CodeCanceled)
+		return
+	}
 	var ways sync.WaitGroup
 	ways.Go(func() {
-		n, rerr, werr := a.copy(c, local)
+		n, rerr, werr := a.copy(c, direct)
 		a.count.sent.Add(uint64(n))
 		switch {
 		case rerr != nil:
@@ -90,7 +96,7 @@ func (a *Agent) join(ctx context.Context, local *net.TCPConn, c *Conn) {
 			c.CloseWrite()
 		}
 	})
-	n, rerr, werr := a.copy(local, c)
+	n, rerr, werr := a.copy(direct, c)
 	a.count.received.Add(uint64(n))
 	switch {
 	case rerr != nil:
@@ -104,21 +110,27 @@ func (a *Agent) join(ctx context.Context, local *net.TCPConn, c *Conn) {
 	c.Close()
 }
 
-// copyBuffer is a few records.
-const copyBuffer = 4 * chunk
+const (
+	// little is what is read at once while little passes; more takes a buffer of much.
+	little = 4 << 10
+	much   = 16 * chunk
+)
 
 // copy moves one way and tells whose error ended it; at the end of from both are nil.
 func (a *Agent) copy(to io.Writer, from io.Reader) (total int64, rerr, werr error) {
-	buf, ok := a.count.buffers.Get().(*[]byte)
-	if !ok {
-		b := make([]byte, copyBuffer)
-		buf = &b
+	small := make([]byte, little)
+	var big *[]byte
+	giveBack := func() {
+		if big != nil {
+			a.count.buffers.Put(big)
+			big = nil
+		}
 	}
-	defer a.count.buffers.Put(buf)
-	for {
-		n, err := from.Read(*buf)
+	defer giveBack()
+	for b := small; ; {
+		n, err := from.Read(b)
 		if n > 0 {
-			if _, werr = to.Write((*buf)[:n]); werr != nil {
+			if _, werr = to.Write(b[:n]); werr != nil {
 				return total, nil, werr
 			}
 			total += int64(n)
@@ -128,6 +140,21 @@ func (a *Agent) copy(to io.Writer, from io.Reader) (total int64, rerr, werr erro
 			return total, nil, nil
 		case err != nil:
 			return total, err, nil
+		case n >= little && big == nil:
+			big = a.muchBuffer()
+			b = *big
+		case n < little:
+			giveBack()
+			b = small
 		}
 	}
+}
+
+// muchBuffer returns one of the buffers that streams share.
+func (a *Agent) muchBuffer() *[]byte {
+	if b, ok := a.count.buffers.Get().(*[]byte); ok {
+		return b
+	}
+	b := make([]byte, much)
+	return &b
 }

@@ -516,7 +516,7 @@ func FuzzControl(f *testing.F) {
 	f.Add([]byte("L\x00\x00\x00\x00\x00\x00\x00\x03F\x00\x00\x00\x00\x00\x00\x00\x00"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c := New(nil, nil)
-		l := &leg{moved: len(data)%2 == 0, tcp: &net.TCPConn{}}
+		l := &leg{moved: len(data)%2 == 0, tcp: &splice.Direct{TCPConn: &net.TCPConn{}}}
 		c.leg, c.out, c.handed = l, 1000, 1000
 		c.keep.append(make([]byte, 1000))
 		for len(data) >= messageLen {
@@ -623,7 +623,7 @@ func TestEndOfContext(t *testing.T) {
 func TestOvertaken(t *testing.T) {
 	for _, late := range []message{{ack, 400}, {finished, 1000}} {
 		c := New(nil, nil)
-		l := &leg{moved: true, tcp: &net.TCPConn{}}
+		l := &leg{moved: true, tcp: &splice.Direct{TCPConn: &net.TCPConn{}}}
 		c.leg, c.out, c.handed, c.fin = l, 1000, 1000, true
 		c.keep.append(make([]byte, 1000))
 		c.mu.Lock()

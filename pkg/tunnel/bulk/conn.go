@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"edged.dev/edged/pkg/splice"
 	"edged.dev/edged/pkg/tunnel/mux"
 )
 
@@ -18,10 +19,12 @@ const (
 	attempts = 6
 	// keepMost is what may be under way beside the session, in bytes.
 	keepMost = 16 << 20
-	// ackEvery is after how many bytes their arrival is told.
-	ackEvery = 256 << 10
+	// ackEvery is after how many bytes their arrival is told, ackAfter after what time: each telling wakes up three
+	// processes, and the other end keeps what was not told.
+	ackEvery = 1 << 20
+	ackAfter = 200 * time.Millisecond
 	// holdMost is what Hold keeps back at most before it is sent, in bytes.
-	holdMost = 128 << 10
+	holdMost = 256 << 10
 	// lingers is how long after Close bytes may need to arrive.
 	lingers = 30 * time.Second
 )
@@ -48,6 +51,7 @@ type Conn struct {
 
 	got     uint64 // bytes read
 	told    uint64 // of those beside the session, in the last ACK
+	telling bool   // ackLate will run
 	end     int64  // where the peer's direction ends, if it said so; -1
 	reading *leg   // whose TCP Read reads
 	kicked  bool
@@ -71,7 +75,7 @@ var _ net.Conn = (*Conn)(nil)
 // leg is one stay beside the session.
 type leg struct {
 	ctl *mux.Stream
-	tcp *net.TCPConn
+	tcp *splice.Direct
 	tx  sync.Mutex // one message is written to ctl at a time
 
 	// Guarded by the Conn's lock.
@@ -171,9 +175,12 @@ func (c *Conn) wasRead(l *leg, beside bool, n int, err error) (int, error, bool)
 		c.kicked = false
 		c.deadlineLocked()
 	}
-	if beside && !l.dead && (c.got-c.told >= ackEvery) {
+	if beside && !l.dead && c.got-c.told >= ackEvery {
 		c.told = c.got
 		say = append(say, message{ack, c.got})
+	} else if beside && c.got > c.told && !c.telling {
+		c.telling = true
+		time.AfterFunc(ackAfter, c.ackLate)
 	}
 	say = append(say, c.finishLocked(l)...)
 	if beside && err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -191,6 +198,20 @@ func (c *Conn) wasRead(l *leg, beside bool, n int, err error) (int, error, bool)
 		return 0, nil, true
 	}
 	return 0, err, err == nil
+}
+
+// ackLate tells the arrival of bytes that were too few for wasRead to tell.
+func (c *Conn) ackLate() {
+	var say []message
+	c.mu.Lock()
+	c.telling = false
+	l := c.leg
+	if c.err == nil && !c.closed && !c.finTold && l.peerMoved && !l.dead && !l.over && c.got > c.told {
+		c.told = c.got
+		say = []message{{ack, c.got}}
+	}
+	c.mu.Unlock()
+	c.say(l, say)
 }
 
 // kickLocked has a Read in progress look again.
@@ -261,10 +282,10 @@ func (c *Conn) hand(l *leg) {
 		c.mu.Unlock()
 		return
 	}
-	parts := net.Buffers(c.keep.since(c.handed))
+	parts := c.keep.since(c.handed)
 	c.handed = c.out
 	c.mu.Unlock()
-	_, err := parts.WriteTo(l.tcp)
+	_, err := l.tcp.WriteParts(parts)
 	c.mu.Lock()
 	c.keep.unpin()
 	c.changed.Broadcast()

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"edged.dev/edged/pkg/splice"
 	"edged.dev/edged/pkg/tunnel/mux"
 )
 
@@ -33,7 +34,12 @@ const messageLen = 9
 // other end, with ctl to tell one another where. Both belong to c from then on.
 // It waits until c is back from where it was moved before.
 func (c *Conn) Move(ctl *mux.Stream, tcp *net.TCPConn) error {
-	l := &leg{ctl: ctl, tcp: tcp}
+	direct, err := splice.NewDirect(tcp)
+	if err != nil {
+		ctl.Reset(mux.CodeCanceled)
+		return err
+	}
+	l := &leg{ctl: ctl, tcp: direct}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for c.err == nil && !c.closed && c.leg != nil && !c.leg.over {
