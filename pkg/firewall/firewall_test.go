@@ -14,19 +14,22 @@ import (
 
 func someRules() Rules {
 	return Rules{Config: DefaultConfig(), Redirects: []Redirect{
-		{"lan", "tcp", netip.MustParseAddrPort("192.0.2.1:1720")},
-		{"lan", "udp", netip.MustParseAddrPort("192.0.2.1:5060")},
-		{"a-name-of-15-ch", "tcp", netip.MustParseAddrPort("[2001:db8::1]:389")},
-	}}
+		{Name: "h323", Interface: "lan", Proto: "tcp", To: netip.MustParseAddrPort("192.0.2.1:1720")},
+		{Name: "h323_ras", Interface: "lan", Proto: "udp", To: netip.MustParseAddrPort("192.0.2.1:1719"), For: netip.MustParseAddr("198.51.100.7")},
+		{Name: "ils", Interface: "a-name-of-15-ch", Proto: "tcp", To: netip.MustParseAddrPort("[2001:db8::1]:389")},
+		{Name: "sip", Interface: "lan", Proto: "udp", To: netip.MustParseAddrPort("[2001:db8::1]:5060"), For: netip.MustParseAddr("2001:db8::2")},
+	}, Answers: []string{"lan"}}
 }
 
 func TestString(t *testing.T) {
 	const want = `table inet edged {
 	chain prerouting {
 		type filter hook prerouting priority mangle; policy accept;
-		iifname "lan" meta nfproto ipv4 fib daddr type unicast tcp dport 1720 tproxy ip to 192.0.2.1:1720 meta mark set 0x6564 accept
-		iifname "lan" meta nfproto ipv4 fib daddr type unicast udp dport 5060 tproxy ip to 192.0.2.1:5060 meta mark set 0x6564 accept
-		iifname "a-name-of-15-ch" meta nfproto ipv6 fib daddr type unicast tcp dport 389 tproxy ip6 to [2001:db8::1]:389 meta mark set 0x6564 accept
+		iifname "lan" fib daddr type unicast socket transparent 1 counter meta mark set 0x6564 accept comment "answers"
+		iifname "lan" meta nfproto ipv4 fib daddr type unicast tcp dport 1720 tproxy ip to 192.0.2.1:1720 counter meta mark set 0x6564 accept comment "h323"
+		iifname "lan" meta nfproto ipv4 fib daddr type unicast ip daddr 198.51.100.7 udp dport 1719 tproxy ip to 192.0.2.1:1719 counter meta mark set 0x6564 accept comment "h323_ras"
+		iifname "a-name-of-15-ch" meta nfproto ipv6 fib daddr type unicast tcp dport 389 tproxy ip6 to [2001:db8::1]:389 counter meta mark set 0x6564 accept comment "ils"
+		iifname "lan" meta nfproto ipv6 fib daddr type unicast ip6 daddr 2001:db8::2 udp dport 5060 tproxy ip6 to [2001:db8::1]:5060 counter meta mark set 0x6564 accept comment "sip"
 	}
 }
 # ip -4 rule add priority 25956 fwmark 0x6564 lookup 25956
@@ -47,6 +50,9 @@ func TestValidate(t *testing.T) {
 		`redirects[0]: "sctp"`: func(r *Rules) { r.Redirects[0].Proto = "sctp" },
 		`redirects[1]: ""`:     func(r *Rules) { r.Redirects[1].Interface = "" },
 		"redirects[2]: [2001":  func(r *Rules) { r.Redirects[2].To = netip.MustParseAddrPort("[2001:db8::1]:0") },
+		`redirects[0]: "a b"`:  func(r *Rules) { r.Redirects[0].Name = "a b" },
+		"redirects[0]: 2001":   func(r *Rules) { r.Redirects[0].For = netip.MustParseAddr("2001:db8::7") },
+		`answers[0]: ""`:       func(r *Rules) { r.Answers[0] = "" },
 		"redirects[2]: inv":    func(r *Rules) { r.Redirects[2].To = netip.AddrPort{} },
 	} {
 		r := someRules()

@@ -60,7 +60,7 @@ func (r Rules) guardText() (sets, rules string) {
 				fmt.Fprintf(&s, "\t\telements = { %s }\n", strings.Join(text, ", "))
 			}
 			s.WriteString("\t}\n")
-			fmt.Fprintf(&c, "\t\t%s daddr . meta l4proto . th dport @%s%s meta mark set %#x\n", f.family, name, f.name, r.Config.Mark)
+			fmt.Fprintf(&c, "\t\t%s daddr . meta l4proto . th dport @%s%s counter meta mark set %#x comment %q\n", f.family, name, f.name, r.Config.Mark, name)
 		}
 	}
 	return s.String(), c.String()
@@ -113,7 +113,7 @@ func (r Rules) addGuard(conn *nftables.Conn, table *nftables.Table, chain *nftab
 			if err := conn.AddSet(set, elements); err != nil {
 				return fmt.Errorf("nftables: set %s: %w", set.Name, err)
 			}
-			conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: f.exprs(set, r.Config.Mark)})
+			conn.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: f.exprs(set, r.Config.Mark), UserData: comment(name)})
 		}
 	}
 	return nil
@@ -127,6 +127,7 @@ func (f side) exprs(set *nftables.Set, mark uint32) []expr.Any {
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: f.registers[1]},
 		&expr.Payload{DestRegister: f.registers[2], Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
 		&expr.Lookup{SourceRegister: f.registers[0], SetName: set.Name, SetID: set.ID},
+		&expr.Counter{},
 		&expr.Immediate{Register: 1, Data: binaryutil.NativeEndian.PutUint32(mark)},
 		&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: 1},
 	}

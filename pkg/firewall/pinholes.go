@@ -1,7 +1,6 @@
 package firewall
 
 import (
-	"context"
 	"fmt"
 	"maps"
 	"slices"
@@ -9,7 +8,6 @@ import (
 	"time"
 
 	"github.com/google/nftables"
-	"go.uber.org/zap"
 )
 
 const (
@@ -21,21 +19,18 @@ const (
 	atOnce = 500
 )
 
-// Pinholes keeps the ports that are open in the sets of the table. Its methods may be called concurrently; Set does not
-// wait for the kernel.
+// Pinholes are the ports that are open, which a [Keeper] has in the sets of its table. The methods may be called concurrently; Set
+// does not wait for the kernel.
 type Pinholes struct {
-	rules Rules
-	log   *zap.Logger
-	wake  chan struct{} // of size 1
+	wake chan struct{} // of size 1
 
 	mu      sync.Mutex
 	open    map[Port]bool
 	changed map[Port]bool // is not yet in the set, or not yet out of it
 }
 
-// NewPinholes returns an empty set of ports of a table that rules describe, with Guard.
-func NewPinholes(rules Rules, log *zap.Logger) *Pinholes {
-	return &Pinholes{rules: rules, log: log, wake: make(chan struct{}, 1), open: map[Port]bool{}, changed: map[Port]bool{}}
+func newPinholes() *Pinholes {
+	return &Pinholes{wake: make(chan struct{}, 1), open: map[Port]bool{}, changed: map[Port]bool{}}
 }
 
 // Set has packets for a port marked, or not any more.
@@ -59,33 +54,6 @@ func (p *Pinholes) Len() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return len(p.open)
-}
-
-// Serve brings the sets up to date until ctx ends. Where somebody has removed the table, it is applied again.
-func (p *Pinholes) Serve(ctx context.Context) {
-	tick := time.NewTicker(renewal)
-	defer tick.Stop()
-	for {
-		var err error
-		select {
-		case <-ctx.Done():
-			return
-		case <-p.wake:
-			err = p.update(false)
-		case <-tick.C:
-			err = p.update(true)
-		}
-		if err == nil {
-			continue
-		}
-		p.log.Warn("pinholes are not in the table; it is applied again", zap.Error(err))
-		if err = Apply(p.rules); err == nil {
-			err = p.update(true)
-		}
-		if err != nil {
-			p.log.Error("the firewall does not know the open pinholes", zap.Error(err))
-		}
-	}
 }
 
 // update tells the kernel what has changed, or all that is open.

@@ -9,21 +9,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// route has packets with the mark delivered to this host.
-func route(r Rules) error {
+// route has packets with the mark delivered to this host. It tells whether a rule was missing.
+func route(r Rules) (added bool, err error) {
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
-		return fmt.Errorf("policy routing: lo: %w", err)
+		return false, fmt.Errorf("policy routing: lo: %w", err)
 	}
 	for _, v6 := range r.families() {
 		if err := netlink.RouteReplace(r.localRoute(v6, lo.Attrs().Index)); err != nil {
-			return fmt.Errorf("policy routing: route of table %d: %w", r.Config.RoutingTable, explain(err))
+			return added, fmt.Errorf("policy routing: route of table %d: %w", r.Config.RoutingTable, explain(err))
 		}
-		if err := netlink.RuleAdd(r.rule(v6)); err != nil && !errors.Is(err, unix.EEXIST) {
-			return fmt.Errorf("policy routing: rule of mark %#x: %w", r.Config.Mark, explain(err))
+		switch err := netlink.RuleAdd(r.rule(v6)); {
+		case err == nil:
+			added = true
+		case !errors.Is(err, unix.EEXIST):
+			return added, fmt.Errorf("policy routing: rule of mark %#x: %w", r.Config.Mark, explain(err))
 		}
 	}
-	return nil
+	return added, nil
 }
 
 // unroute undoes route, of both families.
