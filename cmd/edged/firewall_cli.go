@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
+	"net/http"
 
 	"github.com/spf13/cobra"
 
@@ -25,16 +27,21 @@ func newFirewallCmd() *cobra.Command {
 	}
 	apply := &cobra.Command{
 		Use: "apply", Short: "Put the rules in place of those of earlier, all at once", Args: cobra.NoArgs,
-		RunE: withRules(func(_ *cobra.Command, r firewall.Rules) error { return firewall.Apply(r) }),
+		Long: "A daemon that manages the rules does it itself when asked by this command: those of its own configuration.",
+		RunE: withRules(func(cmd *cobra.Command, r firewall.Rules) error {
+			return byDaemon(cmd, "on", "applied by the daemon", func() error { return firewall.Apply(r) })
+		}),
 	}
 	remove := &cobra.Command{
 		Use: "remove", Short: "Remove the rules; it is no error if there are none", Args: cobra.NoArgs,
+		Long: "A daemon that manages the rules is told, and leaves them off until \"edged firewall apply\", \"edged reload\" or its restart.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := loadConfig(configFile(cmd))
 			if err != nil {
 				return err
 			}
-			return firewall.Remove(cfg.Firewall)
+			return byDaemon(cmd, "off", "removed; the daemon leaves them off until \"edged firewall apply\", \"edged reload\" or its restart",
+				func() error { return firewall.Remove(cfg.Firewall) })
 		},
 	}
 	cmd.AddCommand(show, apply, remove)
@@ -54,4 +61,22 @@ func withRules(f func(*cobra.Command, firewall.Rules) error) func(*cobra.Command
 		}
 		return f(cmd, rules)
 	}
+}
+
+// byDaemon asks the daemon that manages the rules to do what it would otherwise undo. If none runs, or the one that runs
+// does not manage them, it is done here.
+func byDaemon(cmd *cobra.Command, verb, done string, here func() error) error {
+	c, err := newAPIClient(cmd, clientFlags{})
+	if err != nil {
+		return here() // it has no admin listener
+	}
+	status, body, err := c.do(cmd.Context(), http.MethodPost, "/api/v1/firewall/"+verb)
+	switch {
+	case err != nil, status == http.StatusNotFound, status == http.StatusMethodNotAllowed:
+		return here()
+	case status != http.StatusOK:
+		return fmt.Errorf("the daemon that manages the rules: %d: %s", status, bytes.TrimSpace(body))
+	}
+	_, err = fmt.Fprintln(cmd.OutOrStdout(), done)
+	return err
 }

@@ -25,6 +25,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"edged.dev/edged/pkg/audiocall"
+	"edged.dev/edged/pkg/firewall"
 	"edged.dev/edged/pkg/forwardproxy"
 	"edged.dev/edged/pkg/h323"
 	"edged.dev/edged/pkg/tftp"
@@ -464,6 +465,11 @@ func otherMetrics(t *testing.T) (names []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	rules, err := firewall.NewKeeper(firewall.Rules{Config: firewall.DefaultConfig()}, zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	reg.MustRegister(rules.Collector())
 	tunnel := tunnelrelay.New(tunnelrelay.Rules{}, tunnelrelay.Deps{}, zap.NewNop())
 	device := agent.New(agent.Config{}, agent.Deps{Uplink: uplink.New(nil, uplink.Config{}, zap.NewNop())}, zap.NewNop())
 	reg.MustRegister(tunnel.Collector(), newCarrierMetrics(&carrier.Server{}), device.Collector())
@@ -514,6 +520,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 		"edged_agent_served_total": true, "edged_agent_refused_total": true, "edged_agent_dials_total": true,
 		"edged_agent_datagrams_dropped_total": true, "edged_agent_probes_total": true,
 		"edged_link_dropped_packets_total": true, "edged_proxy_requests_total": true, "edged_proxy_refused_total": true, "edged_proxy_dropped_datagrams_total": true,
+		"edged_firewall_pinholes": true, "edged_firewall_packets_total": true, "edged_firewall_bytes_total": true,
 		"edged_tftp_trivial_transfers_total": true, "edged_tftp_trivial_drops_total": true,
 		"edged_groove_connections": true, "edged_groove_connections_total": true, "edged_groove_refused_total": true, "edged_groove_ended_total": true,
 	}

@@ -30,7 +30,7 @@ func buildAudioCall(ctx context.Context, d *serviceDeps) (*service, error) {
 			ports = append(ports, pinhole.Listen{Proto: "udp", Network: name, Port: port})
 		}
 	}
-	packets, err := bind(ctx, "audiocall.udp[%d]", ports, nets, nil)
+	packets, err := bindForeign(ctx, "audiocall.udp[%d]", ports, nets, cfg.Transparent)
 	if err != nil {
 		socks.close()
 		return nil, err

@@ -14,7 +14,7 @@ import (
 // buildT120 builds the relay of data conferences.
 func buildT120(ctx context.Context, d *serviceDeps) (*service, error) {
 	nets := d.cfg.networks()
-	deps := t120.Deps{Networks: nets, Joiner: t120Joiner{d.joiner}, Connections: d.cfg.Limits.PerSource.Connections}
+	deps := t120.Deps{Networks: nets, Joiner: t120Joiner{d.joiner}, DialAs: dialAs, Connections: d.cfg.Limits.PerSource.Connections}
 	if d.directory != nil {
 		deps.Router = t120Router{d.directory}
 	}

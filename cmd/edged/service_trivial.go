@@ -14,13 +14,16 @@ func buildTrivial(ctx context.Context, d *serviceDeps) (*service, error) {
 	relay, err := rfc1350.New(c.Trivial, rfc1350.Deps{
 		Networks: nets, RouteTo: newRouteTable(nets).network, MaxSize: int64(c.MaxSize),
 		ListenPacket: func(ctx context.Context, at netip.AddrPort) (net.PacketConn, error) {
+			if c.Trivial.Transparent && !nets.Own(at.Addr()) && !at.Addr().IsUnspecified() {
+				return listenAnyone(ctx, at)
+			}
 			return (&net.ListenConfig{}).ListenPacket(ctx, "udp", at.String())
 		},
 	}, d.log.Named("tftp.trivial"))
 	if err != nil {
 		return nil, err
 	}
-	socks, err := bind(ctx, "tftp.trivial.listen[%d]", c.Trivial.Listen, nets, nil)
+	socks, err := bindForeign(ctx, "tftp.trivial.listen[%d]", c.Trivial.Listen, nets, c.Trivial.Transparent)
 	if err != nil {
 		return nil, err
 	}

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"edged.dev/edged/pkg/firewall"
 	"edged.dev/edged/pkg/pinhole"
 )
 
@@ -103,9 +104,28 @@ func setTransparent(network, _ string, c syscall.RawConn) error {
 	var failed error
 	err := c.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), level, option, 1) })
 	if errors.Is(failed, unix.EPERM) {
-		failed = fmt.Errorf("transparent: the capability CAP_NET_ADMIN is missing: %w", failed)
+		failed = fmt.Errorf("transparent: %w", firewall.ErrCapability)
 	}
 	return errors.Join(err, failed)
+}
+
+// bindForeign is bind for listeners of UDP to which nftables may hand what was going elsewhere, if on.
+func bindForeign(ctx context.Context, key string, list []pinhole.Listen, nets pinhole.Networks, on bool) (sockets, error) {
+	if !on {
+		return bind(ctx, key, list, nets, nil)
+	}
+	var all sockets
+	for i, l := range list {
+		for _, a := range nets[l.Network].Addresses {
+			pc, err := listenForeign(ctx, netip.AddrPortFrom(a, l.Port))
+			if err != nil {
+				all.close()
+				return nil, fmt.Errorf(key+": %w", i, err)
+			}
+			all = append(all, socket{item: i, network: l.Network, udp: pc})
+		}
+	}
+	return all, nil
 }
 
 // serve serves every socket until ctx ends or one of them fails, and what is beside them.

@@ -72,6 +72,8 @@ type end struct {
 type pair struct {
 	ends [2]end
 	open int
+	// taken says that the first of the ends has called the other itself, and the edge has taken that on its way.
+	taken bool
 }
 
 // sock names a UDP socket of the edge's.
@@ -143,7 +145,7 @@ func (s *Server) serve(ctx context.Context, network string, c net.Conn, octets *
 		return err
 	}
 	far := s.networkOf(to.Addr())
-	p, err := s.enter([2]end{{network, remote.Addr()}, {far, to.Addr()}})
+	p, err := s.enter([2]end{{network, remote.Addr()}, {far, to.Addr()}}, to == local)
 	if err != nil {
 		return err
 	}
@@ -214,7 +216,7 @@ func (s *Server) networkOf(host netip.Addr) string {
 }
 
 // enter notes that two hosts have a connection, so that datagrams of one find the other.
-func (s *Server) enter(ends [2]end) (*pair, error) {
+func (s *Server) enter(ends [2]end, taken bool) (*pair, error) {
 	if s.cfg.UDP == (Ports{}) {
 		return &pair{}, nil
 	}
@@ -225,7 +227,7 @@ func (s *Server) enter(ends [2]end) (*pair, error) {
 		return nil, errBusy
 	}
 	if p == nil {
-		p = &pair{ends: ends}
+		p = &pair{ends: ends, taken: taken}
 		s.pairs[ends[0]], s.pairs[ends[1]] = p, p
 	}
 	p.open++

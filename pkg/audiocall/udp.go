@@ -40,7 +40,11 @@ func (s *Server) datagram(network string, port uint16, from netip.Addr, b []byte
 		s.count.stray.Add(1)
 		return
 	}
-	if _, err := out.WriteTo(b, net.UDPAddrFromAddrPort(netip.AddrPortFrom(to.host, port))); err != nil {
+	var at net.Addr = net.UDPAddrFromAddrPort(netip.AddrPortFrom(to.host, port))
+	if p.taken && to == p.ends[0] { // who knows of no edge hears the host that it has called
+		at = pinhole.CalledAddr{UDPAddr: net.UDPAddrFromAddrPort(netip.AddrPortFrom(to.host, port)), Called: netip.AddrPortFrom(from, port)}
+	}
+	if _, err := out.WriteTo(b, at); err != nil {
 		s.count.stray.Add(1)
 		return
 	}

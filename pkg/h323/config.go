@@ -14,8 +14,8 @@ import (
 type Config struct {
 	// Listen are the listeners of call signalling: tcp://NETWORK:PORT.
 	Listen []pinhole.Listen `yaml:"listen" json:"listen" jsonschema:"description=call signalling listeners: tcp://NETWORK:PORT; usually port 1720"`
-	// Transparent says that the listeners take connections that the gateway's rules hand over (TPROXY).
-	Transparent bool `yaml:"transparent" json:"transparent,omitempty" jsonschema:"default=false,description=also take connections to others that nftables hands over (tproxy); from trusted networks they go where they were going; needs CAP_NET_ADMIN"`
+	// Transparent says that the listeners, those of RAS too, take what the gateway's rules hand over (TPROXY).
+	Transparent bool `yaml:"transparent" json:"transparent,omitempty" jsonschema:"default=false,description=also take connections and RAS to others that nftables hands over (tproxy); from trusted networks calls go where they were going and RAS to the gatekeeper; needs CAP_NET_ADMIN"`
 	// RAS are the listeners of the gatekeeper: udp://NETWORK:PORT.
 	RAS []pinhole.Listen `yaml:"ras" json:"ras,omitempty" jsonschema:"description=listeners of the gatekeeper (RAS): udp://NETWORK:PORT; usually port 1719"`
 	// Discovery are the networks on which endpoints find the gatekeeper by multicast.

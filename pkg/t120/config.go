@@ -16,6 +16,8 @@ type Config struct {
 	Listen []pinhole.Listen `yaml:"listen" json:"listen" jsonschema:"description=T.120 listeners: tcp://NETWORK:PORT; usually port 1503"`
 	// Transparent says that the listeners take connections that the gateway's rules hand over (TPROXY).
 	Transparent bool `yaml:"transparent" json:"transparent,omitempty" jsonschema:"default=false,description=also take connections to others that nftables hands over (tproxy); from trusted networks they go where they were going; needs CAP_NET_ADMIN"`
+	// KeepSource has the other side see the client's own address.
+	KeepSource bool `yaml:"keep_source" json:"keep_source,omitempty" jsonschema:"default=false,description=with transparent: the host that was called sees the address of the caller instead of the edge's; what that answers must come back by the edge"`
 	// Conferences are the hosts of conferences, by the conference's name in lower case.
 	Conferences map[string]netip.AddrPort `yaml:"conferences" json:"conferences,omitempty" jsonschema:"description=ADDRESS:PORT that has a conference; the key is the conference's name in lower case"`
 	// Targets are where callers of a network are brought when nothing else says where; the key is the network's name.
@@ -109,6 +111,9 @@ func (c Config) Validate(nets pinhole.Networks) error {
 	}
 	if c.Addresses != AddressesHide && c.Addresses != AddressesPass {
 		f.Add("addresses", "%q is not hide or pass", c.Addresses)
+	}
+	if c.KeepSource && !c.Transparent {
+		f.Add("keep_source", "the callers of whom? It needs transparent: true")
 	}
 	if c.Setup < time.Second || c.Setup > 10*time.Minute {
 		f.Add("setup", "%v is not between 1s and 10m", c.Setup)

@@ -54,6 +54,8 @@ type Deps struct {
 	Joiner Joiner
 	// Dial connects to a target; nil: TCP from whatever address the kernel chooses.
 	Dial func(ctx context.Context, to netip.AddrPort) (net.Conn, error)
+	// DialAs connects to a target from a client's own address, for KeepSource; nil: it is as if that were not set.
+	DialAs func(ctx context.Context, from netip.Addr, to netip.AddrPort) (net.Conn, error)
 	// Connections bounds the connections of one source address; 0 = no limit.
 	Connections int
 }

@@ -68,6 +68,7 @@ func (s *stream) await() (tpkt.Packet, error) {
 // session is one relayed connection.
 type session struct {
 	server  *Server
+	call    Call
 	log     *zap.Logger
 	joiner  Joiner
 	moved   func(pinhole.Side, int)
@@ -92,7 +93,7 @@ type session struct {
 }
 
 func (s *Server) session(call Call, j Joiner) *session {
-	c := &session{server: s, joiner: j, moved: func(pinhole.Side, int) {}, began: time.Now()}
+	c := &session{server: s, call: call, joiner: j, moved: func(pinhole.Side, int) {}, began: time.Now()}
 	c.log = s.log.With(zap.Stringer("client", call.Client))
 	c.front = newFront(&s.cfg, call, s.decide, c.hide)
 	c.active.Store(time.Now().UnixNano())
@@ -262,7 +263,7 @@ func (c *session) connectLate(ctx context.Context, request []byte) error {
 
 // dial reaches the target.
 func (c *session) dial(ctx context.Context) error {
-	conn, err := c.server.deps.Dial(ctx, c.target)
+	conn, err := c.server.dial(ctx, c.call, c.target)
 	if err != nil {
 		return errors.Join(errDial, err)
 	}
@@ -271,6 +272,15 @@ func (c *session) dial(ctx context.Context) error {
 	c.streams[1] = newStream(conn)
 	c.mu.Unlock()
 	return nil
+}
+
+// dial connects to a target: from the caller's address where that is wanted of calls that the edge takes on their way.
+func (s *Server) dial(ctx context.Context, c Call, to netip.AddrPort) (net.Conn, error) {
+	from := c.Client.Addr()
+	if s.cfg.KeepSource && s.deps.DialAs != nil && s.passing(c) && from.Is4() == to.Addr().Is4() {
+		return s.deps.DialAs(ctx, from, to)
+	}
+	return s.deps.Dial(ctx, to)
 }
 
 // errDial is counted when a target cannot be reached.

@@ -18,6 +18,11 @@ type Config struct {
 	Listen []pinhole.Listen `yaml:"listen" json:"listen,omitempty" jsonschema:"description=RFC 1350 listeners: udp://NETWORK:PORT; usually port 69; without them the relay is off"`
 	// Servers are where requests of a network go; the key is the network's name.
 	Servers map[string]Server `yaml:"servers" json:"servers,omitempty" jsonschema:"description=ADDRESS[:PORT] of the TFTP server for clients of a network; the key is the network's name; port 69 if none is given"`
+	// Transparent says that the listeners take what clients of trusted networks send to others and the gateway's rules hand
+	// over (TPROXY): it goes to the server that was asked.
+	Transparent bool `yaml:"transparent" json:"transparent,omitempty" jsonschema:"default=false,description=also take requests to others that nftables hands over (tproxy); from trusted networks they go to the server that was asked; needs CAP_NET_ADMIN"`
+	// KeepSource has the other side see the client's own address.
+	KeepSource bool `yaml:"keep_source" json:"keep_source,omitempty" jsonschema:"default=false,description=with transparent: the server that was asked sees the client's address instead of the edge's; what that answers must come back by the edge"`
 	// Clients are who may ask. Empty: everybody on the listener's network.
 	Clients []netip.Prefix `yaml:"clients" json:"clients,omitempty" jsonschema:"description=prefixes of clients; empty = any"`
 	// Write lets clients put files.
@@ -62,7 +67,7 @@ func (c Config) Validate(nets pinhole.Networks) error {
 	var f pinhole.Faults
 	f.Listeners("listen", c.Listen, nets, "udp")
 	for i, l := range c.Listen {
-		if _, ok := c.Servers[l.Network]; !ok {
+		if _, ok := c.Servers[l.Network]; !ok && (!c.Transparent || !nets[l.Network].Trusted) {
 			f.Add(fmt.Sprintf("listen[%d]", i), "servers has no server for clients of %q", l.Network)
 		}
 	}
@@ -82,6 +87,9 @@ func (c Config) Validate(nets pinhole.Networks) error {
 	}
 	patterns("allow", c.Allow)
 	patterns("deny", c.Deny)
+	if c.KeepSource && !c.Transparent {
+		f.Add("keep_source", "the clients of whom? It needs transparent: true")
+	}
 	if c.Transfers < 1 || c.Transfers > 10000 {
 		f.Add("transfers", "%d is not between 1 and 10000", c.Transfers)
 	}

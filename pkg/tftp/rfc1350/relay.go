@@ -60,7 +60,7 @@ type Relay struct {
 	since     time.Time
 }
 
-// pairKey names a transfer: its client, and the listener that was asked.
+// pairKey names a transfer: its client, and the listener that was asked, or somebody else whom the edge speaks for.
 type pairKey struct{ listener, client netip.AddrPort }
 
 // New checks the configuration and returns a relay without listeners.
@@ -110,6 +110,9 @@ func (r *Relay) ServePacket(ctx context.Context, network string, pc net.PacketCo
 	defer cancel()
 	return gate.Packets(ctx, pc, maxRequest+1, func(from net.Addr, b []byte) {
 		key := pairKey{pinhole.AddrPortOf(pc.LocalAddr()), pinhole.AddrPortOf(from)}
+		if called := pinhole.CalledOf(from); called.IsValid() {
+			key.listener = called
+		}
 		if f := r.ask(ctx, &work, network, key, b); f != nil {
 			r.tell(pc, from, f)
 		}
@@ -126,7 +129,8 @@ func (r *Relay) ask(ctx context.Context, work *sync.WaitGroup, network string, k
 		p.ask(b)
 		return nil
 	}
-	if !r.cfg.admits(key.client.Addr()) {
+	to := r.server(network, key.listener)
+	if !r.cfg.admits(key.client.Addr()) || !to.IsValid() {
 		return &fault{codeAccess, "not allowed", "client"}
 	}
 	t := newTransfer(req, r.longest())
@@ -140,7 +144,7 @@ func (r *Relay) ask(ctx context.Context, work *sync.WaitGroup, network string, k
 	if f != nil {
 		return f
 	}
-	p, err := r.pair(ctx, network, key, t)
+	p, err := r.pair(ctx, key, to, t)
 	if err != nil {
 		r.log.Warn("no socket for a tftp transfer", zap.Stringer("client", key.client), zap.Error(err))
 		r.release(key, nil)
@@ -220,9 +224,22 @@ func (r *Relay) release(key pairKey, p *pair) {
 	}
 }
 
-// pair opens the sockets of a transfer: at the address that the client asked, and on the server's network.
-func (r *Relay) pair(ctx context.Context, network string, key pairKey, t *transfer) (*pair, error) {
-	to := netip.AddrPort(r.cfg.Servers[network])
+// server returns where a request goes: to whom it was sent if the edge took it on its way from a trusted network, or to
+// the server that is configured; not valid: nowhere.
+func (r *Relay) server(network string, asked netip.AddrPort) netip.AddrPort {
+	nets, a := r.deps.Networks, asked.Addr()
+	if nets.Own(a) {
+		return netip.AddrPort(r.cfg.Servers[network])
+	}
+	if !r.cfg.Transparent || !nets[network].Trusted || a.IsLoopback() || a.IsUnspecified() || a.IsMulticast() || a.IsLinkLocalUnicast() {
+		return netip.AddrPort{}
+	}
+	return asked
+}
+
+// pair opens the sockets of a transfer: at the address that the client asked, and on the server's network, or at the
+// client's own address.
+func (r *Relay) pair(ctx context.Context, key pairKey, to netip.AddrPort, t *transfer) (*pair, error) {
 	near, err := r.deps.ListenPacket(ctx, netip.AddrPortFrom(key.listener.Addr(), 0))
 	if err != nil {
 		return nil, err
@@ -233,6 +250,9 @@ func (r *Relay) pair(ctx context.Context, network string, key pairKey, t *transf
 		if !to.Addr().Is4() {
 			own = netip.IPv6Unspecified()
 		}
+	}
+	if r.cfg.KeepSource && !r.deps.Networks.Own(key.listener.Addr()) {
+		own = key.client.Addr()
 	}
 	far, err := r.deps.ListenPacket(ctx, netip.AddrPortFrom(own, 0))
 	if err != nil {
