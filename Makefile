@@ -4,7 +4,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 FUZZTIME ?= 60s
 
-.PHONY: help build demo test packages need-go fmt vet unit oracle fuzz fuzz-short lab lab-user lab-full package image charts test-system bench-sip bench-media bench-turn bench-tcp bench-h323 bench-ft bench-mailbox soak-mailbox soak-reload soak-tcp tables lint cover clean bench-tunnel-idle
+.PHONY: help build demo test packages need-go fmt vet unit oracle fuzz fuzz-short lab lab-user lab-full package image charts test-system bench-sip bench-media bench-turn bench-tcp bench-h323 bench-ft bench-mailbox soak-mailbox soak-reload soak-tcp tables lint cover clean bench-tunnel-idle soak-tunnel
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -108,6 +108,9 @@ soak-mailbox: need-go ## 100,000 messages to 100 devices while their store is ki
 
 soak-reload: need-go ## 1,000 reloads, good and broken files in turn, during 200 calls on each datapath; needs root
 	EDGED_LAB_FULL=1 go test -tags lab -count=1 -timeout 30m -parallel 1 -v -run '^TestReload' ./lab | grep -v '"level":'
+
+soak-tunnel: need-go ## 1 GiB each way by every rung while its carrier is killed 100 times; an hour or two; needs root
+	EDGED_SOAK=1 go test -tags lab -count=1 -parallel 2 -timeout 12h -v -run '^TestTunnelRungsKilled$$' ./lab
 
 soak-tcp: need-go ## 100 random streams of 1 GiB through a joined pair of connections; half an hour
 	EDGED_SOAK=1 go test -count=1 -timeout 3h -v -run 'TestStreams/loop' ./pkg/splice

@@ -5,12 +5,14 @@ package lab
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -19,20 +21,32 @@ import (
 
 	"edged.dev/edged/pkg/tunnel/carrier"
 	"edged.dev/edged/pkg/tunnel/mux"
-	"edged.dev/edged/pkg/tunnel/proxydial"
 )
 
-// killing is how much is moved and how often the carrier is killed meanwhile.
-func killing() (size int64, kills int) {
-	if os.Getenv("EDGED_LAB_FULL") != "" {
-		return 1 << 30, 100
+// killing is how much is moved and how often the carrier is killed meanwhile. EDGED_SOAK is for make soak-tunnel, which
+// takes an hour or two; EDGED_SOAK_MIB says how much it moves by each rung.
+func killing(t *testing.T) (size int64, kills int) {
+	switch {
+	case soaking():
+		mib := 1024
+		if text := os.Getenv("EDGED_SOAK_MIB"); text != "" {
+			var err error
+			mib, err = strconv.Atoi(text)
+			must(t, "EDGED_SOAK_MIB", err)
+		}
+		return int64(mib) << 20, 100
+	case os.Getenv("EDGED_LAB_FULL") != "":
+		return 64 << 20, 20
 	}
 	return 8 << 20, 10
 }
 
+func soaking() bool { return os.Getenv("EDGED_SOAK") != "" }
+
 // sockets are those that a host has opened for the tunnel, to be killed from below.
 type sockets struct {
 	host *Host
+	next []*Host // where its packets arrive
 	mu   sync.Mutex
 	open []interface {
 		io.Closer
@@ -88,21 +102,26 @@ func (s *sockets) kill(how string, rung carrier.Rung) error {
 	return c.Close()
 }
 
-// hole drops every packet of a port of the host.
+// hole drops every packet of a port of the host, where it arrives: dropped as it leaves, a datagram is an error for its sender.
 func (s *sockets) hole(a net.Addr, tcp bool) error {
 	_, port, err := net.SplitHostPort(a.String())
 	if err != nil {
 		return err
 	}
 	proto := map[bool]string{true: "tcp", false: "udp"}[tcp]
-	return s.host.Do(func() error {
+	errs := []error{s.host.dropFrom(proto + " dport " + port)}
+	for _, h := range s.next {
+		errs = append(errs, h.dropFrom(fmt.Sprintf("ip saddr %v %s sport %s", s.host.IP, proto, port)))
+	}
+	return errors.Join(errs...)
+}
+
+// dropFrom drops what arrives at the host and matches.
+func (h *Host) dropFrom(match string) error {
+	return h.Do(func() error {
 		cmd := exec.Command("nft", "-f", "-")
-		cmd.Stdin = strings.NewReader(strings.NewReplacer("PROTO", proto, "PORT", port).Replace(`add table inet holes
-add chain inet holes out { type filter hook output priority 0; }
-add chain inet holes in { type filter hook input priority 0; }
-add rule inet holes out PROTO sport PORT drop
-add rule inet holes in PROTO dport PORT drop
-`))
+		cmd.Stdin = strings.NewReader("add table inet holes\nadd chain inet holes in { type filter hook prerouting priority -400; }\n" +
+			"add rule inet holes in " + match + " drop\n")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("%w: %s", err, out)
 		}
@@ -180,16 +199,17 @@ func keep(ctx context.Context, t *testing.T, s *mux.Session, d *carrier.Dialer, 
 }
 
 // wantSurvives moves size octets there and back in one stream while the carrier is killed again and again.
-func wantSurvives(t *testing.T, h *Host, d *carrier.Dialer) {
+func (r *pathRig) wantSurvives(t *testing.T, h *Host, d *carrier.Dialer) {
 	t.Helper()
-	size, kills := killing()
-	socks := &sockets{host: h}
+	size, kills := killing(t)
+	socks := &sockets{host: h, next: []*Host{r.GW, r.relay}}
 	socks.watch(d)
 	d.Probed = nil
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
+	began := time.Now()
 	first, err := d.Dial(ctx)
 	must(t, "dial", err)
 	s, err := mux.Client(ctx, first.Conn, killedMux())
@@ -215,7 +235,8 @@ func wantSurvives(t *testing.T, h *Host, d *carrier.Dialer) {
 	if err != nil || n != size || string(back.Sum(nil)) != string(sent.Sum(nil)) {
 		t.Errorf("%d of %d octets came back, %v, equal %v", n, size, err, string(back.Sum(nil)) == string(sent.Sum(nil)))
 	}
-	t.Logf("%d octets there and back, %d resumes, %d octets replayed", n, k.resumed.Load(), s.Stats().Replayed)
+	t.Logf("%s: %d MiB there and back, %d kills, %d resumes, %d KiB replayed, %v", strings.TrimPrefix(t.Name(), "TestTunnelRungsKilled/"),
+		n>>20, k.done.Load(), k.resumed.Load(), s.Stats().Replayed>>10, time.Since(began).Round(time.Second))
 	if got := int(k.resumed.Load()); got < kills {
 		t.Errorf("resumed %d times for %d kills", got, kills)
 	}
@@ -225,11 +246,15 @@ func wantSurvives(t *testing.T, h *Host, d *carrier.Dialer) {
 func (k *killer) run(ctx context.Context, t *testing.T) {
 	ways := []string{"rst", "fin", "rst", "fin", "hole"}
 	for i := range k.kills {
-		if !waitFor(ctx, func() bool { return k.received.Load() >= k.part(int64(i)) }) {
+		at := k.part(int64(i)) + rand.N(k.part(1))
+		if !waitFor(ctx, func() bool { return k.received.Load() >= at }) {
 			return
 		}
-		before := k.resumed.Load()
-		if !waitFor(ctx, func() bool { return k.socks.kill(ways[i%len(ways)], k.rung) == nil }) { // the new one may not be there yet
+		if soaking() && i > 0 && i%10 == 0 {
+			t.Logf("%d kills, %d MiB are back", i, k.received.Load()>>20)
+		}
+		before, how := k.resumed.Load(), ways[i%len(ways)]
+		if !waitFor(ctx, func() bool { return k.socks.kill(how, k.rung) == nil }) { // the new one may not be there yet
 			t.Errorf("kill %d: nothing to be killed", i)
 			return
 		}
@@ -295,24 +320,4 @@ type counter struct{ n *atomic.Int64 }
 func (c counter) Write(b []byte) (int, error) {
 	c.n.Add(int64(len(b)))
 	return len(b), nil
-}
-
-// TestTunnelRungsKilled kills carriers of each rung from below while a stream flows both ways: not a byte may be
-// lost, and the stream must not notice.
-func TestTunnelRungsKilled(t *testing.T) {
-	r := newPathRig(t, 80)
-	r.serveSessions(t)
-	other := r.Outside("other")
-	none := proxydial.Config{URL: "none"}
-	for _, rung := range []carrier.Rung{carrier.QUIC, carrier.TLS, carrier.WS, carrier.LongLived, carrier.KeepAlive, carrier.Polling} {
-		t.Run(rung.String(), func(t *testing.T) { t.Parallel(); wantSurvives(t, other, r.dialer(t, other, none, rung)) })
-	}
-	squid := login(t, "http://"+r.GW.squid(t, inside, 3128, "ntlm", "").String())
-	for _, rung := range []carrier.Rung{carrier.Connect, carrier.LongLived, carrier.KeepAlive} {
-		t.Run("squid "+rung.String(), func(t *testing.T) { t.Parallel(); wantSurvives(t, r.site, r.dialer(t, r.site, squid, rung)) })
-	}
-	tiny := login(t, "http://"+r.GW.tinyproxy(t, inside, 3140).String())
-	t.Run("tinyproxy connect", func(t *testing.T) { t.Parallel(); wantSurvives(t, r.site, r.dialer(t, r.site, tiny, carrier.Connect)) })
-	dante := login(t, "socks5://"+r.GW.dante(t, inside, 3150, true).String())
-	t.Run("dante socks5", func(t *testing.T) { t.Parallel(); wantSurvives(t, r.site, r.dialer(t, r.site, dante, carrier.SOCKS5)) })
 }
