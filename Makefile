@@ -4,7 +4,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 FUZZTIME ?= 60s
 
-.PHONY: help build demo test packages need-go fmt vet unit oracle fuzz fuzz-short lab lab-user lab-full package image charts test-system bench-sip bench-media bench-turn bench-tcp bench-h323 bench-ft bench-mailbox soak-mailbox soak-reload soak-tcp tables lint cover clean bench-tunnel-idle soak-tunnel
+.PHONY: help build demo test packages need-go fmt vet unit oracle fuzz fuzz-short lab lab-user lab-full package image charts test-system bench-sip bench-media bench-turn bench-tcp bench-h323 bench-ft bench-mailbox soak-mailbox soak-reload soak-tcp tables lint cover clean bench-tunnel-idle soak-tunnel bench-tunnel bench-tunnel-delay
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -96,6 +96,10 @@ bench-tunnel: build ## a stream through the tunnel against stunnel, OpenSSH, HAP
 
 bench-tunnel-idle: build ## memory of a relay with 10,000 idle agents, and how long until all are back after it was killed
 	go run ./bench/tunnel/idle
+
+bench-tunnel-delay: build ## a stream and datagrams over a path of 40 ms, first unlimited, then of 1 Gb/s; needs root
+	go run ./bench/tunnel -rtt 40ms -rounds 3 -time 5s -out bench/out/tunnel-delay.json
+	go run ./bench/tunnel -rtt 40ms -rate 1000 -rounds 3 -time 5s -out bench/out/tunnel-delay-1000.json
 
 bench-ft: need-go ## a Messenger file transfer through the gateway against HAProxy; needs root
 	go run ./bench/ft

@@ -13,20 +13,22 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
-	"net"
 	"os"
 	"path/filepath"
 	"time"
 
+	"edged.dev/edged/bench/delay"
 	"edged.dev/edged/bench/report"
 )
 
 type options struct {
 	rounds      int
-	time        time.Duration
+	time, warm  time.Duration
+	rtt, queue  time.Duration
+	rate        float64
 	binary, out string
 	base, only  string
+	congestion  string
 }
 
 // figures are what one measurement has found.
@@ -35,44 +37,55 @@ type figures struct {
 }
 
 func main() {
+	delay.Serve()
+	serveProbes()
 	o := options{}
 	flag.IntVar(&o.rounds, "rounds", 5, "rounds of all in turn")
 	flag.DurationVar(&o.time, "time", 2*time.Second, "length of one measurement")
+	flag.DurationVar(&o.rtt, "rtt", 0, "over a path of this round trip `time`, made of namespaces; needs root; 0: over loopback")
+	flag.Float64Var(&o.rate, "rate", 0, "with -rtt: what the path carries, in Mb/s; 0: what the machine can")
+	flag.DurationVar(&o.queue, "queue", 10*time.Millisecond, "with -rate: how long a packet may wait for others before it is dropped")
+	flag.StringVar(&o.congestion, "congestion", "cubic", "with -rtt: TCP's congestion `control`")
+	flag.DurationVar(&o.warm, "warm", 3*time.Second, "with -rtt: how long a stream runs before it is measured")
 	flag.StringVar(&o.binary, "edged", filepath.Join("bin", "edged"), "edged `binary`")
 	flag.StringVar(&o.base, "base", "", "another edged `binary` to compare with")
 	flag.StringVar(&o.only, "only", "", "measure only these `ways`, by their names and commas")
 	flag.StringVar(&o.out, "out", filepath.Join("bench", "out", "tunnel.json"), "report `file`")
 	flag.Parse()
-	if err := bench(o); err != nil {
+	run := bench
+	if o.rtt > 0 {
+		run = benchDelay
+	}
+	if err := run(o); err != nil {
 		fmt.Fprintln(os.Stderr, "bench/tunnel:", err)
 		os.Exit(1)
 	}
 }
 
 func bench(o options) (err error) {
-	dir, err := os.MkdirTemp("", "bench-tunnel")
+	here := place{ip: "127.0.0.1"}
+	b, err := newBuilder(o, here, here)
 	if err != nil {
 		return err
 	}
-	b := &builder{dir: dir, base: o.base, only: o.only}
-	defer func() {
-		b.stop()
-		err = errors.Join(err, os.RemoveAll(dir))
-	}()
-	if b.binary, err = filepath.Abs(o.binary); err != nil {
-		return err
-	}
-	if b.sink, err = newSink(); err != nil {
-		return err
-	}
-	ways, err := b.ways()
+	defer func() { err = errors.Join(err, b.stop()) }()
+	ways, err := b.ways([]wayMaker{
+		{"tcp", b.plain},
+		{"bulk", func() (*way, error) { return b.edged("bulk", b.binary, "tls", "") }},
+		{"in-mux", func() (*way, error) { return b.edged("in-mux", b.binary, "tls", inMux) }},
+		{"bulk-base", func() (*way, error) { return b.edged("bulk-base", b.base, "tls", "") }},
+		{"in-mux-base", func() (*way, error) { return b.edged("in-mux-base", b.base, "tls", inMux) }},
+		{"stunnel", b.stunnel},
+		{"haproxy", b.haproxy},
+		{"ssh", b.ssh},
+	})
 	if err != nil {
 		return err
 	}
 	results := map[string][]figures{}
 	for round := range o.rounds {
 		for _, w := range ways {
-			f, err := w.measure(b.sink, o.time)
+			f, err := w.measure(b, o.time)
 			if err != nil {
 				return fmt.Errorf("%s: %w", w.name, err)
 			}
@@ -106,69 +119,4 @@ func compare(results map[string][]figures, ways []*way) (rows []report.Row) {
 		}
 	}
 	return rows
-}
-
-// sink takes what comes and counts it.
-type sink struct {
-	net.Listener
-	counted chan int64 // of each connection, when it has ended
-}
-
-func newSink() (*sink, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, err
-	}
-	s := &sink{ln, make(chan int64, 16)} // those that nobody waits for are few
-	go func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				n, _ := io.Copy(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{c}) // what arrived counts
-				c.Close()
-				s.counted <- n
-			}()
-		}
-	}()
-	return s, nil
-}
-
-// measure sends for a time, and waits until all has arrived.
-func (w *way) measure(s *sink, d time.Duration) (figures, error) {
-	before, err := w.cpu()
-	if err != nil {
-		return figures{}, err
-	}
-	c, err := net.Dial("tcp", w.entry)
-	if err != nil {
-		return figures{}, err
-	}
-	defer c.Close()
-	start := time.Now()
-	buf := make([]byte, 256<<10)
-	for time.Since(start) < d {
-		if _, err := c.Write(buf); err != nil {
-			return figures{}, err
-		}
-	}
-	if err := c.(*net.TCPConn).CloseWrite(); err != nil {
-		return figures{}, err
-	}
-	var n int64
-	for late := time.After(time.Minute); n == 0; { // connections that only tried whether somebody listens have no bytes
-		select {
-		case n = <-s.counted:
-		case <-late:
-			return figures{}, errors.New("the sink waits for the end")
-		}
-	}
-	took := time.Since(start).Seconds()
-	after, err := w.cpu()
-	if err != nil {
-		return figures{}, err
-	}
-	return figures{float64(n) * 8e-9 / took, (after - before).Seconds() / (float64(n) * 1e-9)}, nil
 }

@@ -24,65 +24,78 @@ func (b *builder) file(name, text string) (string, error) {
 	return path, os.WriteFile(path, []byte(text), 0o600)
 }
 
-// edged is a relay and two agents of a binary; limits are lines of the relay's section.
-func (b *builder) edged(name, binary, limits string) (*way, error) {
-	relayAt, entry := "127.0.0.1:"+port(), "127.0.0.1:"+port()
-	conf := func(who, text string) (string, error) {
-		return b.file(name+"/"+who+".yaml", fmt.Sprintf("admin: {listen: \"127.0.0.1:%s\"}\nstate: {dir: %s}\nnetworks: {outside: {addresses: [127.0.0.1]}}\n"+
-			"pinholes: {udp: 61000-61999, tcp: 62000-62999}\n%s",
-			port(), filepath.Join(b.dir, name, who), text))
-	}
-	relay, err := conf("relay", fmt.Sprintf("tunnel:\n  listen: [\"https://outside:%s\"]\n  policy: [{from: a, to: b, services: [\"*\"]}]\n%s",
-		strings.TrimPrefix(relayAt, "127.0.0.1:"), limits))
+// edged is a relay and an agent of a binary in the far place, and one in the near one, attached by a rung; limits are
+// lines of the relay's section.
+func (b *builder) edged(name, binary, rung, limits string) (*way, error) {
+	relayPort, entry := b.far.port(), b.near.port()
+	relayAt := b.far.ip + ":" + relayPort
+	relay, err := b.config(name, "relay", b.far, fmt.Sprintf("tunnel:\n  listen: [\"https://outside:%[1]s\", \"quic://outside:%[1]s\"]\n"+
+		"  policy: [{from: a, to: b, services: [\"*\"]}]\n%s", relayPort, limits))
 	if err != nil {
 		return nil, err
 	}
-	w := &way{name: name, entry: entry}
-	if err := b.run(w, binary, "run", "--config", relay); err != nil {
+	w := &way{name: name, entry: "127.0.0.1:" + entry}
+	if err := b.run(w, b.far, binary, "run", "--config", relay); err != nil {
 		return nil, err
 	}
-	if err := ready(relayAt); err != nil {
+	if err := b.far.ready(relayAt); err != nil {
 		return nil, err
 	}
-	relayID, err := b.say(binary, "tunnel", "key", "--relay", "--config", relay)
+	relayID, err := b.say(b.far, binary, "tunnel", "key", "--relay", "--config", relay)
 	if err != nil {
 		return nil, err
 	}
 	ids := map[string]string{}
-	for _, who := range []string{"a", "b"} {
-		c, err := conf(who, fmt.Sprintf("sip: {listen: [\"udp://outside:%s\"]}\n", port())) // any that is valid
-		if err != nil {
-			return nil, err
-		}
-		token, err := b.say(binary, "tunnel", "token", who, "--config", relay)
-		if err != nil {
-			return nil, err
-		}
-		if _, err := b.say(binary, "tunnel", "enrol", "--relay", relayAt, token, "--config", c); err != nil {
-			return nil, err
-		}
-		if ids[who], err = b.say(binary, "tunnel", "key", "--config", c); err != nil {
+	for who, at := range map[string]place{"a": b.near, "b": b.far} {
+		if ids[who], err = b.enrol(name, binary, who, at, relay, relayAt); err != nil {
 			return nil, err
 		}
 	}
-	for who, more := range map[string]string{
-		"a": fmt.Sprintf("  devices: {b: %s}\n  forwards: [{listen: \"tcp://%s\", device: b, service: sink}]\n", ids["b"], entry),
-		"b": fmt.Sprintf("  devices: {a: %s}\n  services: {sink: {tcp: \"%s\", allow: [a]}}\n", ids["a"], b.sink.Addr()),
-	} {
-		c, err := conf(who, fmt.Sprintf("agent:\n  relays: [{address: \"%s\", id: %s}]\n  rungs: [tls]\n%s", relayAt, relayID, more))
-		if err != nil {
-			return nil, err
-		}
-		if err := b.run(w, binary, "tunnel", "--config", c); err != nil {
-			return nil, err
-		}
+	forwards, services := fmt.Sprintf("{listen: \"tcp://%s\", device: b, service: sink}", w.entry), fmt.Sprintf("sink: {tcp: \"%s\", allow: [a]}", b.sink.Addr())
+	if b.echo != "" {
+		w.datagrams = w.entry
+		forwards += fmt.Sprintf(", {listen: \"udp://%s\", device: b, service: echo}", w.datagrams)
+		services += fmt.Sprintf(", echo: {udp: \"%s\", allow: [a]}", b.echo)
 	}
-	return w, nil
+	agent := func(who string, at place, more string) error {
+		c, err := b.config(name, who, at, fmt.Sprintf("agent:\n  relays: [{address: \"%s\", id: %s}]\n  rungs: [%s]\n%s", relayAt, relayID, rung, more))
+		if err != nil {
+			return err
+		}
+		return b.run(w, at, binary, "tunnel", "--config", c)
+	}
+	if err := agent("a", b.near, fmt.Sprintf("  devices: {b: %s}\n  forwards: [%s]\n", ids["b"], forwards)); err != nil {
+		return nil, err
+	}
+	return w, agent("b", b.far, fmt.Sprintf("  devices: {a: %s}\n  services: {%s}\n", ids["a"], services))
+}
+
+// config writes the configuration of one of a way's processes.
+func (b *builder) config(name, who string, at place, text string) (string, error) {
+	return b.file(name+"/"+who+".yaml", fmt.Sprintf("admin: {listen: \"127.0.0.1:%s\"}\nstate: {dir: %s}\nnetworks: {outside: {addresses: [%s]}}\n"+
+		"pinholes: {udp: 61000-61999, tcp: 62000-62999}\n%s",
+		at.port(), filepath.Join(b.dir, name, who), at.ip, text))
+}
+
+// enrol makes a device and has the relay admit it; it returns the device's ID.
+func (b *builder) enrol(name, binary, who string, at place, relay, relayAt string) (string, error) {
+	c, err := b.config(name, who, at, fmt.Sprintf("sip: {listen: [\"udp://outside:%s\"]}\n", at.port())) // any that is valid
+	if err != nil {
+		return "", err
+	}
+	token, err := b.say(b.far, binary, "tunnel", "token", who, "--config", relay)
+	if err != nil {
+		return "", err
+	}
+	if _, err := b.say(at, binary, "tunnel", "enrol", "--relay", relayAt, token, "--config", c); err != nil {
+		return "", err
+	}
+	return b.say(at, binary, "tunnel", "key", "--config", c)
 }
 
 // say runs edged and returns what it prints.
-func (b *builder) say(binary string, args ...string) (string, error) {
-	out, err := exec.Command(binary, args...).CombinedOutput()
+func (b *builder) say(at place, binary string, args ...string) (string, error) {
+	out, err := at.command(binary, args...).CombinedOutput()
 	if err != nil {
 		err = fmt.Errorf("edged %s: %w: %s", strings.Join(args, " "), err, out)
 	}
@@ -90,8 +103,8 @@ func (b *builder) say(binary string, args ...string) (string, error) {
 }
 
 // run starts a process of a way.
-func (b *builder) run(w *way, name string, args ...string) error {
-	p, err := b.start(name, args...)
+func (b *builder) run(w *way, at place, name string, args ...string) error {
+	p, err := b.start(at, name, args...)
 	if err == nil {
 		w.procs = append(w.procs, p)
 	}
@@ -108,21 +121,24 @@ func (b *builder) stunnel() (*way, error) {
 	if err != nil {
 		return nil, err
 	}
-	entry, between := "127.0.0.1:"+port(), "127.0.0.1:"+port()
+	entry, between := "127.0.0.1:"+b.near.port(), b.far.ip+":"+b.far.port()
 	w := &way{name: "stunnel", entry: entry}
-	for side, text := range map[string]string{
-		"server": fmt.Sprintf("[x]\naccept = %s\nconnect = %s\ncert = %s\n", between, b.sink.Addr(), cert),
-		"client": fmt.Sprintf("[x]\nclient = yes\naccept = %s\nconnect = %s\n", entry, between),
+	for _, side := range []struct {
+		name, text string
+		at         place
+	}{
+		{"server", fmt.Sprintf("accept = %s\nconnect = %s\ncert = %s\n", between, b.sink.Addr(), cert), b.far},
+		{"client", fmt.Sprintf("client = yes\naccept = %s\nconnect = %s\n", entry, between), b.near},
 	} {
-		conf, err := b.file("stunnel-"+side, "foreground = yes\npid =\nsslVersion = TLSv1.3\n"+text)
+		conf, err := b.file("stunnel-"+side.name, "foreground = yes\npid =\nsslVersion = TLSv1.3\n[x]\n"+side.text)
 		if err != nil {
 			return nil, err
 		}
-		if err := b.run(w, bin, conf); err != nil {
+		if err := b.run(w, side.at, bin, conf); err != nil {
 			return nil, err
 		}
 	}
-	return w, ready(between)
+	return w, b.near.ready(between)
 }
 
 // certificate returns a file with a key and a certificate.
@@ -149,13 +165,13 @@ func (b *builder) haproxy() (*way, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &way{name: "haproxy", entry: "127.0.0.1:" + port()}
+	w := &way{name: "haproxy", entry: "127.0.0.1:" + b.near.port()}
 	conf, err := b.file("haproxy.cfg", fmt.Sprintf("defaults\n mode tcp\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n"+
 		" option splice-auto\nlisten x\n bind %s\n server s %s\n", w.entry, b.sink.Addr()))
 	if err != nil {
 		return nil, err
 	}
-	return w, b.run(w, bin, "-db", "-f", conf)
+	return w, b.run(w, b.near, bin, "-db", "-f", conf)
 }
 
 // ssh is OpenSSH's own forwarding.
@@ -176,19 +192,19 @@ func (b *builder) ssh() (*way, error) {
 	if err := os.MkdirAll("/run/sshd", 0o755); err != nil {
 		return nil, err
 	}
-	at, local := port(), port()
-	conf, err := b.file("sshd.conf", fmt.Sprintf("Port %s\nListenAddress 127.0.0.1\nHostKey %s/host\nAuthorizedKeysFile %s/user.pub\nStrictModes no\nUsePAM no\n"+
-		"PidFile none\nPermitRootLogin yes\n", at, b.dir, b.dir))
+	at, local := b.far.port(), b.near.port()
+	conf, err := b.file("sshd.conf", fmt.Sprintf("Port %s\nListenAddress %s\nHostKey %s/host\nAuthorizedKeysFile %s/user.pub\nStrictModes no\nUsePAM no\n"+
+		"PidFile none\nPermitRootLogin yes\n", at, b.far.ip, b.dir, b.dir))
 	if err != nil {
 		return nil, err
 	}
 	w := &way{name: "ssh", entry: "127.0.0.1:" + local}
-	if err := b.run(w, server, "-D", "-e", "-f", conf); err != nil {
+	if err := b.run(w, b.far, server, "-D", "-e", "-f", conf); err != nil {
 		return nil, err
 	}
-	if err := ready("127.0.0.1:" + at); err != nil {
+	if err := b.near.ready(b.far.ip + ":" + at); err != nil {
 		return nil, err
 	}
-	return w, b.run(w, client, "-F", "none", "-N", "-p", at, "-i", filepath.Join(b.dir, "user"), "-o", "StrictHostKeyChecking=no",
-		"-o", "UserKnownHostsFile=/dev/null", "-o", "BatchMode=yes", "-L", local+":"+b.sink.Addr().String(), "root@127.0.0.1")
+	return w, b.run(w, b.near, client, "-F", "none", "-N", "-p", at, "-i", filepath.Join(b.dir, "user"), "-o", "StrictHostKeyChecking=no",
+		"-o", "UserKnownHostsFile=/dev/null", "-o", "BatchMode=yes", "-L", local+":"+b.sink.Addr().String(), "root@"+b.far.ip)
 }

@@ -12,12 +12,37 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"edged.dev/edged/bench/veth"
 )
 
 // way is one of those that are measured.
 type way struct {
-	name, entry string
+	name, entry string      // a TCP port of the near place
+	datagrams   string      // a UDP port there, if it carries them
 	procs       []*exec.Cmd // whose CPU counts, with their children
+}
+
+// place is where one end of the ways is.
+type place struct {
+	ns string // the namespace; "": this one
+	ip string // where others listen for the other place
+}
+
+// within runs f there; sockets that it makes stay there.
+func (p place) within(f func() error) error {
+	if p.ns == "" {
+		return f()
+	}
+	return veth.Within(p.ns, f)
+}
+
+// command is exec.Command there.
+func (p place) command(name string, args ...string) *exec.Cmd {
+	if p.ns == "" {
+		return exec.Command(name, args...)
+	}
+	return exec.Command("ip", append([]string{"netns", "exec", p.ns, name}, args...)...)
 }
 
 // cpu returns the time that the processes and their children have used (proc(5)), to 10 ms.
@@ -47,27 +72,44 @@ func (w *way) cpu() (sum time.Duration, err error) {
 
 // builder starts processes, and ends them.
 type builder struct {
-	dir          string
-	binary, base string // base: the other one, or empty
-	only         string // names of ways; empty: all
-	sink         *sink
-	procs        []*exec.Cmd
+	dir, binary string
+	base        string // another binary, or empty
+	only        string // names of ways; empty: all
+	sink        *sink
+	near, far   place
+	echo        string // where far answers datagrams; "": nobody does
+	procs       []*exec.Cmd
 }
 
-func (b *builder) stop() {
+func newBuilder(o options, near, far place) (b *builder, err error) {
+	b = &builder{base: o.base, only: o.only, near: near, far: far}
+	if b.binary, err = filepath.Abs(o.binary); err != nil {
+		return nil, err
+	}
+	if b.dir, err = os.MkdirTemp("", "bench-tunnel"); err != nil {
+		return nil, err
+	}
+	if b.sink, err = newSink(far); err != nil {
+		return nil, errors.Join(err, b.stop())
+	}
+	return b, nil
+}
+
+func (b *builder) stop() error {
 	for _, p := range b.procs {
 		_ = p.Process.Kill() // it may have ended
 		_ = p.Wait()
 	}
+	return os.RemoveAll(b.dir)
 }
 
-func (b *builder) start(name string, args ...string) (*exec.Cmd, error) {
+func (b *builder) start(at place, name string, args ...string) (*exec.Cmd, error) {
 	log, err := os.Create(filepath.Join(b.dir, fmt.Sprintf("log-%d", len(b.procs))))
 	if err != nil {
 		return nil, err
 	}
 	defer log.Close()
-	cmd := exec.Command(name, args...)
+	cmd := at.command(name, args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		return nil, err
@@ -76,25 +118,19 @@ func (b *builder) start(name string, args ...string) (*exec.Cmd, error) {
 	return cmd, nil
 }
 
+// wayMaker makes one of the ways.
+type wayMaker struct {
+	name string
+	make func() (*way, error)
+}
+
 // inMux is a limit that nothing here reaches: where bandwidth is limited, streams stay in the session.
 const inMux = "  limits: {bandwidth: 1000000000000}\n"
 
-// ways starts all.
-func (b *builder) ways() ([]*way, error) {
+// ways starts those that are wanted.
+func (b *builder) ways(makers []wayMaker) ([]*way, error) {
 	var out []*way
-	for _, one := range []struct {
-		name string
-		make func() (*way, error)
-	}{
-		{"tcp", func() (*way, error) { return &way{name: "tcp", entry: b.sink.Addr().String()}, nil }},
-		{"bulk", func() (*way, error) { return b.edged("bulk", b.binary, "") }},
-		{"in-mux", func() (*way, error) { return b.edged("in-mux", b.binary, inMux) }},
-		{"bulk-base", func() (*way, error) { return b.edged("bulk-base", b.base, "") }},
-		{"in-mux-base", func() (*way, error) { return b.edged("in-mux-base", b.base, inMux) }},
-		{"stunnel", b.stunnel},
-		{"haproxy", b.haproxy},
-		{"ssh", b.ssh},
-	} {
+	for _, one := range makers {
 		if strings.HasSuffix(one.name, "-base") && b.base == "" {
 			continue
 		}
@@ -109,7 +145,7 @@ func (b *builder) ways() ([]*way, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := until(w.entry, passes); err != nil {
+		if err := b.near.until(w.entry, passes); err != nil {
 			return nil, fmt.Errorf("%s: %w", w.name, err)
 		}
 		out = append(out, w)
@@ -117,8 +153,12 @@ func (b *builder) ways() ([]*way, error) {
 	return out, nil
 }
 
+func (b *builder) plain() (*way, error) {
+	return &way{name: "tcp", entry: b.sink.Addr().String(), datagrams: b.echo}, nil
+}
+
 // ready waits until something listens.
-func ready(at string) error { return until(at, func(net.Conn) error { return nil }) }
+func (p place) ready(at string) error { return p.until(at, func(net.Conn) error { return nil }) }
 
 // passes tells whether a connection is led to the sink: an agent resets those that come before it has reached its relay.
 func passes(c net.Conn) error {
@@ -130,11 +170,11 @@ func passes(c net.Conn) error {
 }
 
 // until dials until a connection is as wanted.
-func until(at string, wanted func(net.Conn) error) error {
+func (p place) until(at string, wanted func(net.Conn) error) error {
 	end, tick := time.After(30*time.Second), time.NewTicker(50*time.Millisecond)
 	defer tick.Stop()
 	for {
-		c, err := net.Dial("tcp", at)
+		c, err := p.dial(at)
 		if err == nil {
 			err = errors.Join(wanted(c), c.Close())
 		}
@@ -149,13 +189,25 @@ func until(at string, wanted func(net.Conn) error) error {
 	}
 }
 
-// port returns one that is free.
-func port() string {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "0"
-	}
-	defer ln.Close()
-	_, p, _ := net.SplitHostPort(ln.Addr().String())
-	return p
+// dial connects from there.
+func (p place) dial(to string) (c net.Conn, err error) {
+	err = p.within(func() error {
+		c, err = net.Dial("tcp", to)
+		return err
+	})
+	return c, err
+}
+
+// port returns one of the place's loopback that is free.
+func (p place) port() string {
+	free := "0"
+	_ = p.within(func() error {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err == nil {
+			_, free, err = net.SplitHostPort(ln.Addr().String())
+			ln.Close()
+		}
+		return err
+	})
+	return free
 }
