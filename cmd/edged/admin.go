@@ -36,6 +36,8 @@ type adminDeps struct {
 	// Actions are what may be done, by method and path. None is a GET, and a POST wants
 	// a header of ours: pages of other sites cannot ask for them.
 	Actions map[string]http.HandlerFunc
+	// Audit is told of each of them, refused ones too.
+	Audit *audit
 }
 
 // adminHandler returns the tree of the admin listener, as far as it is not the console's.
@@ -44,7 +46,7 @@ func adminHandler(d adminDeps) http.Handler {
 	if d.Token == "" {
 		return checkHost(mux)
 	}
-	return checkToken(d.Token, mux)
+	return checkToken(d.Token, d.Audit, mux)
 }
 
 // adminMux is the tree for those who may see all of it.
@@ -60,7 +62,7 @@ func adminMux(d adminDeps) http.Handler {
 		mux.HandleFunc(pattern, page)
 	}
 	for pattern, act := range d.Actions {
-		mux.HandleFunc(pattern, act)
+		mux.HandleFunc(pattern, d.Audit.of(pattern, d.Token != "", act))
 	}
 	mux.HandleFunc("GET /api/v1/events", d.Events.serve)
 	mux.HandleFunc("GET /api/v1/events/recent", jsonView(d.Events.recent))
@@ -101,11 +103,14 @@ func jsonView(view func() any) http.HandlerFunc {
 }
 
 // checkToken demands "Authorization: Bearer TOKEN".
-func checkToken(token pinhole.Secret, next http.Handler) http.Handler {
+func checkToken(token pinhole.Secret, a *audit, next http.Handler) http.Handler {
 	want := []byte("Bearer " + string(token))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if subtle.ConstantTimeCompare([]byte(r.Header.Get("Authorization")), want) != 1 {
 			w.Header().Set("WWW-Authenticate", `Bearer realm="edged"`)
+			if r.Method != http.MethodGet && r.Method != http.MethodHead {
+				a.line(r, r.Method+" "+r.URL.Path, "nobody", "", http.StatusUnauthorized, "no token, or a wrong one")
+			}
 			http.Error(w, "a bearer token is needed", http.StatusUnauthorized)
 			return
 		}
@@ -186,6 +191,7 @@ func serveAdmin(ctx context.Context, ln net.Listener, h http.Handler, log *zap.L
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          zap.NewStdLog(log),
 		BaseContext:       func(net.Listener) context.Context { return ctx },
+		ConnContext:       withPeer,
 	}
 	done := make(chan error, 1) // one value, so that the goroutine always ends
 	go func() { done <- srv.Serve(ln) }()

@@ -23,7 +23,7 @@ func (c *apiClient) captureMedia(cmd *cobra.Command, path string, f captureFlags
 	defer stop()
 	q := url.Values{"for": {f.time.String()}, "packets": {strconv.Itoa(f.packets)}, "bytes": {strconv.Itoa(f.bytes)}}
 	c.http.Timeout = 0
-	resp, err := c.request(ctx, http.MethodPost, path+"?"+q.Encode())
+	resp, err := c.request(ctx, http.MethodPost, path+"?"+q.Encode(), http.NoBody)
 	if err != nil {
 		return err
 	}

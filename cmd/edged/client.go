@@ -86,7 +86,12 @@ func (c *apiClient) ask(ctx context.Context, method, path string) ([]byte, error
 
 // do returns the status and the body of any answer.
 func (c *apiClient) do(ctx context.Context, method, path string) (status int, body []byte, err error) {
-	resp, err := c.request(ctx, method, path)
+	return c.send(ctx, method, path, http.NoBody)
+}
+
+// send is do with a body.
+func (c *apiClient) send(ctx context.Context, method, path string, in io.Reader) (status int, body []byte, err error) {
+	resp, err := c.request(ctx, method, path, in)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -99,8 +104,8 @@ func (c *apiClient) do(ctx context.Context, method, path string) (status int, bo
 }
 
 // request asks; the answer's body is the caller's to close.
-func (c *apiClient) request(ctx context.Context, method, path string) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, method, c.base+path, nil)
+func (c *apiClient) request(ctx context.Context, method, path string, in io.Reader) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path, in)
 	if err != nil {
 		return nil, err
 	}

@@ -57,7 +57,7 @@ func newRootCmd() *cobra.Command {
 	}
 	root.PersistentFlags().String("config", "/etc/edged/edged.yaml", "configuration `FILE`")
 	root.AddCommand(
-		newRunCmd(), newCheckCmd(), newStatusCmd(), newCallsCmd(), newTraceCmd(), newCaptureCmd(), newReloadCmd(), newDrainCmd(),
+		newRunCmd(), newCheckCmd(), newStatusCmd(), newCallsCmd(), newBanCmd(), newBansCmd(), newUnbanCmd(), newTraceCmd(), newCaptureCmd(), newReloadCmd(), newDrainCmd(),
 		newFastpathCmd(), newDoctorCmd(), newFirewallCmd(), newDemoCmd(), newSchemaCmd(),
 		newTURNCmd(), newTunnelCmd(), newManCmd(), newVersionCmd(),
 	)

@@ -16,6 +16,8 @@ import (
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
 
+	"edged.dev/edged/internal/denylist"
+	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/trace"
 )
 
@@ -117,8 +119,13 @@ func assemble(ctx context.Context, o runOptions, admin net.Listener, ph *phase, 
 	reg.MustRegister(newCertificateMetrics(store))
 	traces := &callTraces{ring: trace.New(int(o.config.Trace.Memory))}
 	reg.MustRegister(newTraceMetrics(traces.ring))
+	bans, err := denylist.Open(bansFile(o.config), o.log.Named("bans"))
+	if err != nil {
+		return nil, nil, fmt.Errorf("state.dir: %w", err)
+	}
+	reg.MustRegister(bans)
 	captures := newMediaCaptures(o.config, traces, events, reg, o.log.Named("capture"))
-	deps := &serviceDeps{cfg: o.config, log: o.log, reg: reg, tls: store, events: events, traces: traces, captures: captures}
+	deps := &serviceDeps{cfg: o.config, log: o.log, reg: reg, tls: store, events: events, traces: traces, captures: captures, bans: bans}
 	services, err := buildServices(ctx, deps)
 	if err != nil {
 		return nil, nil, err
@@ -137,15 +144,17 @@ func assemble(ctx context.Context, o runOptions, admin net.Listener, ph *phase, 
 		shown := views(services, statusView(build, ph, re, services))
 		shown["ports"] = func() any { return re.config().explain() }
 		ctl := &control{
-			reload: re.reload, busy: func() int { return busy(services) }, drains: drains, limit: o.drain, log: o.log.Named("admin"),
+			reload: re.reload, busy: func() int { return busy(services) }, drains: drains, limit: o.drain,
 		}
+		op := &operator{bans: bans, services: services, own: o.config.networks(), admin: pinhole.AddrPortOf(admin.Addr())}
 		does := actions(services)
 		maps.Copy(does, ctl.actions())
-		does["POST /api/v1/calls/{id}/capture"] = ctl.audited("capture media", captures.serve)
-		shown["certificates"] = store.certificatesView
+		maps.Copy(does, op.actions())
+		does["POST /api/v1/calls/{id}/capture"] = captures.serve
+		shown["certificates"], shown["bans"] = store.certificatesView, op.view
 		d := adminDeps{
 			Token: o.config.Admin.Token, Registry: reg, Events: events, Ready: ph.notReady, Alive: alive,
-			Views: shown, Pages: traces.pages(), Actions: does,
+			Views: shown, Pages: traces.pages(), Actions: does, Audit: &audit{log: o.log.Named("audit"), events: events},
 		}
 		served, err := adminServices(d, admin, o.log.Named("admin"))
 		if err != nil {

@@ -35,6 +35,8 @@ func buildAudioCall(ctx context.Context, d *serviceDeps) (*service, error) {
 		socks.close()
 		return nil, err
 	}
+	socks.guard(d.bans, false)
+	packets.guard(d.bans, true)
 	d.reg.MustRegister(server.Collector())
 	return &service{
 		serve: func(ctx context.Context) error {

@@ -48,8 +48,8 @@ func buildFirewall(_ context.Context, d *serviceDeps) (*service, error) {
 		},
 		status: func() any { return firewallStatus(keeper, rules) },
 		actions: map[string]http.HandlerFunc{
-			"POST /api/v1/firewall/on":  firewallAction(log, "on", keeper.On),
-			"POST /api/v1/firewall/off": firewallAction(log, "off", keeper.Off),
+			"POST /api/v1/firewall/on":  firewallAction("on", keeper.On),
+			"POST /api/v1/firewall/off": firewallAction("off", keeper.Off),
 		},
 	}, nil
 }
@@ -67,14 +67,14 @@ func firewallStatus(keeper *firewall.Keeper, rules firewall.Rules) any {
 }
 
 // firewallAction has the rules put in place or removed.
-func firewallAction(log *zap.Logger, name string, do func() error) http.HandlerFunc {
-	return (&control{log: log}).audited("firewall "+name, func(w http.ResponseWriter, _ *http.Request) {
+func firewallAction(name string, do func() error) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
 		if err := do(); err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 			return
 		}
 		writeJSON(w, map[string]bool{"on": name == "on"})
-	})
+	}
 }
 
 // watchPorts tells the firewall of a port of the relay.

@@ -37,6 +37,7 @@ func buildForwards(ctx context.Context, d *serviceDeps) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
+	socks.guard(d.bans, false)
 	f := forward.New(rules, forward.Deps{
 		Joiner: d.joiner, Kernel: d.kernel, TLS: forwardTLS{d.tls}, PerSource: d.cfg.Limits.PerSource.Connections,
 	}, d.log.Named("forwards"))

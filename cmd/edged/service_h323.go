@@ -38,6 +38,8 @@ func buildH323(ctx context.Context, d *serviceDeps) (*service, error) {
 		packets.close()
 		return nil, err
 	}
+	packets.guard(d.bans, true)
+	groups.guard(d.bans, true)
 	d.traces.liveH323 = server.Calls
 	d.reg.MustRegister(server.Collector())
 	return &service{
@@ -54,6 +56,8 @@ func buildH323(ctx context.Context, d *serviceDeps) (*service, error) {
 		status: func() any {
 			return map[string]any{"calls": len(server.Calls()), "endpoints": len(server.Registrations()), "listeners": socks.names()}
 		},
+		hangUp: server.HangUp,
+		expel:  func() int { return server.Expel(d.bans.Addr) },
 		views: map[string]func() any{
 			"h323_calls":     func() any { return map[string]any{"h323_calls": server.Calls()} },
 			"h323_endpoints": func() any { return map[string]any{"h323_endpoints": server.Registrations()} },

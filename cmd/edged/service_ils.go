@@ -20,6 +20,7 @@ func buildILS(ctx context.Context, d *serviceDeps) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
+	socks.guard(d.bans, false)
 	d.reg.MustRegister(server.Collector())
 	d.directory = server.Registry()
 	return &service{

@@ -41,6 +41,7 @@ func buildMSTURN(ctx context.Context, d *serviceDeps) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
+	socks.guard(d.bans, true)
 	d.dialect = dialect(server, nets, cfg.Listen)
 	d.withRelayAuth(server)
 	d.reg.MustRegister(server.Collector())

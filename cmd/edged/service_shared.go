@@ -241,12 +241,14 @@ func (d *serviceDeps) listen(ctx context.Context, key string, l pinhole.Listen, 
 
 // bindShared is bindTransparent for what may share its ports.
 func (d *serviceDeps) bindShared(ctx context.Context, key string, list []pinhole.Listen, transparent bool) (sockets, error) {
-	return bind(ctx, key, list, d.cfg.networks(), func(i int, at netip.AddrPort) (net.Listener, error) {
+	socks, err := bind(ctx, key, list, d.cfg.networks(), func(i int, at netip.AddrPort) (net.Listener, error) {
 		if transparent && d.shared[at] == nil {
 			return listenTCP(ctx, at, net.ListenConfig{Control: setTransparent})
 		}
 		return d.listen(ctx, fmt.Sprintf(key, i), list[i], at)
 	})
+	socks.guard(d.bans, false)
+	return socks, err
 }
 
 func listenTCP(ctx context.Context, at netip.AddrPort, lc net.ListenConfig) (net.Listener, error) {
@@ -288,7 +290,7 @@ func buildShared(ctx context.Context, d *serviceDeps) (*service, error) {
 				return nil, fmt.Errorf("%s: %w", at, err)
 			}
 			s, _ := d.cfg.sharedSection(at)
-			p := sharedport.New(ln, s, sharedport.Deps{TLS: d.sharedTLS(at), Count: count}, d.log.Named("ports"))
+			p := sharedport.New(d.bans.Listener(ln), s, sharedport.Deps{TLS: d.sharedTLS(at), Count: count}, d.log.Named("ports"))
 			open, ports, d.shared[addr] = append(open, ln), append(ports, sharedPort{at, p}), p
 		}
 	}

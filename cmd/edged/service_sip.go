@@ -26,11 +26,12 @@ func buildSIP(ctx context.Context, d *serviceDeps) (*service, error) {
 	if err != nil {
 		return nil, errors.Join(err, records.Close())
 	}
+	socks.guard(d.bans, false)
 	server, err := sipalg.New(d.cfg.SIP, sipalg.Deps{
 		Networks: nets, Opener: d.opener, Conferences: d.conferences, Limits: sipLimits(d.cfg), TLS: d.tls, Listeners: len(socks),
 		RouteTo: newRouteTable(nets).network, Resolve: newResolvers(nets, d.cfg.SIP.Listen).targets, StateDir: d.cfg.State.Dir,
 		Contents: d.contents, Answers: d.answers, Fingerprint: d.fingerprint,
-		Trace: d.traces.sip,
+		Trace: d.traces.sip, Deny: d.bans,
 		Record: func(r sipalg.Record) {
 			d.traces.ring.Name(r.CallID, r.ID)
 			queue.add(r)
@@ -70,6 +71,8 @@ func buildSIP(ctx context.Context, d *serviceDeps) (*service, error) {
 				"calls": len(server.Calls()), "registrations": len(server.Registrations()), "listeners": sipNames(d.cfg.SIP.Listen, socks),
 			}
 		},
+		hangUp: server.HangUp,
+		expel:  server.Expel,
 		views: map[string]func() any{
 			"calls":         func() any { return map[string]any{"calls": server.Calls()} },
 			"registrations": func() any { return map[string]any{"registrations": server.Registrations()} },

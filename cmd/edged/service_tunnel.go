@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
+	"edged.dev/edged/internal/denylist"
 	"edged.dev/edged/internal/gate"
 	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/sharedport"
@@ -78,6 +79,7 @@ type tunnelService struct {
 	store    *device.Store // nil without state.dir
 	carriers *carrier.Server
 	groove   *groove.Server
+	bans     *denylist.List
 	log      *zap.Logger
 	requests *handedOver // of HTTP
 	peers    []*uplink.Uplink
@@ -94,7 +96,7 @@ type tunnelState struct {
 
 // buildTunnel builds the relay and opens its listeners.
 func buildTunnel(ctx context.Context, d *serviceDeps) (*service, error) {
-	t := &tunnelService{registry: &device.Registry{}, log: d.log.Named("tunnel"), requests: newHandedOver()}
+	t := &tunnelService{registry: &device.Registry{}, bans: d.bans, log: d.log.Named("tunnel"), requests: newHandedOver()}
 	if err := t.open(d.cfg); err != nil {
 		return nil, err
 	}
@@ -124,7 +126,7 @@ func buildTunnel(ctx context.Context, d *serviceDeps) (*service, error) {
 		alive: func() { t.relay.Open() }, reload: t.reload, drain: func() {
 			t.relay.Drain()
 			t.groove.Drain()
-		}, busy: func() int { return t.relay.Open() + t.groove.Busy() },
+		}, busy: func() int { return t.relay.Open() + t.groove.Busy() }, expel: t.relay.Expel,
 		status: func() any {
 			return map[string]any{"id": t.key.ID(), "devices": len(t.relay.Tunnels()), "streams": t.relay.Open(), "groove": t.groove.Busy(), "listeners": socks.names()}
 		},
@@ -172,7 +174,7 @@ func (t *tunnelService) build(c *config, joiner *splice.Joiner) error {
 	t.relay = relay.New(c.Tunnel.Rules(), relay.Deps{
 		Other:    t.mail.streams(),
 		Registry: t.registry, Store: t.store, Peers: c.Tunnel.PeerIDs(), Upstreams: ups,
-		Enrolled: func(device.Device) error { return t.load(nil) }, Joiner: joiner,
+		Enrolled: func(device.Device) error { return t.load(nil) }, Joiner: joiner, Deny: t.denies,
 	}, t.log)
 	secure, err := device.ServerTLS(t.key, t.relay.Admit)
 	if err != nil {
@@ -180,6 +182,11 @@ func (t *tunnelService) build(c *config, joiner *splice.Joiner) error {
 	}
 	t.carriers = &carrier.Server{TLS: secure, Session: taken(t.relay.Session), Enrol: taken(t.relay.Enrol), Bulk: t.bulk, Log: t.log}
 	return nil
+}
+
+// denies tells whether a device is banned, by its name or its ID.
+func (t *tunnelService) denies(x device.Device) bool {
+	return t.bans.User(x.Name) || t.bans.User(x.ID.String())
 }
 
 // bulk gives the relay a carrier that came with a ticket.

@@ -38,7 +38,7 @@ func buildTURN(ctx context.Context, d *serviceDeps) (*service, error) {
 	own.refresh()
 	deps := turn.Deps{
 		Networks: nets, Ports: d.ports, Streams: relayStreams{d.cfg.Pinholes.TCP}, Own: own.has, Dialect: d.dialect,
-		Connections: d.cfg.Limits.PerSource.Connections, Users: files.users, Secrets: files.secrets,
+		Connections: d.cfg.Limits.PerSource.Connections, Deny: d.bans, Users: files.users, Secrets: files.secrets,
 	}
 	if d.cfg.TURN.UsersURL != "" {
 		deps.Directory = userSite{d.cfg.TURN.UsersURL, d.cfg.TURN.Realm, &http.Client{}}
@@ -63,6 +63,7 @@ func buildTURN(ctx context.Context, d *serviceDeps) (*service, error) {
 		},
 		drain:  server.Drain,
 		busy:   server.Open,
+		expel:  server.Expel,
 		status: func() any { return map[string]any{"allocations": server.Open(), "listeners": socks.names()} },
 		views:  map[string]func() any{"turn": func() any { return map[string]any{"turn": server.Allocations()} }},
 	}, nil

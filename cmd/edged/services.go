@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
+	"edged.dev/edged/internal/denylist"
 	"edged.dev/edged/pkg/firewall"
 	"edged.dev/edged/pkg/ils"
 	"edged.dev/edged/pkg/pinhole"
@@ -37,6 +38,10 @@ type service struct {
 	status func() any
 	// views are further documents under /api/v1/, by name.
 	views map[string]func() any
+	// hangUp ends the calls of an ID and returns how many there were; nil: the service has none.
+	hangUp func(id string) int
+	// expel ends what those have who are on the list of bans now, and returns how much that was; nil: the service has nothing.
+	expel func() int
 	// actions are what may be done by way of the admin listener, by method and path: "DELETE /api/v1/things".
 	actions map[string]http.HandlerFunc
 }
@@ -48,6 +53,8 @@ type serviceDeps struct {
 	reg    prometheus.Registerer
 	tls    *tlsStore
 	events *eventBroker
+	// bans are those whom the operator has shut out.
+	bans *denylist.List
 	// traces keeps signalling.
 	traces *callTraces
 	// captures writes media down; the relay gives it its tap.

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"edged.dev/edged/internal/denylist"
 	"edged.dev/edged/pkg/firewall"
 	"edged.dev/edged/pkg/pinhole"
 )
@@ -37,6 +38,19 @@ type sockets []socket
 func (all sockets) close() {
 	for _, s := range all {
 		s.close()
+	}
+}
+
+// guard turns those away at the sockets of TCP who are shut out, and at those of UDP too if packets says so: for services
+// that do not look themselves.
+func (all sockets) guard(bans *denylist.List, packets bool) {
+	for i, s := range all {
+		switch {
+		case s.tcp != nil:
+			all[i].tcp = bans.Listener(s.tcp)
+		case packets:
+			all[i].udp = bans.PacketConn(s.udp)
+		}
 	}
 }
 

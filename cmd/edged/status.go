@@ -101,6 +101,7 @@ func newCallsCmd() *cobra.Command {
 		},
 	}
 	f.register(cmd)
+	cmd.AddCommand(newHangUpCmd())
 	return cmd
 }
 

@@ -1,9 +1,11 @@
 package console
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
+	"encoding/hex"
 	"net/http"
 	"sync"
 	"time"
@@ -63,6 +65,26 @@ func (s *sessions) close(r *http.Request) {
 		defer s.mu.Unlock()
 		delete(s.end, sha256.Sum256([]byte(cookie.Value)))
 	}
+}
+
+// sessionKey is the context's key of who asks.
+type sessionKey struct{}
+
+// Session returns the name of the session in which the console's user has asked for something of the API; false if it was
+// not asked for by the console. The name is no secret: it tells sessions apart in a log.
+func Session(ctx context.Context) (name string, ok bool) {
+	name, ok = ctx.Value(sessionKey{}).(string)
+	return name, ok
+}
+
+// named returns a request's context with the name of its session.
+func named(r *http.Request) context.Context {
+	cookie, err := r.Cookie(cookieName)
+	if err != nil {
+		return r.Context()
+	}
+	sum := sha256.Sum256([]byte("name of " + cookie.Value))
+	return context.WithValue(r.Context(), sessionKey{}, hex.EncodeToString(sum[:4]))
 }
 
 // guard lets in who has logged in, and everybody where there is no token.

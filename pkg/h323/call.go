@@ -215,6 +215,7 @@ var releaseReasons = map[string]releaseReason{ //nolint:gochecknoglobals // a ta
 	refusedMedia:       {"gatewayResources", 47},
 	refusedTimeout:     {"undefinedReason", 102},
 	refusedMalformed:   {"undefinedReason", 100},
+	hungUp:             {"undefinedReason", 16}, // normal call clearing
 }
 
 // release answers a message with a ReleaseComplete.
@@ -242,10 +243,14 @@ func (c *Core) releaseOf(ref uint16, fromDest bool, guid h225.ID, hasID bool, r 
 
 // refuse ends a call that the edge cannot make: both sides are told.
 func (c *Core) refuse(now time.Time, k *call, reason string, out *Output) {
-	if k.released {
-		return
+	if !k.released {
+		c.counts.refuse(reason)
+		c.releaseBoth(now, k, reason, out)
 	}
-	c.counts.refuse(reason)
+}
+
+// releaseBoth sends a ReleaseComplete to both sides.
+func (c *Core) releaseBoth(now time.Time, k *call, reason string, out *Output) {
 	for s, l := range k.legs {
 		if l != nil && (l.up || s == int(pinhole.Near)) {
 			// The caller allocated the reference: towards it the edge is the destination.
@@ -253,6 +258,18 @@ func (c *Core) refuse(now time.Time, k *call, reason string, out *Output) {
 		}
 	}
 	c.releaseCall(now, k, reason)
+}
+
+// HangUp ends the calls that match, as an operator asks for; it returns how many there were. Their media ends with their
+// connections, a moment later.
+func (c *Core) HangUp(now time.Time, match func(*call) bool, out *Output) (n int) {
+	for k := range c.calls {
+		if !k.released && match(k) {
+			n++
+			c.releaseBoth(now, k, hungUp, out)
+		}
+	}
+	return n
 }
 
 // releaseCall ends what the call has open; its connections stay for a moment.

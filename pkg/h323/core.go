@@ -33,6 +33,7 @@ const (
 	refusedMedia       = "pinhole"
 	refusedTimeout     = "no_answer"
 	refusedMalformed   = "malformed"
+	hungUp             = "hung up by operator"
 	droppedMalformed   = "malformed"
 	droppedNoCall      = "no_call"
 	droppedQueue       = "queue_full"

@@ -319,6 +319,19 @@ func TestEnds(t *testing.T) {
 			one(b.t, b.say(near, release(b.t, 1, false)), far)
 			b.tick(lingerTime)
 		}, "undefinedReason"},
+		{"hung up by the operator", func(b *bench, near, far ConnID) {
+			b.say(far, connect(b.t, 1))
+			b.out = Output{Records: b.out.Records}
+			if n := b.core.HangUp(b.now, func(k *call) bool { return k.caller != "nobody" }, &b.out); n != 1 {
+				b.t.Errorf("%d calls", n)
+			}
+			for id, fromDest := range map[ConnID]bool{near: true, far: false} {
+				if m := one(b.t, b.out.Actions, id); m.Type != q931.ReleaseComplete || m.FromDest != fromDest {
+					b.t.Errorf("%v %v", m.Type, m.FromDest)
+				}
+			}
+			b.tick(lingerTime)
+		}, hungUp},
 		{"the caller is gone", func(b *bench, near, far ConnID) {
 			if m := one(b.t, b.closed(near), far); m.Type != q931.ReleaseComplete || m.FromDest {
 				b.t.Errorf("%v %v", m.Type, m.FromDest)

@@ -89,6 +89,20 @@ func (s *Server) Drain() {
 	s.core.Drain()
 }
 
+// HangUp ends the calls with a call identifier, and returns how many there were.
+func (s *Server) HangUp(id string) (n int) {
+	s.do(func(c *Core, out *Output) { n = c.HangUp(time.Now(), func(k *call) bool { return k.id == id }, out) })
+	return n
+}
+
+// Expel ends the calls of parties whose address is shut out, and returns how many there were.
+func (s *Server) Expel(out func(netip.Addr) bool) (n int) {
+	s.do(func(c *Core, does *Output) {
+		n = c.HangUp(time.Now(), func(k *call) bool { return out(k.host[pinhole.Near]) || out(k.target.Addr()) }, does)
+	})
+	return n
+}
+
 // Run runs the timers until ctx ends; then all calls end. Call it beside Serve, once.
 func (s *Server) Run(ctx context.Context) error {
 	every := time.NewTicker(tickTime)

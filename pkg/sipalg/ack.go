@@ -28,6 +28,7 @@ func (c *Core) ack(f flow.Flow, via *sipmsg.Via) {
 	t.id = c.repeatableID(via, f)
 	c.addTx(t)
 	c.launch(t)
+	c.crossed(s)
 }
 
 // repeatableID is the same for each repetition of a request: an ACK that is sent again must be the same

@@ -69,6 +69,7 @@ type Core struct {
 	idle    func(silence)
 	// contents is set by the outer half too; nil: contents pass.
 	contents ContentEditor
+	deny     Denier           // set by the outer half too; nil: nobody is shut out
 	answers  Answerer         // set by the outer half too; nil: every request goes on
 	urls     *imfilter.Filter // nil: links pass
 	// fingerprint is that of the relay's certificate, set by the outer half.

@@ -68,6 +68,9 @@ func (c *Core) refuse(f flow.Flow) string {
 	if acl, ok := c.cfg.Access[f.Network]; ok && !acl.permits(a) {
 		return "access_denied"
 	}
+	if c.deny != nil && c.deny.Addr(a) {
+		return "banned_by_operator"
+	}
 	if s := c.sources[c.sourceKey(f)]; s != nil && s.banned.After(c.now) {
 		return "banned"
 	}

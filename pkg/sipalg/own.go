@@ -166,6 +166,11 @@ func (c *Core) hangup(s *session, reason string) {
 	s.ending, s.reason = true, reason
 	c.log.Info("call ended by the edge", zap.String("call_id", s.callID), zap.String("reason", reason))
 	left := 2
+	answered := func(c *Core, _ int) {
+		if left--; left == 0 {
+			c.endSession(s, reason, 200)
+		}
+	}
 	for side := pinhole.Near; side <= pinhole.Far; side++ {
 		r := ownRequest{method: "BYE", callID: s.callID, from: s.to, to: s.from, cseq: s.cseq[side.Other()] + 1, routes: s.routes[side]}
 		if side == pinhole.Far {
@@ -176,11 +181,12 @@ func (c *Core) hangup(s *session, reason string) {
 			r.ruri = string(a.uri)
 			h = c.toContact(s, side)
 		}
-		c.sendOwn(r, h, func(c *Core, _ int) {
-			if left--; left == 0 {
-				c.endSession(s, reason, 200)
-			}
-		})
+		if c.absent(s, side) { // it is told, but what it answers will not be read
+			c.sendOwn(r, h, func(*Core, int) {})
+			answered(c, 0)
+			continue
+		}
+		c.sendOwn(r, h, answered)
 	}
 }
 

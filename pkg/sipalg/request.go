@@ -69,7 +69,7 @@ func (c *Core) request(f flow.Flow) {
 		c.drop("rate_limited")
 		return
 	}
-	if c.scanner(f) {
+	if c.scanner(f) || !inDialog && c.barred(f, via) {
 		return
 	}
 	if m.Method() == "NEGOTIATE" {

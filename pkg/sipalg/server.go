@@ -57,6 +57,8 @@ type Deps struct {
 	Contents ContentEditor
 	// Answers answers requests in place of whom they are for; nil: all go on.
 	Answers Answerer
+	// Deny says who is shut out; nil: nobody.
+	Deny Denier
 	// Record is called at the end of each call, on any goroutine; it may be nil.
 	Record func(Record)
 	// Trace is shown each message that has come, and each that was handed to a socket, on any goroutine; it must not
@@ -99,7 +101,7 @@ func New(cfg Config, deps Deps, log *zap.Logger) (*Server, error) {
 	s.outputs.New = func() any { return new(Output) }
 	s.core = NewCore(cfg, deps.Limits, deps.Networks, deps.Opener, deps.RouteTo, log)
 	s.core.idle, s.core.contents, s.core.conferences = s.mediaIdle, deps.Contents, deps.Conferences
-	s.core.fingerprint, s.core.answers = deps.Fingerprint, deps.Answers
+	s.core.fingerprint, s.core.answers, s.core.deny = deps.Fingerprint, deps.Answers, deps.Deny
 	s.transport = transport.New(transportConfig(cfg, deps.Limits), deps.Networks, deps.TLS, s, log)
 	s.work.Go(func() {
 		if s.transport.WaitServing(s.ctx, deps.Listeners) == nil {

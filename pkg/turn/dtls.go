@@ -135,6 +135,10 @@ func (d *dtlsFront) run(ctx context.Context, work *sync.WaitGroup) {
 		case err != nil: // an ICMP error about an earlier datagram
 			continue
 		}
+		if deny := d.s.deps.Deny; deny != nil && deny.Addr(pinhole.AddrPortOf(from).Addr()) {
+			d.s.count.drop("banned")
+			continue
+		}
 		a, fresh := d.association(from, buf[:n])
 		if a == nil {
 			d.s.count.drop("not_dtls")

@@ -180,6 +180,10 @@ func (r *answer) authenticate() (user string, code int) {
 			return "", unanswered
 		}
 		for _, c := range keys {
+			if s.deps.Deny != nil && s.deps.Deny.User(c.user) {
+				s.authFailed(r.o, name, "banned")
+				return "", 401
+			}
 			if m.signedWith(c.key) {
 				r.key = c.key
 				return c.user, 0

@@ -41,7 +41,7 @@ func newCounters() *counters {
 		drops:        vec("turn_dropped_total", "Datagrams, frames and connections dropped, by reason.", "reason"),
 		denials:      vec("turn_permissions_denied_total", "Peers refused, by reason.", "reason"),
 		quotas:       vec("turn_quota_rejections_total", "Requests refused for a quota.", "quota"),
-		authFailures: vec("turn_auth_failures_total", "Requests whose signature is wrong (password), whose user is unknown or expired (user), or of another realm.", "reason"),
+		authFailures: vec("turn_auth_failures_total", "Requests whose signature is wrong (password), whose user is unknown or expired (user) or banned, or of another realm.", "reason"),
 		suppressed:   one("turn_challenges_suppressed_total", "Unsigned requests that were not answered since their source had too many answers."),
 		bindings:     one("stun_bindings_total", "STUN Binding requests answered."),
 		logAuth:      sourcelimit.New(1, 1),

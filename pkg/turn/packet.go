@@ -59,6 +59,8 @@ func (f *packetFront) datagram(from netip.AddrPort, b []byte) []byte {
 	switch {
 	case from.Port() == 0:
 		s.count.drop("no_port")
+	case s.deps.Deny != nil && s.deps.Deny.Addr(from.Addr()):
+		s.count.drop("banned")
 	case f.dialect != nil && f.dialect(f.conn, from, b):
 	case len(b) >= channelHead && b[0]>>6 == 1 && len(b) >= channelHead+int(binary.BigEndian.Uint16(b[2:])):
 		s.fromChannel(o, b)

@@ -44,11 +44,38 @@ type Deps struct {
 	Dialect func(front net.PacketConn, from netip.AddrPort, datagram []byte) bool
 	// Connections bounds the stream connections of one source; 0 = no limit.
 	Connections int
+	// Deny says who is shut out; nil: nobody.
+	Deny Denier
 	// Users and Secrets are what the files of the configuration hold.
 	Users   map[string]string
 	Secrets []string
 	// Directory knows further users; nil: there are none.
 	Directory Directory
+}
+
+// Denier says who is shut out. Its methods may be called concurrently, for each datagram, and must not block.
+type Denier interface {
+	Addr(a netip.Addr) bool
+	User(name string) bool
+}
+
+// Expel ends the allocations of those whom [Deps.Deny] shuts out now, and returns how many there were.
+func (s *Server) Expel() int {
+	if s.deps.Deny == nil {
+		return 0
+	}
+	s.mu.RLock()
+	var list []*allocation
+	for _, a := range s.allocs {
+		if s.deps.Deny.Addr(a.from.client.Addr()) || s.deps.Deny.User(a.user) {
+			list = append(list, a)
+		}
+	}
+	s.mu.RUnlock()
+	for _, a := range list {
+		a.close()
+	}
+	return len(list)
 }
 
 // StreamOpener opens the sockets of relayed TCP connections. Both calls are for the same local port: they must let

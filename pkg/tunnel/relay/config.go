@@ -48,6 +48,8 @@ type Deps struct {
 	Other func(ctx context.Context, head []byte, s *mux.Stream, peer device.ID)
 	// Joiner splices what leaves the sessions; nil: nothing does.
 	Joiner bulk.Joiner
+	// Deny tells of a device whether it is shut out although it is known; it is asked like Registry. nil: none is.
+	Deny func(device.Device) bool
 	// Mux tunes sessions; its limits of streams are the relay's.
 	Mux mux.Config
 }

@@ -94,7 +94,7 @@ func (r *Relay) tokensWait(now time.Time) bool {
 // who returns what is known of a device, or of another relay.
 func (r *Relay) who(id device.ID) (attachment, bool) {
 	if d, ok := r.deps.Registry.Lookup(id); ok {
-		return attachment{dev: d}, true
+		return attachment{dev: d}, r.deps.Deny == nil || !r.deps.Deny(d)
 	}
 	if r.deps.Peers[id] {
 		return attachment{dev: device.Device{ID: id, Name: "relay-" + id.Short()}, relay: true}, true
@@ -281,6 +281,22 @@ func (r *Relay) Reload(rules Rules) {
 	for _, f := range forbidden {
 		f.reset(mux.CodeLockedOut)
 	}
+}
+
+// Expel ends the sessions of devices that are shut out now, and returns how many there were.
+func (r *Relay) Expel() int {
+	var gone []*attachment
+	r.mu.Lock()
+	for _, a := range r.sessions {
+		if r.deps.Deny != nil && r.deps.Deny(a.dev) {
+			gone = append(gone, a)
+		}
+	}
+	r.mu.Unlock()
+	for _, a := range gone {
+		a.s.Close(mux.CodeLockedOut)
+	}
+	return len(gone)
 }
 
 // Drain takes no new devices, and asks those that are attached to go elsewhere.

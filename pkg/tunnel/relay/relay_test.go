@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -377,4 +378,33 @@ func waitFor(t *testing.T, is func() bool) {
 		case <-time.After(time.Millisecond):
 		}
 	}
+}
+
+// TestDenied: a device that is shut out loses its session and gets no other, though it is known.
+func TestDenied(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, DefaultLimits())
+		var out atomic.Bool
+		b.deps.Deny = func(d device.Device) bool { return out.Load() && d.Name == "a" }
+		a := b.mustAttach(b.ids["a"])
+		other := b.mustAttach(b.ids["b"])
+		synctest.Wait()
+		if n := b.Expel(); n != 0 {
+			t.Errorf("%d of nobody", n)
+		}
+		out.Store(true)
+		if n := b.Expel(); n != 1 {
+			t.Errorf("%d sessions ended", n)
+		}
+		synctest.Wait()
+		if a.Err() == nil || other.Err() != nil {
+			t.Errorf("sessions: %v, %v", a.Err(), other.Err())
+		}
+		if err := b.Admit(b.ids["a"]); err == nil {
+			t.Error("who is shut out is admitted")
+		}
+		if _, err := b.attached(b.ids["a"]); err == nil {
+			t.Error("who is shut out has a session")
+		}
+	})
 }
