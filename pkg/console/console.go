@@ -85,6 +85,7 @@ func New(d Deps, log *zap.Logger) (*Console, error) {
 	mux.HandleFunc("POST "+Prefix+"login", c.login)
 	mux.HandleFunc("POST "+Prefix+"logout", c.logout)
 	mux.Handle("POST "+Prefix+"actions/{action}", c.guard(http.HandlerFunc(c.act)))
+	mux.Handle("POST "+Prefix+"calls/{id}/media", c.guard(http.HandlerFunc(c.captureMedia)))
 	mux.Handle("GET "+Prefix+"calls/{id}/capture", c.guard(http.HandlerFunc(c.capture)))
 	for _, p := range pages() {
 		mux.Handle("GET "+Prefix+p.path, c.guard(c.page(p)))
@@ -163,8 +164,9 @@ type shown struct {
 	View     view
 	State    string
 	LoggedIn bool
-	// FormKey is in each form that changes something; "" on pages that have none.
-	FormKey string
+	// FormKey is in each form that changes something; "" where there is no session.
+	FormKey  string
+	Overview bool
 	// Still says that the page tells of a moment and is not kept up to date.
 	Still bool
 	Fault string
@@ -204,9 +206,10 @@ func (c *Console) show(r *http.Request, p page) (shown, error) {
 			s.Nav = append(s.Nav, link{Prefix + strings.TrimSuffix(other.path, "{$}"), other.title, other.path == p.path || other.path == current})
 		}
 	}
-	if p.path == "{$}" && c.deps.Token != "" {
+	if c.deps.Token != "" {
 		s.FormKey = formKey(r)
 	}
+	s.Overview = p.path == "{$}"
 	status, _, err := get[statusDoc](r.Context(), c.source, "status")
 	if err != nil {
 		return s, err
@@ -219,6 +222,7 @@ func (c *Console) show(r *http.Request, p page) (shown, error) {
 		s.Title = s.View.Title
 	}
 	s.View.limit(s.Query)
+	s.View.sign(s.FormKey)
 	return s, nil
 }
 

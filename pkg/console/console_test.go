@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -50,6 +51,11 @@ func documents() map[string]string {
 		"traces":            `{"traces":[{"call_id":"a@192.0.2.7","from":"sip:alice@example.org","to":"sip:bob@example.org","method":"INVITE","status":486,"started":"2000-01-01T00:00:00Z","messages":3}]}`,
 		"events/recent":     `{"events":[{"id":2,"time":"2000-01-01T00:09:00Z","type":"reload","data":{"ok":false,"error":"no"}},{"id":1,"time":"2000-01-01T00:01:00Z","type":"call_ended","data":{"id":"1","from":"sip:a@example.org","to":"sip:b@example.org","status":200,"reason":"BYE","seconds":61}}]}`,
 		"turn":              `{"turn":[{"user":"alice","client":"192.0.2.50:1024","transport":"udp","relayed":"198.51.100.1:51000","protocol":"udp","seconds":599,"permissions":2,"channels":1,"octets_from_client":2048,"octets_from_peers":5}]}`,
+		"ils":               `{"ils":[{"name":"alice@example.org","host":"192.0.2.7","ports":[1720,1503],"public":"198.51.100.7","expires":"2000-01-01T00:20:00Z"}]}`,
+		"forwards":          `{"forwards":[{"name":"psom","listen":"tcp://outside:8057","to":"192.0.2.9:8057","path":"user","why":"it is terminated","connections":2,"connections_total":1234,"bytes_from_clients":2048,"bytes_from_target":9,"refused":{"not_allowed":3}}]}`,
+		"proxy":             `{"connections":[{"protocol":"socks5","client":"192.0.2.8:4000","user":"alice","target":"www.example.org:443","since":"2000-01-01T00:09:00Z","from_client":10,"from_target":4096}]}`,
+		"mailboxes":         `[{"device":"branch","id":"ABCDEF","messages":3,"octets":5000,"quota":1048576,"readers":1,"oldest":"2000-01-01T00:00:00Z"}]`,
+		"bans":              `{"bans":[{"target":"192.0.2.66","why":"it sweeps","by":"console 127.0.0.1:1","since":"2000-01-01T00:00:00Z","until":"2000-01-01T01:00:00Z"},{"target":"user:mallory","since":"2000-01-01T00:05:00Z"}]}`,
 		"tunnels":           `{"tunnels":[{"device":"branch","id":"ABCDEF","rung":"https","remote":"192.0.2.9:999","since":"2000-01-01T00:00:00Z","carrier":true,"moves":3,"rtt_ms":12.5,"streams":1,"bytes_in":10,"bytes_out":20}],"streams":[]}`,
 	}
 }
@@ -96,6 +102,7 @@ func TestPagesAreGolden(t *testing.T) {
 		for name, path := range map[string]string{
 			"overview": "", "calls": "calls", "call": "calls/7f%2F1", "streams": "streams", "pinholes": "pinholes", "registrations": "registrations",
 			"turn": "turn", "tunnels": "tunnels", "ports": "ports", "drops": "drops", "certificates": "certificates", "events": "events",
+			"ils": "ils", "forwards": "forwards", "proxy": "proxy", "mailboxes": "mailboxes", "bans": "bans",
 			"filtered": "calls?q=ALICE", "missing": "calls/9", "past": "calls/ended",
 		} {
 			w := ask(c, Prefix+path)
@@ -224,12 +231,21 @@ func TestLogin(t *testing.T) {
 func TestActions(t *testing.T) {
 	var asked []string
 	c, err := New(Deps{Token: "sesame", API: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method == http.MethodPost {
-			asked = append(asked, r.URL.Path+" "+r.Header.Get("X-Edged"))
-			fmt.Fprint(w, `{"ok":true,"changed":["log.level"],"calls":7}`)
+		if r.Method != http.MethodGet {
+			body, _ := io.ReadAll(r.Body)
+			by, ok := Session(r.Context())
+			if !ok || len(by) != 8 {
+				t.Errorf("asked by %q", by)
+			}
+			asked = append(asked, strings.TrimSpace(r.Method+" "+r.URL.String()+" "+r.Header.Get("X-Edged")+" "+string(body)))
+			fmt.Fprint(w, `{"ok":true,"changed":["log.level"],"calls":7,"ended":1,"target":"192.0.2.7","connections":2,"lifted":"192.0.2.7"}`)
 			return
 		}
-		fmt.Fprint(w, `{}`)
+		if r.URL.Path == "/api/v1/mailboxes" {
+			fmt.Fprint(w, `[]`)
+			return
+		}
+		fmt.Fprint(w, `{"calls":[{"id":"x1","from":"sip:a@example.org","to":"sip:b@example.org"}],"bans":[{"target":"192.0.2.7"}]}`)
 	})}, zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
@@ -260,8 +276,30 @@ func TestActions(t *testing.T) {
 	if w := post("drain", good, session); !strings.Contains(w.Body.String(), "the last of 7 calls") {
 		t.Errorf("drain: %d %s", w.Code, w.Body)
 	}
-	if strings.Join(asked, ",") != "/api/v1/reload 1,/api/v1/drain 1" {
+	for action, says := range map[string]string{"hangup": "both sides of 1 call are told", "ban": "192.0.2.7, until the ban is lifted; 2 connections", "unban": "Lifted: the ban of 192.0.2.7"} {
+		if w := post(action, good, session); w.Code != http.StatusBadRequest {
+			t.Errorf("%s of nobody: %d", action, w.Code)
+		}
+		full := url.Values{"key": good["key"], "id": {"a/b"}, "target": {"192.0.2.7"}, "for": {"0"}, "why": {"it sweeps"}}
+		if w := post(action, full, session); !strings.Contains(w.Body.String(), says) {
+			t.Errorf("%s: %d %s", action, w.Code, w.Body)
+		}
+	}
+	slices.Sort(asked)
+	if want := []string{
+		"DELETE /api/v1/bans?target=192.0.2.7", `POST /api/v1/bans 1 {"for":"0","target":"192.0.2.7","why":"it sweeps"}`,
+		"POST /api/v1/calls/a%2Fb/hangup 1", "POST /api/v1/drain 1", "POST /api/v1/reload 1",
+	}; !slices.Equal(asked, want) {
 		t.Errorf("asked %q", asked)
+	}
+	for path, want := range map[string]string{"": "Drain", "calls": `aria-label="Hang up a@example.org to b@example.org"`, "calls/x1": "Hang up</button>", "bans": `aria-label="Lift the ban of 192.0.2.7"`} {
+		r := httptest.NewRequest(http.MethodGet, "http://127.0.0.1"+Prefix+path, nil)
+		r.AddCookie(session)
+		w := httptest.NewRecorder()
+		c.ServeHTTP(w, r)
+		if body := w.Body.String(); !strings.Contains(body, want) || !strings.Contains(body, good.Get("key")) {
+			t.Errorf("%q has no button, or not the key:\n%s", path, body)
+		}
 	}
 }
 

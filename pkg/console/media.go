@@ -70,7 +70,7 @@ func (c *Console) call(r *http.Request, _ statusDoc) (view, error) {
 		return c.past(r, id)
 	}
 	call := doc.Calls[at]
-	v := view{Title: bare(call.From) + " → " + bare(call.To), Facts: []figure{
+	v := view{Call: id, Title: bare(call.From) + " → " + bare(call.To), Facts: []figure{
 		{Label: "State", Value: call.State},
 		{Label: "Started", Value: stamp(call.Started)},
 		{Label: "Answered", Value: answered(call)},

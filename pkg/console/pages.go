@@ -29,11 +29,22 @@ func pages() []page {
 		{"pinholes", "Pinholes", true, true, (*Console).pinholes},
 		{"turn", "TURN", true, true, (*Console).turn},
 		{"tunnels", "Tunnels", true, true, (*Console).tunnels},
+		{"mailboxes", "Mailboxes", true, true, (*Console).mailboxes},
+		{"ils", "Directory", true, true, (*Console).ils},
+		{"forwards", "Forwards", true, true, (*Console).forwards},
+		{"proxy", "Proxy", true, true, (*Console).proxy},
 		{"ports", "Ports", true, true, (*Console).ports},
 		{"drops", "Drops", true, true, (*Console).drops},
+		{"bans", "Bans", true, true, (*Console).bans},
 		{"certificates", "Certificates", true, false, (*Console).certificates},
 		{"events", "Events", true, true, (*Console).events},
 	}
+}
+
+// pageOf returns the page with a path.
+func pageOf(path string) page {
+	all := pages()
+	return all[slices.IndexFunc(all, func(p page) bool { return p.path == path })]
 }
 
 // overview says in one page whether all is well.
@@ -126,6 +137,9 @@ func (c *Console) calls(r *http.Request, _ statusDoc) (view, error) {
 	if !on {
 		t.Empty = "SIP is off: the configuration has no sip.listen."
 	}
+	if c.deps.Token != "" {
+		t.Cols = append(t.Cols, column{Name: "Action"})
+	}
 	for _, call := range doc.Calls {
 		began := call.Started
 		if call.Answered != nil {
@@ -136,6 +150,7 @@ func (c *Console) calls(r *http.Request, _ statusDoc) (view, error) {
 			{Text: orDash(call.Caller), Class: "mono", Sub: call.Networks[0]}, {Text: orDash(call.Callee), Class: "mono", Sub: call.Networks[1]},
 			number(call.Pinholes),
 		}})
+		c.hangUpCell(&t, call.ID, bare(call.From)+" to "+bare(call.To))
 	}
 	v := view{Tables: []table{t}}
 	h323, on, err := get[h323Doc](r.Context(), c.source, "h323_calls")
@@ -143,7 +158,7 @@ func (c *Console) calls(r *http.Request, _ statusDoc) (view, error) {
 		return v, err
 	}
 	if on {
-		v.Tables = append(v.Tables, h323Table(h323, now))
+		v.Tables = append(v.Tables, c.h323Table(h323, now))
 	}
 	traces, on, err := c.tracesTable(r)
 	if on {
@@ -152,16 +167,29 @@ func (c *Console) calls(r *http.Request, _ statusDoc) (view, error) {
 	return v, err
 }
 
-func h323Table(doc h323Doc, now time.Time) table {
+// hangUpCell adds a button to the last row of a table, where there are actions.
+func (c *Console) hangUpCell(t *table, id, who string) {
+	if c.deps.Token == "" {
+		return
+	}
+	r := &t.Rows[len(t.Rows)-1]
+	r.Cells = append(r.Cells, cell{Form: &form{Action: "hangup", Name: "id", Value: id, Label: "Hang up", About: "Hang up " + who}})
+}
+
+func (c *Console) h323Table(doc h323Doc, now time.Time) table {
 	t := table{ID: "h323", Title: "H.323", Cols: cols("Caller", "Called", "State", "#For", "From", "To", "#Channels"), Empty: "No H.323 calls."}
+	if c.deps.Token != "" {
+		t.Cols = append(t.Cols, column{Name: "Action"})
+	}
 	for _, call := range doc.Calls {
 		began, st := call.Started, "ringing"
 		if call.Connected != nil {
 			began, st = *call.Connected, "up"
 		}
 		t.Rows = append(t.Rows, row{call.CallID, []cell{
-			text(call.Caller), text(call.Called), state(st), since(began, now), mono(call.From), mono(call.To), number(call.Channels),
+			{Text: orDash(call.Caller), Link: callPath(call.CallID)}, text(call.Called), state(st), since(began, now), mono(call.From), mono(call.To), number(call.Channels),
 		}})
+		c.hangUpCell(&t, call.CallID, call.Caller+" to "+call.Called)
 	}
 	return t
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"sync"
 	"time"
@@ -65,9 +66,21 @@ func (s *source) read(ctx context.Context, name string) (int, []byte) {
 	}
 }
 
+// forget has everything read anew.
+func (s *source) forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.kept)
+}
+
 // ask asks the API in process, for whoever is at client.
 func (s *source) ask(ctx context.Context, method, name, client string) (int, http.Header, []byte) {
-	req, err := http.NewRequestWithContext(ctx, method, "/api/v1/"+name, http.NoBody) //nolint:gosec // for a handler of this process
+	return s.send(ctx, method, name, client, http.NoBody)
+}
+
+// send is ask with a body.
+func (s *source) send(ctx context.Context, method, name, client string, in io.Reader) (int, http.Header, []byte) {
+	req, err := http.NewRequestWithContext(ctx, method, "/api/v1/"+name, in) //nolint:gosec // for a handler of this process
 	if err != nil {
 		return http.StatusBadRequest, nil, []byte(err.Error())
 	}

@@ -20,6 +20,10 @@ type view struct {
 	Tables  []table
 	Graphs  []graph
 	Ladder  *ladder
+	// Call is the ID of the live call that the page is about: there are actions for it.
+	Call string
+	// BanForm asks for a form by which somebody can be banned.
+	BanForm bool
 }
 
 // notice is a sentence that wants attention; Class is good, warn or bad.
@@ -55,6 +59,7 @@ type cell struct {
 	Text, Class, Link, Title string
 	Sub                      string // a second, quieter line
 	Spark                    *graph
+	Form                     *form  // a button instead of the text
 	Col                      string // the column's name, for small screens
 	Num                      bool
 }
@@ -67,6 +72,22 @@ func cols(names ...string) []column {
 		out[i] = column{name, num}
 	}
 	return out
+}
+
+// CallPath is the page of the call that there are actions for.
+func (v view) CallPath() string { return callPath(v.Call) }
+
+// sign gives the buttons in the rows the key of a session.
+func (v *view) sign(key string) {
+	for _, t := range v.Tables {
+		for _, r := range t.Rows {
+			for _, c := range r.Cells {
+				if c.Form != nil {
+					c.Form.Key = key
+				}
+			}
+		}
+	}
 }
 
 // limit keeps the rows that contain what is searched, and no more than a page can hold; it gives each cell its column.

@@ -61,6 +61,12 @@ function follow() {
     box.append(...[...next.childNodes].filter((n) => n.nodeType !== Node.TEXT_NODE || n.nodeValue.trim()));
     for (const n of [...content.childNodes]) if (n.nodeType === Node.TEXT_NODE && !n.nodeValue.trim()) n.remove();
     children(content, box);
+    const state = document.querySelector("#daemon .state");
+    const now = document.getElementById("head")?.dataset.daemon;
+    if (state && now) {
+      state.textContent = now;
+      state.className = now === "ready" ? "state good" : "state warn";
+    }
     live.textContent = "live";
     live.className = "live on";
   });
