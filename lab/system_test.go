@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -72,6 +73,8 @@ func TestPackage(t *testing.T) {
 	d.hang()
 	again, _ := s.directCall()
 	again.Bye(s.bob)
+	s.listenersAreKept(d)
+	s.activated(d)
 
 	d.Run("dpkg", "--purge", "edged")
 	d.nothingLeft()
@@ -112,13 +115,19 @@ func (s *system) exposure(limit float64) {
 	}
 }
 
+// dropIn changes the unit, and restarts the service.
+func (s *system) dropIn(lines string) {
+	s.Helper()
+	s.Run("mkdir", "-p", "/etc/systemd/system/edged.service.d")
+	must(s, "drop-in", os.WriteFile(filepath.Join(s.root, "etc/systemd/system/edged.service.d/test.conf"), []byte("[Service]\n"+lines), 0o644))
+	s.Run("systemctl", "daemon-reload")
+	s.Run("systemctl", "restart", "edged")
+}
+
 // hang stops the daemon's process: the watchdog has to end it and systemd to start another.
 func (s *system) hang() {
 	s.Helper()
-	s.Run("mkdir", "-p", "/etc/systemd/system/edged.service.d")
-	must(s, "drop-in", os.WriteFile(filepath.Join(s.root, "etc/systemd/system/edged.service.d/test.conf"), []byte("[Service]\nWatchdogSec=3\n"), 0o644))
-	s.Run("systemctl", "daemon-reload")
-	s.Run("systemctl", "restart", "edged")
+	s.dropIn("WatchdogSec=3\n")
 	pid := func() string { return s.Run("systemctl", "show", "--value", "--property", "MainPID", "edged") }
 	first := pid()
 	s.Run("sh", "-c", "kill -STOP "+first)
@@ -128,6 +137,93 @@ func (s *system) hang() {
 		return now != first && now != "0" && state == "active"
 	})
 	s.Run("rm", "-r", "/etc/systemd/system/edged.service.d")
+}
+
+// listenersAreKept restarts and kills the daemon while somebody connects all the time: nobody is refused, and what is said
+// meanwhile is answered. Without the store of systemd they are refused.
+func (s *scene) listenersAreKept(d *system) {
+	s.Helper()
+	if n := d.Run("systemctl", "show", "--value", "--property", "NFileDescriptorStore", "edged"); n != "4" {
+		s.Errorf("systemd keeps %s listeners, want 4", n)
+	}
+	kill := func() { d.Run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", "edged") }
+	for how, end := range map[string]func(){"restarted": func() { d.Run("systemctl", "restart", "edged") }, "killed": kill} {
+		if in, refused := s.connecting(d, end); refused != 0 {
+			s.Errorf("%s: %d refused, %d let in", how, refused, in)
+		} else {
+			s.Logf("%s: %d connections, none refused", how, in)
+		}
+		a, _ := s.directCall()
+		a.Bye(s.bob)
+	}
+	d.dropIn("FileDescriptorStoreMax=0\n")
+	d.Run("systemctl", "stop", "edged") // which empties the store
+	d.Run("systemctl", "start", "edged")
+	if in, refused := s.connecting(d, kill); refused == 0 {
+		s.Errorf("without the store nobody of %d is refused: what does it do?", in)
+	} else {
+		s.Logf("without the store: %d let in, %d refused", in, refused)
+	}
+	d.Run("rm", "-r", "/etc/systemd/system/edged.service.d")
+	d.Run("systemctl", "daemon-reload")
+}
+
+// connecting ends the daemon and connects until another one runs and answers.
+func (s *scene) connecting(d *system, end func()) (in, refused int) {
+	s.Helper()
+	pid := func() string { return d.Run("systemctl", "show", "--value", "--property", "MainPID", "edged") }
+	before, over, counted := pid(), make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(counted)
+		for {
+			var c net.Conn
+			err := s.inHost.Do(func() (err error) {
+				c, err = net.DialTimeout("tcp4", s.inGate.String(), 10*time.Second)
+				return err
+			})
+			if err == nil {
+				in++
+				_ = c.Close()
+			} else {
+				refused++
+			}
+			select {
+			case <-over:
+				return
+			case <-time.After(10 * time.Millisecond):
+			}
+		}
+	}()
+	end()
+	eventually(s, 60*time.Second, "another daemon", func() bool {
+		now := pid()
+		state, _ := d.Try("systemctl", "is-active", "edged")
+		return now != before && now != "0" && state == "active"
+	})
+	close(over)
+	<-counted
+	return in, refused
+}
+
+// activated has systemd open the listeners: the first call starts the daemon.
+func (s *scene) activated(d *system) {
+	s.Helper()
+	d.Run("systemctl", "stop", "edged")
+	d.Edit("usr/lib/systemd/system/edged.socket", "Datagram=192.0.2.1:", "Datagram="+s.inGate.Addr().String()+":", "Stream=192.0.2.1:", "Stream="+s.inGate.Addr().String()+":",
+		"Datagram=198.51.100.1:", "Datagram="+s.outGate.Addr().String()+":", "Stream=198.51.100.1:", "Stream="+s.outGate.Addr().String()+":")
+	d.Run("systemctl", "daemon-reload")
+	d.Run("systemctl", "enable", "--now", "edged.socket")
+	if state, _ := d.Try("systemctl", "is-active", "edged"); state != "inactive" {
+		s.Errorf("before the first packet the service is %s", state)
+	}
+	a, _ := s.directCall()
+	a.Bye(s.bob)
+	if n := d.Run("systemctl", "show", "--value", "--property", "NFileDescriptorStore", "edged"); n != "0" {
+		s.Errorf("%s of the socket unit's listeners are in the store, too", n)
+	}
+	if log := d.Run("journalctl", "--unit", "edged", "--no-pager"); strings.Contains(log, "handed over a socket that is no listener") || strings.Contains(log, "of no use") {
+		s.Errorf("not all sockets are used: %s", log)
+	}
 }
 
 // nothingLeft looks for anything that bears the product's name.

@@ -30,10 +30,9 @@ type foreignConn struct {
 // remembered bounds the peers of each of a socket's two maps.
 const remembered = 4096
 
-// listenForeign opens a transparent socket.
-func listenForeign(ctx context.Context, at netip.AddrPort) (net.PacketConn, error) {
-	lc := net.ListenConfig{Control: setForeign}
-	pc, err := lc.ListenPacket(ctx, "udp", at.String())
+// listenForeign opens a transparent socket of a section of the configuration.
+func (h *handedSockets) listenForeign(ctx context.Context, section string, at netip.AddrPort) (net.PacketConn, error) {
+	pc, err := h.listenUDP(ctx, section, at, &net.ListenConfig{Control: setForeign})
 	if err != nil {
 		return nil, err
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -55,9 +56,25 @@ func TestManyReloads(t *testing.T) {
 // ping sends OPTIONS to the edge and wants a 200 for it.
 func ping(t *testing.T, conn net.Conn, i int) {
 	t.Helper()
-	fmt.Fprintf(conn, "OPTIONS sip:%s SIP/2.0\r\nVia: SIP/2.0/UDP %s;branch=z9hG4bKping%d;rport\r\nMax-Forwards: 70\r\n"+
+	ask(t, conn, i)
+	wantPong(t, conn, i)
+}
+
+// ask sends OPTIONS to the edge.
+func ask(t *testing.T, conn net.Conn, i int) {
+	t.Helper()
+	proto := strings.ToUpper(conn.LocalAddr().Network())
+	_, err := fmt.Fprintf(conn, "OPTIONS sip:%s SIP/2.0\r\nVia: SIP/2.0/%s %s;branch=z9hG4bKping%d;rport\r\nMax-Forwards: 70\r\n"+
 		"From: <sip:alice@example.org>;tag=1\r\nTo: <sip:edge@example.org>\r\nCall-ID: ping%d\r\nCSeq: 1 OPTIONS\r\nContent-Length: 0\r\n\r\n",
-		conn.RemoteAddr(), conn.LocalAddr(), i, i)
+		conn.RemoteAddr(), proto, conn.LocalAddr(), i, i)
+	if err != nil {
+		t.Fatalf("ping %d: %v", i, err)
+	}
+}
+
+// wantPong wants a 200.
+func wantPong(t *testing.T, conn net.Conn, i int) {
+	t.Helper()
 	conn.SetReadDeadline(time.Now().Add(time.Minute))
 	answer := make([]byte, 2000)
 	if n, err := conn.Read(answer); err != nil || string(answer[:min(n, 11)]) != "SIP/2.0 200" {

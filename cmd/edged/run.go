@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/activation"
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
@@ -51,7 +52,8 @@ func runLogged(cmd *cobra.Command, cfg *config, load func() (*config, error), dr
 	signals := make(chan os.Signal, 4) // a signal that comes while another is handled is kept
 	signal.Notify(signals, syscall.SIGHUP, syscall.SIGTERM, syscall.SIGINT)
 	defer signal.Stop(signals)
-	return runDaemon(context.Background(), runOptions{config: cfg, load: load, log: log, level: level, drain: drain, signals: signals})
+	return runDaemon(context.Background(), runOptions{config: cfg, load: load, log: log, level: level, drain: drain, signals: signals,
+		handed: takeHanded(activation.Files(true), log)})
 }
 
 // runOptions is what a daemon is started with; only config and log are needed.
@@ -64,6 +66,8 @@ type runOptions struct {
 	drain time.Duration
 	// signals brings SIGHUP, SIGTERM and SIGINT; nil: the daemon ends with ctx only.
 	signals <-chan os.Signal
+	// handed are the listeners that systemd holds.
+	handed *handedSockets
 	// ready is called once all sockets are open, with the admin listener's address (nil: none).
 	ready func(admin net.Addr)
 }
@@ -92,6 +96,7 @@ func runDaemon(ctx context.Context, o runOptions) error {
 	ended := serveAll(ctx, services)
 	if waitReady(ctx, services, ended) {
 		ph.set("")
+		o.handed.settle(o.log)
 		announce(o, admin)
 	}
 	err = supervise(ctx, o, re, ph, services, ended, drains)
@@ -125,7 +130,7 @@ func assemble(ctx context.Context, o runOptions, admin net.Listener, ph *phase, 
 	}
 	reg.MustRegister(bans)
 	captures := newMediaCaptures(o.config, traces, events, reg, o.log.Named("capture"))
-	deps := &serviceDeps{cfg: o.config, log: o.log, reg: reg, tls: store, events: events, traces: traces, captures: captures, bans: bans}
+	deps := &serviceDeps{cfg: o.config, log: o.log, reg: reg, tls: store, events: events, traces: traces, captures: captures, bans: bans, handed: o.handed}
 	services, err := buildServices(ctx, deps)
 	if err != nil {
 		return nil, nil, err

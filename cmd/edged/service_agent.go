@@ -147,11 +147,11 @@ func buildAgent(ctx context.Context, d *serviceDeps) (*service, error) {
 	}
 	up := uplink.New(dialers, uplink.Config{Mux: mux.Config{Logger: log}}, log)
 	a := agent.New(d.cfg.Agent, agent.Deps{Key: key, Uplink: up, Bulk: dialBulk(up, dialers), Handlers: linkHandlers(d.links)}, log)
-	socks, err := bindForwards(ctx, d.cfg.Agent.Forwards)
+	socks, err := bindForwards(ctx, d.handed, d.cfg.Agent.Forwards)
 	if err != nil {
 		return nil, err
 	}
-	apps, err := newApplications(ctx, d.cfg.Agent.Applications, a, log)
+	apps, err := newApplications(ctx, d.handed, d.cfg.Agent.Applications, a, log)
 	if err != nil {
 		socks.close()
 		return nil, err
@@ -210,16 +210,16 @@ func askNeighbours(a *agent.Agent, up *uplink.Uplink, log *zap.Logger) []agent.N
 }
 
 // bindForwards opens the ports of forwards; all or none.
-func bindForwards(ctx context.Context, list []agent.Forward) (sockets, error) {
+func bindForwards(ctx context.Context, h *handedSockets, list []agent.Forward) (sockets, error) {
 	var lc net.ListenConfig
 	var all sockets
 	for i, f := range list {
 		s := socket{item: i}
 		var err error
 		if f.Listen.Proto == "udp" {
-			s.udp, err = lc.ListenPacket(ctx, "udp", f.Listen.At.String())
+			s.udp, err = h.listenUDP(ctx, "agent", f.Listen.At, &lc)
 		} else {
-			s.tcp, err = lc.Listen(ctx, "tcp", f.Listen.At.String())
+			s.tcp, err = h.listenTCP(ctx, "agent", f.Listen.At, &lc)
 		}
 		if err != nil {
 			all.close()
@@ -238,7 +238,7 @@ type applications struct {
 }
 
 // newApplications opens the ports of the proxies; all or none.
-func newApplications(ctx context.Context, c agent.Applications, a *agent.Agent, log *zap.Logger) (*applications, error) {
+func newApplications(ctx context.Context, h *handedSockets, c agent.Applications, a *agent.Agent, log *zap.Logger) (*applications, error) {
 	cfg := forwardproxy.DefaultConfig()
 	cfg.Anonymous = c.Sources()
 	server, err := forwardproxy.New(cfg, forwardproxy.Deps{
@@ -262,7 +262,7 @@ func newApplications(ctx context.Context, c agent.Applications, a *agent.Agent, 
 	}
 	apps := &applications{server: server, list: c.Listen}
 	for i, l := range c.Listen {
-		ln, err := listenTCP(ctx, l.At, net.ListenConfig{})
+		ln, err := h.listenTCP(ctx, "agent", l.At, &net.ListenConfig{})
 		if err != nil {
 			apps.open.close()
 			return nil, fmt.Errorf("agent.applications.listen[%d]: %w", i, err)

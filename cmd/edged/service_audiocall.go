@@ -20,7 +20,7 @@ func buildAudioCall(ctx context.Context, d *serviceDeps) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
-	socks, err := bindTransparent(ctx, "audiocall.listen[%d]", cfg.Listen, nets, cfg.Transparent)
+	socks, err := d.handed.bindTransparent(ctx, "audiocall.listen[%d]", cfg.Listen, nets, cfg.Transparent)
 	if err != nil {
 		return nil, err
 	}
@@ -30,7 +30,7 @@ func buildAudioCall(ctx context.Context, d *serviceDeps) (*service, error) {
 			ports = append(ports, pinhole.Listen{Proto: "udp", Network: name, Port: port})
 		}
 	}
-	packets, err := bindForeign(ctx, "audiocall.udp[%d]", ports, nets, cfg.Transparent)
+	packets, err := d.handed.bindForeign(ctx, "audiocall.udp[%d]", ports, nets, cfg.Transparent)
 	if err != nil {
 		socks.close()
 		return nil, err

@@ -10,7 +10,7 @@ import (
 
 // buildBlocked opens the ports that are blocked.
 func buildBlocked(ctx context.Context, d *serviceDeps) (*service, error) {
-	socks, err := bind(ctx, "blocked[%d]", d.cfg.Blocked, d.cfg.networks(), nil)
+	socks, err := d.handed.bind(ctx, "blocked[%d]", d.cfg.Blocked, d.cfg.networks(), nil)
 	if err != nil {
 		return nil, err
 	}

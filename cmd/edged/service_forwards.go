@@ -31,7 +31,7 @@ func buildForwards(ctx context.Context, d *serviceDeps) (*service, error) {
 	for i, r := range rules {
 		listen[i] = r.Listen
 	}
-	socks, err := bind(ctx, "forwards[%d].listen", listen, d.cfg.networks(), func(i int, at netip.AddrPort) (net.Listener, error) {
+	socks, err := d.handed.bind(ctx, "forwards[%d].listen", listen, d.cfg.networks(), func(i int, at netip.AddrPort) (net.Listener, error) {
 		return d.listen(ctx, fmt.Sprintf("forwards[%d]", i), listen[i], at)
 	})
 	if err != nil {

@@ -27,7 +27,7 @@ func buildH323(ctx context.Context, d *serviceDeps) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
-	packets, err := bindForeign(ctx, "h323.ras[%d]", d.cfg.H323.RAS, nets, d.cfg.H323.Transparent)
+	packets, err := d.handed.bindForeign(ctx, "h323.ras[%d]", d.cfg.H323.RAS, nets, d.cfg.H323.Transparent)
 	if err != nil {
 		socks.close()
 		return nil, err

@@ -16,7 +16,7 @@ func buildILS(ctx context.Context, d *serviceDeps) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
-	socks, err := bindTransparent(ctx, "ils.listen[%d]", d.cfg.ILS.Listen, nets, d.cfg.ILS.Transparent)
+	socks, err := d.handed.bindTransparent(ctx, "ils.listen[%d]", d.cfg.ILS.Listen, nets, d.cfg.ILS.Transparent)
 	if err != nil {
 		return nil, err
 	}

@@ -35,7 +35,7 @@ func buildMSTURN(ctx context.Context, d *serviceDeps) (*service, error) {
 		return nil, err
 	}
 	alone := d.cfg.msturnAlone()
-	socks, err := bind(ctx, "msturn.listen[%d]", alone, nets, func(i int, at netip.AddrPort) (net.Listener, error) {
+	socks, err := d.handed.bind(ctx, "msturn.listen[%d]", alone, nets, func(i int, at netip.AddrPort) (net.Listener, error) {
 		return d.listen(ctx, fmt.Sprintf("msturn.listen[%d]", slices.Index(cfg.Listen, alone[i])), alone[i], at)
 	})
 	if err != nil {

@@ -236,23 +236,19 @@ func (d *serviceDeps) listen(ctx context.Context, key string, l pinhole.Listen, 
 	if p := d.shared[at]; p != nil {
 		return p.Listener(d.cfg.matches(l, key)...)
 	}
-	return listenTCP(ctx, at, net.ListenConfig{})
+	return d.handed.listenTCP(ctx, sectionOf(key), at, &net.ListenConfig{})
 }
 
 // bindShared is bindTransparent for what may share its ports.
 func (d *serviceDeps) bindShared(ctx context.Context, key string, list []pinhole.Listen, transparent bool) (sockets, error) {
-	socks, err := bind(ctx, key, list, d.cfg.networks(), func(i int, at netip.AddrPort) (net.Listener, error) {
+	socks, err := d.handed.bind(ctx, key, list, d.cfg.networks(), func(i int, at netip.AddrPort) (net.Listener, error) {
 		if transparent && d.shared[at] == nil {
-			return listenTCP(ctx, at, net.ListenConfig{Control: setTransparent})
+			return d.handed.listenTCP(ctx, sectionOf(key), at, &net.ListenConfig{Control: setTransparent})
 		}
 		return d.listen(ctx, fmt.Sprintf(key, i), list[i], at)
 	})
 	socks.guard(d.bans, false)
 	return socks, err
-}
-
-func listenTCP(ctx context.Context, at netip.AddrPort, lc net.ListenConfig) (net.Listener, error) {
-	return lc.Listen(ctx, "tcp", at.String())
 }
 
 // sharedListens lists the ports that services share.
@@ -282,7 +278,7 @@ func buildShared(ctx context.Context, d *serviceDeps) (*service, error) {
 	for _, at := range d.cfg.sharedListens() {
 		for _, a := range d.cfg.Networks[at.Network].Addresses {
 			addr := netip.AddrPortFrom(a, at.Port)
-			ln, err := listenTCP(ctx, addr, net.ListenConfig{})
+			ln, err := d.handed.listenTCP(ctx, "shared", addr, &net.ListenConfig{})
 			if err != nil {
 				for _, ln := range open {
 					ln.Close()

@@ -99,9 +99,9 @@ func bindSIP(ctx context.Context, d *serviceDeps, nets pinhole.Networks) (socket
 	if d.cfg.SIP.Transparent {
 		udp = &foreign
 	}
-	return bindBy(ctx, "sip.listen[%d]", listen, nets, udp, func(i int, at netip.AddrPort) (net.Listener, error) {
+	return d.handed.bindBy(ctx, "sip.listen[%d]", listen, nets, udp, func(i int, at netip.AddrPort) (net.Listener, error) {
 		if d.cfg.SIP.Transparent && d.cfg.SIP.Listen[i].Proto == flow.TCP && d.shared[at] == nil {
-			return listenTCP(ctx, at, foreign)
+			return d.handed.listenTCP(ctx, "sip", at, &foreign)
 		}
 		return d.listen(ctx, fmt.Sprintf("sip.listen[%d]", i), listen[i], at)
 	})

@@ -23,7 +23,7 @@ func buildTrivial(ctx context.Context, d *serviceDeps) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
-	socks, err := bindForeign(ctx, "tftp.trivial.listen[%d]", c.Trivial.Listen, nets, c.Trivial.Transparent)
+	socks, err := d.handed.bindForeign(ctx, "tftp.trivial.listen[%d]", c.Trivial.Listen, nets, c.Trivial.Transparent)
 	if err != nil {
 		return nil, err
 	}

@@ -55,6 +55,8 @@ type serviceDeps struct {
 	events *eventBroker
 	// bans are those whom the operator has shut out.
 	bans *denylist.List
+	// handed are the listeners that systemd holds.
+	handed *handedSockets
 	// traces keeps signalling.
 	traces *callTraces
 	// captures writes media down; the relay gives it its tap.

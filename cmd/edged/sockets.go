@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sync/errgroup"
@@ -69,23 +70,23 @@ func (all sockets) names() []string {
 
 // bind opens a list of listeners, each at every address of its network; all or none. key is the format of an item's key,
 // e.g. "ils.listen[%d]". tcp opens the item of TCP at an address; nil: a socket of its own.
-func bind(ctx context.Context, key string, list []pinhole.Listen, nets pinhole.Networks, tcp func(item int, at netip.AddrPort) (net.Listener, error)) (sockets, error) {
+func (h *handedSockets) bind(ctx context.Context, key string, list []pinhole.Listen, nets pinhole.Networks, tcp func(item int, at netip.AddrPort) (net.Listener, error)) (sockets, error) {
 	var lc net.ListenConfig
 	if tcp == nil {
-		tcp = func(_ int, at netip.AddrPort) (net.Listener, error) { return lc.Listen(ctx, "tcp", at.String()) }
+		tcp = func(_ int, at netip.AddrPort) (net.Listener, error) { return h.listenTCP(ctx, sectionOf(key), at, &lc) }
 	}
-	return bindBy(ctx, key, list, nets, &lc, tcp)
+	return h.bindBy(ctx, key, list, nets, &lc, tcp)
 }
 
 // bindBy is bind with what opens sockets of UDP.
-func bindBy(ctx context.Context, key string, list []pinhole.Listen, nets pinhole.Networks, udp *net.ListenConfig, tcp func(item int, at netip.AddrPort) (net.Listener, error)) (sockets, error) {
+func (h *handedSockets) bindBy(ctx context.Context, key string, list []pinhole.Listen, nets pinhole.Networks, udp *net.ListenConfig, tcp func(item int, at netip.AddrPort) (net.Listener, error)) (sockets, error) {
 	var all sockets
 	for i, l := range list {
 		for _, a := range nets[l.Network].Addresses {
 			s, at := socket{item: i, network: l.Network}, netip.AddrPortFrom(a, l.Port)
 			var err error
 			if l.Proto == "udp" {
-				s.udp, err = udp.ListenPacket(ctx, "udp", at.String())
+				s.udp, err = h.listenUDP(ctx, sectionOf(key), at, udp)
 			} else {
 				s.tcp, err = tcp(i, at)
 			}
@@ -100,12 +101,19 @@ func bindBy(ctx context.Context, key string, list []pinhole.Listen, nets pinhole
 }
 
 // bindTransparent is bind for listeners of TCP to which nftables may hand connections that were going elsewhere, if on.
-func bindTransparent(ctx context.Context, key string, list []pinhole.Listen, nets pinhole.Networks, on bool) (sockets, error) {
+func (h *handedSockets) bindTransparent(ctx context.Context, key string, list []pinhole.Listen, nets pinhole.Networks, on bool) (sockets, error) {
 	if !on {
-		return bind(ctx, key, list, nets, nil)
+		return h.bind(ctx, key, list, nets, nil)
 	}
 	lc := net.ListenConfig{Control: setTransparent}
-	return bind(ctx, key, list, nets, func(_ int, at netip.AddrPort) (net.Listener, error) { return lc.Listen(ctx, "tcp", at.String()) })
+	return h.bind(ctx, key, list, nets, func(_ int, at netip.AddrPort) (net.Listener, error) {
+		return h.listenTCP(ctx, sectionOf(key), at, &lc)
+	})
+}
+
+// sectionOf returns the section that a key stands in: sip of sip.listen[0].
+func sectionOf(key string) string {
+	return key[:strings.IndexAny(key+".", ".[")]
 }
 
 // setTransparent has a socket take what is for other addresses and nftables hands to it (tproxy): such a
@@ -124,14 +132,14 @@ func setTransparent(network, _ string, c syscall.RawConn) error {
 }
 
 // bindForeign is bind for listeners of UDP to which nftables may hand what was going elsewhere, if on.
-func bindForeign(ctx context.Context, key string, list []pinhole.Listen, nets pinhole.Networks, on bool) (sockets, error) {
+func (h *handedSockets) bindForeign(ctx context.Context, key string, list []pinhole.Listen, nets pinhole.Networks, on bool) (sockets, error) {
 	if !on {
-		return bind(ctx, key, list, nets, nil)
+		return h.bind(ctx, key, list, nets, nil)
 	}
 	var all sockets
 	for i, l := range list {
 		for _, a := range nets[l.Network].Addresses {
-			pc, err := listenForeign(ctx, netip.AddrPortFrom(a, l.Port))
+			pc, err := h.listenForeign(ctx, sectionOf(key), netip.AddrPortFrom(a, l.Port))
 			if err != nil {
 				all.close()
 				return nil, fmt.Errorf(key+": %w", i, err)
