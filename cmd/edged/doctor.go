@@ -89,6 +89,8 @@ type exam struct {
 	daemon daemonView
 	// resolvConf is where DNS servers stand.
 	resolvConf string
+	who        sync.Once
+	owners     map[string]owner // of sockets, by inode
 }
 
 // examine looks at everything.

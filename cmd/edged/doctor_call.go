@@ -34,13 +34,19 @@ func (x *exam) selfCall(ctx context.Context) []finding {
 	if !x.flags.call {
 		return out
 	}
+	if lo := x.net.links[1]; lo != nil && lo.Attrs().Flags&net.FlagUp == 0 {
+		return append(out, finding{
+			Level: fastpath.Fail, About: "call", Text: "a call through an edge on loopback addresses fails: lo is down", Why: "the admin listener is not reached either, nor programs on this machine",
+			Remedy: "ip link set lo up",
+		})
+	}
 	ctx, cancel := context.WithTimeout(ctx, callAll)
 	defer cancel()
 	start := time.Now()
 	if err := loopbackCall(ctx); err != nil {
 		return append(out, finding{
 			Level: fastpath.Fail, About: "call", Text: "a call through an edge on loopback addresses fails: " + err.Error(), Why: "what fails here fails with real phones, too",
-			Remedy: "ip link set lo up; look for rules that drop on lo; edged demo shows more",
+			Remedy: "look for rules that drop on lo (nft list ruleset); edged demo shows more",
 		})
 	}
 	return append(out, fine("call", "two phones on loopback addresses registered, called, and heard each other through an edge in %v", time.Since(start).Round(10*time.Millisecond)))

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -24,11 +25,15 @@ type daemonView struct {
 	err error
 }
 
+// adminWait is how long the admin listener may take.
+const adminWait = 2 * time.Second
+
 func viewDaemon(cmd *cobra.Command, f clientFlags) daemonView {
 	client, err := newAPIClient(cmd, f)
 	if err != nil {
 		return daemonView{err: err}
 	}
+	client.http.Timeout = adminWait
 	v := daemonView{client: client}
 	body, err := client.get(cmd.Context(), "/api/v1/status")
 	if err == nil {

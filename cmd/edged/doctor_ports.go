@@ -83,8 +83,14 @@ func (s openSocket) bars(want socketAt) bool {
 	return a == b || b.IsUnspecified() && a.Is4() == b.Is4() || a.IsUnspecified() && (a.Is6() || b.Is4())
 }
 
-// owners maps the inodes of sockets to processes: "asterisk (pid 123)".
-func (x *exam) owners() map[string]owner {
+// ownerOf returns the process that has a socket. All are looked at once, and only if there is a socket to ask for.
+func (x *exam) ownerOf(s openSocket) owner {
+	x.who.Do(func() { x.owners = x.findOwners() })
+	return x.owners[s.inode]
+}
+
+// findOwners maps the inodes of sockets to processes.
+func (x *exam) findOwners() map[string]owner {
 	out := map[string]owner{}
 	entries, err := fs.ReadDir(x.root, "proc")
 	if err != nil {
@@ -129,7 +135,7 @@ func (x *exam) holder(want socketAt) string {
 		return ""
 	}
 	if i := slices.IndexFunc(list, func(s openSocket) bool { return s.bars(want) }); i >= 0 {
-		return x.owners()[list[i].inode].String()
+		return x.ownerOf(list[i]).String()
 	}
 	return ""
 }
@@ -145,7 +151,6 @@ func (x *exam) ports(context.Context) []finding {
 	if err != nil {
 		return []finding{{Level: fastpath.Warn, About: "ports", Text: err.Error(), Why: "ports that are taken are not seen", Remedy: "run doctor where /proc is mounted"}}
 	}
-	owners := x.owners()
 	var out []finding
 	free, held := 0, 0
 	for _, want := range x.wanted() {
@@ -156,10 +161,10 @@ func (x *exam) ports(context.Context) []finding {
 			if f, missing := x.notListening(want); missing {
 				out = append(out, f)
 			}
-		case x.ours(owners[list[i].inode]):
+		case x.ours(x.ownerOf(list[i])):
 			held++
 		default:
-			who := owners[list[i].inode]
+			who := x.ownerOf(list[i])
 			out = append(out, finding{
 				Level: fastpath.Fail, About: "port " + want.String(), Text: "taken by " + who.String(), Why: "the daemon does not start: the address is in use",
 				Remedy: fmt.Sprintf("stop it (%s), or give %s another port", stopCommand(who), want.key),
@@ -309,16 +314,15 @@ func (x *exam) squatters(r span) []finding {
 	if err != nil {
 		return nil // said already
 	}
-	owners := x.owners()
 	var who []string
 	n := 0
 	for _, s := range list {
 		port := int(s.at.Port())
-		if s.proto != r.proto || port < r.first || port > r.last || x.ours(owners[s.inode]) || !x.edgeHas(s.at.Addr()) {
+		if s.proto != r.proto || port < r.first || port > r.last || !x.edgeHas(s.at.Addr()) || x.ours(x.ownerOf(s)) {
 			continue
 		}
 		n++
-		if text := fmt.Sprintf("%d by %s", port, owners[s.inode]); len(who) < 3 {
+		if text := fmt.Sprintf("%d by %s", port, x.ownerOf(s)); len(who) < 3 {
 			who = append(who, text)
 		}
 	}
