@@ -257,6 +257,7 @@ chain pre { type filter hook prerouting priority 0; udp dport 5060 ct helper set
 		{"state read-only", func(p *patient) { p.mounts = "mount -t tmpfs -o ro none " + p.dir + "/state" }, "fail", "state", `mounted read-only`, `remount,rw`, false},
 		{"state full", func(p *patient) { p.mounts = "mount -t tmpfs -o size=64k none " + p.dir + "/state" }, "fail", "state", `room for 0 MiB`, `make room`, false},
 		{"state of somebody else", func(p *patient) { p.asNobody() }, "fail", "state", `may not be written by this user`, `chown edged`, false},
+		{"rules not seen", func(p *patient) { p.asNobody() }, "warn", "not seen", `CAP_NET_ADMIN`, `sudo edged doctor`, false},
 		{"kernel gives media ports away", func(p *patient) { p.sysctl("net/ipv4/ip_local_reserved_ports", "\n") }, "warn", "port ranges", `pinholes\.udp \(50000-50999\)`, `^sysctl -w net\.ipv4\.ip_local_reserved_ports=40000-40999,50000-50999`, false},
 		{"media port taken", func(p *patient) { p.holds("udp", p.out.String()+":50500") }, "warn", "port ranges", `50500 by lab\.test`, `pinholes\.udp`, false},
 		{"backlog", func(p *patient) { p.sysctl("net/core/somaxconn", "64") }, "warn", "backlog", `somaxconn is 64`, `^sysctl -w net\.core\.somaxconn=4096$`, true},
@@ -347,6 +348,40 @@ func (p *patient) runsEdge() {
 	p.host.dir = p.dir
 	e := p.host.Start(p, "edged", bin, "run", "--config", p.dir+"/edged.yaml", "--drain", "1s")
 	e.Logged(p, 20*time.Second, "ready")
+}
+
+// TestRivals: the daemon refuses to rewrite what a helper of the kernel rewrites, names the rule, and starts if it is told to
+// accept that, or if the rule is gone; a helper elsewhere is no reason.
+func TestRivals(t *testing.T) {
+	r := lab(t)
+	onlyEdged(t, "it knows no helpers")
+	for i, c := range []struct {
+		name, port, helpers string
+		starts              bool
+	}{{"refused", "5060", "refuse", false}, {"accepted", "5060", "accept", true}, {"another port", "5080", "refuse", true}} {
+		t.Run(c.name, func(t *testing.T) {
+			p := r.newPatient(t, 120+i)
+			p.change("sip: {", "firewall: {manage: true, helpers: "+c.helpers+"}\nsip: {transparent: true, ")
+			p.nft(`table inet fw { ct helper voip { type "sip" protocol udp; l3proto inet; }
+chain pre { type filter hook prerouting priority 0; udp dport ` + c.port + ` ct helper set "voip"; }
+}`)
+			p.file("edged.yaml", p.config, 0o644)
+			p.host.dir = p.dir
+			if c.starts {
+				p.runsEdge()
+				return
+			}
+			bin, err := edgedBinary()
+			must(t, "build edged", err)
+			e := p.host.Start(t, "edged", bin, "run", "--config", p.dir+"/edged.yaml")
+			if err := e.Wait(20 * time.Second); err == nil {
+				t.Error("it started")
+			}
+			if log := tail(e.Log, 4000); !strings.Contains(log, "nft delete rule inet fw pre handle") || !strings.Contains(log, "firewall.helpers: accept") {
+				t.Error(log)
+			}
+		})
+	}
 }
 
 // TestDoctorNAT: a STUN server outside tells what the NAT in front makes of the edge's address; once the configuration says

@@ -237,8 +237,7 @@ func (x *exam) forwardedBetween(from, to string) []finding {
 // transparent looks whether the rules that hand over are there, where the configuration asks for them.
 func (x *exam) transparent(context.Context) []finding {
 	c := x.cfg
-	asked := c.SIP.Transparent || c.H323.Transparent || c.T120.Transparent || c.ILS.Transparent || c.Audio.Transparent
-	if !asked {
+	if !(c.SIP.Transparent || c.H323.Transparent || c.T120.Transparent || c.ILS.Transparent || c.Audio.Transparent || c.TFTP.Trivial.Transparent) {
 		return nil
 	}
 	if len(c.transparentListeners()) == 0 {

@@ -80,6 +80,9 @@ func runDaemon(ctx context.Context, o runOptions) error {
 	if err := makeStateDir(o.config.State.Dir); err != nil {
 		return err
 	}
+	if err := lookForRivals(o.config, o.log); err != nil {
+		return err
+	}
 	admin, err := listenAdmin(ctx, o.config.Admin)
 	if err != nil {
 		return fmt.Errorf("admin.listen: %w", err)
