@@ -75,13 +75,13 @@ func (s *reloadStage) certify(i int) {
 	must(s, "key", copyOver(s.certs[i].Key, filepath.Join(s.rig.Dir, "edge.key")))
 }
 
-// copyOver replaces a file in one step.
+// copyOver replaces a file in one step. All may read it: the edge may run as nobody.
 func copyOver(from, to string) error {
 	b, err := os.ReadFile(from)
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(to+".new", b, 0o600); err != nil {
+	if err := os.WriteFile(to+".new", b, 0o644); err != nil {
 		return err
 	}
 	return os.Rename(to+".new", to)
