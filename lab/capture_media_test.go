@@ -68,12 +68,16 @@ func pcapngOptions(b []byte) map[uint16][]byte {
 	return all
 }
 
-// rtpSeqs returns the sequence numbers of the RTP between two addresses, in order; zero addresses match all.
+// rtpSeqs returns the sequence numbers of the voices' RTP from one address to another, in order. What the edge sends in
+// a burst is one packet to tcpdump, which the kernel cuts later.
 func rtpSeqs(ps []Packet, src, dst netip.Addr) (seqs []uint16) {
+	const size = 172
 	for _, p := range ps {
-		isRTP := !p.TCP && len(p.Payload) == 172 && p.Payload[0] == 0x80
-		if isRTP && p.Src.Addr() == src && p.Dst.Addr() == dst {
-			seqs = append(seqs, binary.BigEndian.Uint16(p.Payload[2:]))
+		if p.TCP || len(p.Payload) == 0 || len(p.Payload)%size != 0 || p.Payload[0] != 0x80 || p.Src.Addr() != src || p.Dst.Addr() != dst {
+			continue
+		}
+		for b := p.Payload; len(b) > 0; b = b[size:] {
+			seqs = append(seqs, binary.BigEndian.Uint16(b[2:]))
 		}
 	}
 	return seqs

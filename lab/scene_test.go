@@ -36,7 +36,13 @@ type plan struct {
 // newScene builds rig, edge, agents (port 5060) and voices.
 func newScene(t *testing.T, p plan) *scene {
 	t.Helper()
-	s := &scene{T: t, rig: lab(t)}
+	return newSceneOn(t, lab(t), p)
+}
+
+// newSceneOn builds a scene on a rig that may have more already.
+func newSceneOn(t *testing.T, r *Rig, p plan) *scene {
+	t.Helper()
+	s := &scene{T: t, rig: r}
 	s.proto, s.peerProto = or(p.InProto, "udp"), or(p.OutProto, "udp")
 	s.family, s.peerFamily = or(p.InFamily, 4), or(p.OutFamily, 4)
 	s.inHost, s.outHost = s.rig.Inside("in1"), s.rig.Outside("out1")

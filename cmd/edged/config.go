@@ -20,6 +20,7 @@ import (
 	"edged.dev/edged/pkg/sharedport"
 	"edged.dev/edged/pkg/sipalg"
 	"edged.dev/edged/pkg/splice/forward"
+	"edged.dev/edged/pkg/syslog"
 	"edged.dev/edged/pkg/t120"
 	"edged.dev/edged/pkg/tftp"
 	"edged.dev/edged/pkg/tunnel/agent"
@@ -111,7 +112,10 @@ type perSourceConfig struct {
 }
 
 type cdrConfig struct {
-	File string `yaml:"file" jsonschema:"default=" jsonschema_description:"file to which one JSON line is appended when a call ends, relative to state.dir; empty = none"`
+	File     string        `yaml:"file" jsonschema:"default=" jsonschema_description:"file to which one JSON line is appended when a call ends, relative to state.dir; empty = none"`
+	Syslog   syslog.Target `yaml:"syslog" jsonschema:"default=" jsonschema_description:"syslog receiver that gets each call record too, by RFC 5424: unix:///PATH, udp://HOST[:PORT], tcp:// or tls://; empty = none"`
+	Facility string        `yaml:"facility" jsonschema:"enum=user,enum=daemon,enum=local0,enum=local1,enum=local2,enum=local3,enum=local4,enum=local5,enum=local6,enum=local7,default=local0" jsonschema_description:"facility of these messages"`
+	Format   string        `yaml:"format" jsonschema:"enum=json,enum=structured,default=json" jsonschema_description:"json: the body is the JSON of the file; structured: the fields are structured data, the body is a sentence"`
 }
 
 func defaultConfig() config {
@@ -135,6 +139,7 @@ func defaultConfig() config {
 		Agent:    agent.DefaultConfig(),
 		Trace:    traceConfig{Memory: defaultTraceMemory, Media: true},
 		HEP:      hepConfig{ID: 2001},
+		CDR:      cdrConfig{Facility: "local0", Format: "json"},
 		Limits:   limitsConfig{PerSource: perSourceConfig{MessagesPerSecond: 100, Connections: 64}},
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/sipalg"
@@ -22,6 +23,10 @@ func buildSIP(ctx context.Context, d *serviceDeps) (*service, error) {
 		return nil, err
 	}
 	queue := newCDRQueue(records, log)
+	receiver, err := newCDRSyslog(d, log)
+	if err != nil {
+		return nil, errors.Join(err, records.Close())
+	}
 	socks, err := bindSIP(ctx, d, nets)
 	if err != nil {
 		return nil, errors.Join(err, records.Close())
@@ -35,6 +40,7 @@ func buildSIP(ctx context.Context, d *serviceDeps) (*service, error) {
 		Record: func(r sipalg.Record) {
 			d.traces.ring.Name(r.CallID, r.ID)
 			queue.add(r)
+			receiver.add(r)
 			d.events.publish("call_ended", r)
 		},
 	}, log)
@@ -46,14 +52,13 @@ func buildSIP(ctx context.Context, d *serviceDeps) (*service, error) {
 	d.reg.MustRegister(server.Collector())
 	return &service{
 		serve: func(ctx context.Context) error {
-			stop, written := make(chan struct{}), make(chan struct{})
-			go func() {
-				defer close(written)
-				queue.run(stop)
-			}()
+			stop := make(chan struct{})
+			var written sync.WaitGroup
+			written.Go(func() { queue.run(stop) })
+			written.Go(func() { receiver.run(stop) })
 			err := serveSIP(ctx, server, d.cfg.SIP.Listen, socks)
 			close(stop)
-			<-written
+			written.Wait()
 			return errors.Join(err, records.Close())
 		},
 		ready: server.Ready(),

@@ -35,6 +35,7 @@ func (c *config) validate() []keyText {
 	}
 	c.Limits.validate(&l)
 	c.Trace.validate(&l)
+	c.CDR.validate(&l)
 	c.HEP.validate(&l, int64(c.Trace.Memory))
 	c.validateSIP(&l)
 	l = append(l, sectionFaults("h323", c.H323.Validate(c.networks()))...)
