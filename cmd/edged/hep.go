@@ -86,6 +86,9 @@ func (x *hepExport) metrics() []prometheus.Collector {
 }
 
 func (x *hepExport) add(m trace.Message) {
+	if m.Protocol != "" {
+		return // HEP3 has no number for H.323
+	}
 	select {
 	case x.queue <- m:
 	default:

@@ -126,6 +126,7 @@ func assemble(ctx context.Context, o runOptions, admin net.Listener, ph *phase, 
 	store := newTLSStore(certs, o.config.SIP.ClientCertificates, o.config.SIP.OptionalClientCertificates)
 	reg.MustRegister(newCertificateMetrics(store))
 	traces := &callTraces{ring: trace.New(int(o.config.Trace.Memory))}
+	traces.ring.ReadWith(h323Reader{})
 	reg.MustRegister(newTraceMetrics(traces.ring))
 	bans, err := denylist.Open(bansFile(o.config), o.log.Named("bans"))
 	if err != nil {

@@ -46,6 +46,34 @@ func (c *callTraces) sip(f flow.Flow, out bool, raw []byte) {
 	})
 }
 
+// h323 is what the H.323 service shows its messages to.
+func (c *callTraces) h323(t h323.Traced) {
+	transport := "tcp"
+	if t.Protocol == h323.RAS {
+		transport = "udp"
+	}
+	c.ring.Add(trace.Message{
+		Time: time.Now().UTC(), Out: t.Out, Network: t.Network, Transport: transport, Local: t.Local, Remote: t.Remote, Data: t.Data,
+		Protocol: string(t.Protocol), Call: t.Call, Placed: t.Placed, Kind: t.Kind, From: t.From, To: t.To,
+	})
+}
+
+// h323Reader reads what is not SIP.
+type h323Reader struct{}
+
+var _ trace.Reader = h323Reader{}
+
+// Read implements trace.Reader.
+func (h323Reader) Read(protocol string, data []byte) trace.Reading {
+	d := h323.Describe(h323.Protocol(protocol), data)
+	return trace.Reading{Method: d.Kind, Summary: d.Summary, Text: d.Text}
+}
+
+// Hide implements trace.Reader.
+func (h323Reader) Hide(protocol string, data []byte) []byte {
+	return h323.Hide(h323.Protocol(protocol), data)
+}
+
 // nameLive has the calls that are up found by the edge's names of them; others got theirs from their records.
 func (c *callTraces) nameLive() {
 	if c.live != nil {

@@ -30,7 +30,7 @@ func newTraceCmd() *cobra.Command {
 		Use:   "trace [CALL]",
 		Short: "Show the signalling of a call, as it came and as it was sent on",
 		Long: "Trace draws the messages of a call as a ladder: every address that took part is a column, the edge stands\n" +
-			"among them. CALL is the id of a call as edged calls and the call records have it, or a Call-ID. Without it\n" +
+			"among them. CALL is the id of a call as edged calls and the call records have it, or a Call-ID; of H.323 the callIdentifier. Without it\n" +
 			"the calls of which signalling is known are listed: those that ended or failed too, as long as trace.memory\n" +
 			"has room. Digest responses and keys are masked.",
 		Args: cobra.MaximumNArgs(1),
@@ -196,6 +196,9 @@ func (l *ladder) message(b *strings.Builder, e trace.Entry) {
 	from, to := min(at, 1), max(at, 1)
 	toRight := (e.Direction == "out") == (at > 1)
 	note := e.Transport
+	if e.Protocol != "" && e.Protocol != "sip" && e.Summary != e.Method {
+		note += ": " + printable(strings.TrimSpace(strings.TrimPrefix(e.Summary, e.Method)))
+	}
 	if e.Repeat {
 		note += ", again"
 	}

@@ -69,6 +69,8 @@ type Deps struct {
 	T120 func(ctx context.Context, conns [2]net.Conn, moved func(pinhole.Side, int))
 	// Record is called at the end of each call, on any goroutine; it may be nil.
 	Record func(Record)
+	// Trace is shown every message as it came and as it was sent, perhaps with a lock held; it must not block. It may be nil.
+	Trace func(Traced)
 	// Connections bounds the signalling connections that one host has made; 0 = no limit.
 	Connections int
 }
@@ -111,6 +113,11 @@ type Core struct {
 	control    controlCodec
 	addrs      []h245.Address
 	counts     counts
+
+	// trace is Deps.Trace, traced the call of the message that is handled, "" outside of one.
+	trace     func(Traced)
+	traced    string
+	rasTraces *rasTracer
 }
 
 // Output is what the core wants done, in this order.
@@ -172,6 +179,7 @@ func NewCore(cfg Config, deps Deps, log *zap.Logger) *Core {
 		legs: make(map[ConnID]*leg), calls: make(map[*call]struct{}), sources: make(map[netip.Addr]int), forwards: make(map[netip.Addr]forward),
 		rings:      make(map[h225.ID]*ring),
 		signalling: h225.NewCodec(), discovery: ras.NewCodec(), control: newControlCodec(), counts: newCounts(),
+		trace: deps.Trace, rasTraces: newRASTracer(),
 	}
 	c.compile()
 	switch {
@@ -218,6 +226,12 @@ func (c *Core) ownRAS(network string, peer netip.Addr) netip.AddrPort {
 
 // Datagram takes a RAS message that arrived at the edge's socket local; false: there is nothing to send.
 func (c *Core) Datagram(now time.Time, network string, local, from netip.AddrPort, b []byte) (rasrelay.Datagram, bool) {
+	d, ok := c.datagram(now, network, local, from, b)
+	c.traceRAS(network, local, from, b, d, ok)
+	return d, ok
+}
+
+func (c *Core) datagram(now time.Time, network string, local, from netip.AddrPort, b []byte) (rasrelay.Datagram, bool) {
 	switch {
 	case c.outer != nil:
 		return c.outer.Handle(now, network, local, from, b)
@@ -258,6 +272,7 @@ func (c *Core) Dialed(now time.Time, id ConnID, local netip.AddrPort, err error,
 	}
 	l.up, l.local = true, local
 	for _, b := range l.queued {
+		c.said(l, b)
 		out.send(id, b)
 	}
 	l.queued = nil
@@ -299,6 +314,8 @@ func (c *Core) Message(now time.Time, id ConnID, p tpkt.Packet, out *Output) {
 	c.counts.message(m.Type)
 	key := callKey{m.CallRef, m.FromDest}
 	call := l.calls[key]
+	c.heard(l, m, call, p)
+	defer func() { c.traced = "" }()
 	if call != nil && call.released && m.Type == q931.Setup && !m.FromDest {
 		// The next call on the connection may have the number of the last.
 		delete(l.calls, key)
@@ -350,6 +367,7 @@ func (c *Core) sendPacket(l *leg, second byte, payload []byte, out *Output) {
 	case err != nil:
 		c.counts.drop(droppedEdit)
 	case l.up:
+		c.said(l, b)
 		out.send(l.id, b)
 	case len(l.queued) >= maxQueued:
 		c.counts.drop(droppedQueue)

@@ -338,7 +338,7 @@ func (s *Server) relayControl(k *call, from pinhole.Side, conns [2]net.Conn, mov
 		n, err := src.Read(buf)
 		moved(from, n)
 		split.Push(buf[:n])
-		if bad := s.passControl(k, from, &split, dst); bad != nil {
+		if bad := s.passControl(k, from, &split, conns); bad != nil {
 			s.log.Info("H.245 connection closed", zap.String("call", k.id), zap.Stringer("peer", src.RemoteAddr()), zap.Error(bad))
 			src.Close()
 			dst.Close()
@@ -354,7 +354,8 @@ func (s *Server) relayControl(k *call, from pinhole.Side, conns [2]net.Conn, mov
 }
 
 // passControl passes on what has arrived whole.
-func (s *Server) passControl(k *call, from pinhole.Side, split *tpkt.Splitter, dst net.Conn) error {
+func (s *Server) passControl(k *call, from pinhole.Side, split *tpkt.Splitter, conns [2]net.Conn) error {
+	dst := conns[from.Other()]
 	for {
 		p, ok, err := split.Next()
 		if err != nil || !ok {
@@ -362,6 +363,7 @@ func (s *Server) passControl(k *call, from pinhole.Side, split *tpkt.Splitter, d
 		}
 		payload := p.Payload
 		if len(payload) > 0 {
+			s.traceControl(k, from, conns, false, whole(p.Second, payload))
 			s.mu.Lock()
 			payload, err = s.core.Control(time.Now(), k, from, payload)
 			s.mu.Unlock()
@@ -376,10 +378,23 @@ func (s *Server) passControl(k *call, from pinhole.Side, split *tpkt.Splitter, d
 		if err != nil {
 			return err
 		}
+		if len(payload) > 0 {
+			s.traceControl(k, from.Other(), conns, true, b)
+		}
 		dst.SetWriteDeadline(time.Now().Add(writeTime))
 		if _, err := dst.Write(b); err != nil {
 			return err
 		}
+	}
+}
+
+// traceControl traces H.245 that came from, or goes to, the party at a side.
+func (s *Server) traceControl(k *call, side pinhole.Side, conns [2]net.Conn, out bool, b []byte) {
+	if s.deps.Trace != nil {
+		s.deps.Trace(Traced{
+			Protocol: H245, Call: k.id, Out: out, Network: k.nets[side],
+			Local: pinhole.AddrPortOf(conns[side].LocalAddr()), Remote: pinhole.AddrPortOf(conns[side].RemoteAddr()), Data: b,
+		})
 	}
 }
 

@@ -1,6 +1,7 @@
 // Package trace keeps the signalling messages of the last calls in memory, as each came in and as it was sent on,
 // so that somebody can look afterwards at what happened to a call. It knows just enough of SIP to tell which call a
-// message belongs to and which one it was made from; it judges nothing and writes no files.
+// message belongs to and which one it was made from; messages of other protocols say it themselves, and are read by a
+// [Reader]. It judges nothing and writes no files.
 //
 //	received ─┐                 ┌─► Trace: the messages of a call, rewritten ones with their differences
 //	          ├─► Ring.Add ─────┤
@@ -30,10 +31,24 @@ type Message struct {
 	Network, Transport string
 	// Local is the edge's address. Its port is 0 where the edge made the connection and it is not known.
 	Local, Remote netip.AddrPort
+	// Protocol is "" for SIP. A message of another one says itself what it belongs to (Call), whether it makes that a call
+	// (Placed), what it is (Kind) and who the parties are, if it knows (From, To).
+	Protocol, Call, Kind, From, To string
+	Placed                         bool
 	// Data is the message, cut off after 16 KiB.
 	Data      []byte
 	Truncated bool
 }
+
+// Reader reads messages that are not SIP.
+type Reader interface {
+	// Read describes a message. Hide returns it with its secrets overwritten; data is not changed.
+	Read(protocol string, data []byte) Reading
+	Hide(protocol string, data []byte) []byte
+}
+
+// Reading is a message in words: its name, a line, and a line for each value.
+type Reading struct{ Method, Summary, Text string }
 
 const (
 	// MinMemory is the least room that makes sense, in bytes.
@@ -46,6 +61,8 @@ const (
 	maxCallID = 512
 	// maxNames bounds the names of one call: a Call-ID that many passages share.
 	maxNames = 16
+	// maxParty bounds what is kept of a party's name, in bytes.
+	maxParty = 200
 )
 
 // Ring holds the messages of the last calls in a bounded number of bytes. What has been silent longest is
@@ -55,6 +72,7 @@ const (
 type Ring struct {
 	memory int
 	mask   *Mask
+	reader Reader
 
 	mu    sync.Mutex
 	next  uint64
@@ -72,6 +90,8 @@ type dialog struct {
 	id      string
 	names   []string
 	call    bool // an INVITE of it was sent on
+	from    string
+	to      string
 	elem    *list.Element
 	msgs    []Message
 	used    int
@@ -86,6 +106,13 @@ func New(memory int) *Ring {
 	return &Ring{
 		memory: max(memory, MinMemory), mask: NewMask(), calls: list.New(), others: list.New(),
 		byID: map[string]*dialog{}, names: map[string]*dialog{},
+	}
+}
+
+// ReadWith has messages that are not SIP read by rd. Call it before the first of them.
+func (r *Ring) ReadWith(rd Reader) {
+	if r != nil {
+		r.reader = rd
 	}
 }
 
@@ -104,25 +131,34 @@ func (r *Ring) Add(m Message) {
 	if r == nil {
 		return
 	}
-	h := scan(m.Data)
-	if len(h.callID) == 0 || len(h.callID) > maxCallID {
+	if m.Protocol == "" {
+		h := scan(m.Data)
+		m.Call, m.From, m.To, m.Kind = string(h.callID), "", "", ""
+		m.Placed = m.Out && h.status == 0 && string(h.method) == "INVITE"
+	}
+	if m.Call == "" || len(m.Call) > maxCallID {
 		return
 	}
+	m.From, m.To = m.From[:min(len(m.From), maxParty)], m.To[:min(len(m.To), maxParty)]
 	m.Truncated = len(m.Data) > maxData
 	m.Data = bytes.Clone(m.Data[:min(len(m.Data), maxData)])
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.next++
 	m.Seq = r.next
-	d := r.byID[string(h.callID)]
+	d := r.byID[m.Call]
 	if d == nil {
-		d = &dialog{id: string(h.callID)}
+		d = &dialog{id: m.Call}
 		d.elem = r.others.PushBack(d)
 		r.byID[d.id] = d
 		r.grow(d, len(d.id)+overhead)
 	}
-	if !d.call && m.Out && h.status == 0 && string(h.method) == "INVITE" {
+	if !d.call && m.Placed {
 		r.promote(d)
+	}
+	if d.from+d.to == "" && m.From+m.To != "" {
+		d.from, d.to = m.From, m.To
+		r.grow(d, len(m.From)+len(m.To))
 	}
 	d.msgs = append(d.msgs, m)
 	r.grow(d, cost(m))
@@ -228,10 +264,21 @@ func (r *Ring) Messages(id string, after uint64, secrets bool) ([]Message, bool)
 	r.mu.Unlock()
 	if !secrets {
 		for i := range msgs {
-			msgs[i].Data = r.mask.Hide(msgs[i].Data)
+			msgs[i].Data = r.hide(&msgs[i])
 		}
 	}
 	return msgs, true
+}
+
+// hide returns a message without its secrets.
+func (r *Ring) hide(m *Message) []byte {
+	switch {
+	case m.Protocol == "":
+		return r.mask.Hide(m.Data)
+	case r.reader == nil:
+		return nil
+	}
+	return r.reader.Hide(m.Protocol, m.Data)
 }
 
 // Used returns how many bytes are held, and how many dialogs.

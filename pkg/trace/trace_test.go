@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -173,4 +174,48 @@ func FuzzRing(f *testing.F) {
 			t.Fatal("changed")
 		}
 	})
+}
+
+// plainReader reads messages of "KIND rest" with the secret "s3".
+type plainReader struct{}
+
+func (plainReader) Read(protocol string, data []byte) Reading {
+	kind, _, _ := strings.Cut(string(data), " ")
+	return Reading{Method: kind, Summary: protocol + " " + string(data), Text: strings.ReplaceAll(string(data), " ", "\n")}
+}
+
+func (plainReader) Hide(_ string, data []byte) []byte {
+	return bytes.ReplaceAll(data, []byte("s3"), []byte("**"))
+}
+
+// TestOtherProtocols: what is not SIP says itself where it belongs, and is read by the reader.
+func TestOtherProtocols(t *testing.T) {
+	r := New(MinMemory)
+	r.ReadWith(plainReader{})
+	add := func(out, placed bool, remote, protocol, text string) {
+		r.Add(Message{
+			Time: time.Now(), Out: out, Placed: placed, Protocol: protocol, Call: "id1", Kind: "SETUP", From: "alice", To: "bob", Network: "inside",
+			Transport: "tcp", Remote: netip.MustParseAddrPort(remote), Data: []byte(text),
+		})
+	}
+	add(false, false, "192.0.2.7:1720", "h225", "SETUP at 192.0.2.7 s3")
+	add(true, true, "198.51.100.9:1720", "h225", "SETUP at 198.51.100.1 s3")
+	add(false, false, "192.0.2.7:3000", "h245", "OLC 1")
+	tr, ok := r.Trace("id1", 0, false)
+	if !ok || tr.From != "alice" || tr.To != "bob" || len(tr.Messages) != 3 || len(tr.Parties) != 2 {
+		t.Fatalf("%v, %+v", ok, tr)
+	}
+	first, second, third := tr.Messages[0], tr.Messages[1], tr.Messages[2]
+	if first.Method != "SETUP" || first.Protocol != "h225" || strings.Contains(first.Text, "s3") || first.Summary != "h225 SETUP at 192.0.2.7 **" {
+		t.Errorf("%+v", first)
+	}
+	if second.Of != first.Seq || !slices.Contains(second.Diff, Line{"-", "192.0.2.7"}) || !slices.Contains(second.Diff, Line{"+", "198.51.100.1"}) {
+		t.Errorf("%+v", second)
+	}
+	if third.Remote != tr.Parties[0] || third.Of != 0 {
+		t.Errorf("%+v, parties %v", third, tr.Parties)
+	}
+	if l := r.List(); len(l) != 1 || l[0].Method != "SETUP" || l[0].From != "alice" || l[0].Messages != 3 {
+		t.Errorf("%+v", l)
+	}
 }

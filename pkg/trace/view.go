@@ -32,6 +32,7 @@ type Entry struct {
 	Direction string         `json:"direction"` // in, out
 	Network   string         `json:"network"`
 	Transport string         `json:"transport"`
+	Protocol  string         `json:"protocol"` // sip, h225, h245, ras
 	Local     netip.AddrPort `json:"local"`
 	Remote    netip.AddrPort `json:"remote"`
 	Summary   string         `json:"summary"`
@@ -67,17 +68,20 @@ func (r *Ring) Trace(id string, after uint64, secrets bool) (Trace, bool) {
 	if !ok || len(msgs) == 0 {
 		return Trace{}, false
 	}
-	h := scan(msgs[0].Data)
 	t := Trace{
-		From: string(h.from), To: string(h.to), CallID: string(h.callID), IDs: []string{},
-		Started: msgs[0].Time, Last: msgs[len(msgs)-1].Time, Parties: []netip.AddrPort{}, Messages: []Entry{},
+		CallID: msgs[0].Call, IDs: []string{}, Started: msgs[0].Time, Last: msgs[len(msgs)-1].Time, Parties: []netip.AddrPort{}, Messages: []Entry{},
+	}
+	if msgs[0].Protocol == "" {
+		h := scan(msgs[0].Data)
+		t.From, t.To = string(h.from), string(h.to)
 	}
 	r.mu.Lock()
 	if d := r.byID[t.CallID]; d != nil {
 		t.IDs, t.Dropped = append(t.IDs, d.names...), d.dropped
+		t.From, t.To = cmp.Or(t.From, d.from), cmp.Or(t.To, d.to)
 	}
 	r.mu.Unlock()
-	for _, e := range entries(msgs, after) {
+	for _, e := range r.entries(msgs, after) {
 		if !slices.Contains(t.Parties, e.Remote) {
 			t.Parties = append(t.Parties, e.Remote)
 		}
@@ -89,27 +93,31 @@ func (r *Ring) Trace(id string, after uint64, secrets bool) (Trace, bool) {
 }
 
 // entries describes messages. Only of those after the given number the differences are worked out.
-func entries(msgs []Message, after uint64) []Entry {
+func (r *Ring) entries(msgs []Message, after uint64) []Entry {
 	out := make([]Entry, len(msgs))
-	received := map[string]int{} // the last message received of each CSeq and status
+	received := map[string]int{} // the last message received of each CSeq and status, or of each kind
 	seen := map[string]bool{}
+	hosts := map[netip.Addr]netip.AddrPort{}
 	for i, m := range msgs {
-		h := scan(m.Data)
 		e := Entry{
 			Seq: m.Seq, Time: m.Time, Direction: "in", Network: m.Network, Transport: m.Transport, Local: m.Local, Remote: m.Remote,
-			Summary: strings.ToValidUTF8(strings.TrimSuffix(string(h.first), " SIP/2.0"), "?"), CSeq: string(h.cseq), Method: string(h.method),
-			Status: h.status, Truncated: m.Truncated, Text: string(m.Data),
+			Truncated: m.Truncated, Text: string(m.Data),
 		}
-		e.Summary = strings.TrimPrefix(e.Summary, "SIP/2.0 ")
-		same := m.Remote.String() + string(m.Data)
-		e.Repeat, seen[same] = seen[same], true
-		key := strconv.Itoa(h.status) + " " + e.CSeq
+		key := r.describe(&m, &e)
+		if m.Protocol == "" {
+			same := m.Remote.String() + string(m.Data)
+			e.Repeat, seen[same] = seen[same], true
+		} else if at, known := hosts[m.Remote.Addr()]; known {
+			e.Remote = at // one party has a connection for each protocol
+		} else {
+			hosts[m.Remote.Addr()] = m.Remote
+		}
 		if m.Out {
 			e.Direction = "out"
 			if at, ok := received[key]; ok {
 				e.Of = msgs[at].Seq
 				if m.Seq > after {
-					e.Diff = Diff(string(msgs[at].Data), e.Text)
+					e.Diff = Diff(out[at].Text, e.Text)
 				}
 			}
 		} else {
@@ -118,6 +126,24 @@ func entries(msgs []Message, after uint64) []Entry {
 		out[i] = e
 	}
 	return out
+}
+
+// describe says what a message is, and returns what it has in common with the one that it was made from.
+func (r *Ring) describe(m *Message, e *Entry) (key string) {
+	if m.Protocol != "" {
+		e.Protocol, e.Text = m.Protocol, ""
+		if r.reader != nil {
+			w := r.reader.Read(m.Protocol, m.Data)
+			e.Method, e.Summary, e.Text = w.Method, w.Summary, w.Text
+		}
+		return m.Protocol + " " + e.Method
+	}
+	h := scan(m.Data)
+	e.Protocol = "sip"
+	e.Summary = strings.ToValidUTF8(strings.TrimSuffix(string(h.first), " SIP/2.0"), "?")
+	e.Summary = strings.TrimPrefix(e.Summary, "SIP/2.0 ")
+	e.CSeq, e.Method, e.Status = string(h.cseq), string(h.method), h.status
+	return strconv.Itoa(h.status) + " " + e.CSeq
 }
 
 // List returns what is known, the latest first.
@@ -138,11 +164,15 @@ func (r *Ring) List() []Summary {
 }
 
 func (d *dialog) summary() Summary {
-	first := scan(d.msgs[0].Data)
 	s := Summary{
-		CallID: d.id, IDs: append([]string{}, d.names...), From: string(first.from), To: string(first.to), Method: string(first.method),
+		CallID: d.id, IDs: append([]string{}, d.names...), From: d.from, To: d.to, Method: d.msgs[0].Kind,
 		Started: d.msgs[0].Time, Last: d.msgs[len(d.msgs)-1].Time, Messages: len(d.msgs) + d.dropped,
 	}
+	if d.msgs[0].Protocol != "" {
+		return s
+	}
+	first := scan(d.msgs[0].Data)
+	s.From, s.To, s.Method = string(first.from), string(first.to), string(first.method)
 	for i := len(d.msgs) - 1; i >= 0 && s.Status == 0; i-- {
 		if h := scan(d.msgs[i].Data); string(h.method) == s.Method {
 			s.Status = h.status
