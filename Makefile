@@ -97,9 +97,9 @@ bench-tunnel: build ## a stream through the tunnel against stunnel, OpenSSH, HAP
 bench-tunnel-idle: build ## memory of a relay with 10,000 idle agents, and how long until all are back after it was killed
 	go run ./bench/tunnel/idle
 
-bench-tunnel-delay: build ## a stream and datagrams over a path of 40 ms, first unlimited, then of 1 Gb/s; needs root
+bench-tunnel-delay: build ## a stream and datagrams over a path of 40 ms, first unlimited, then of 1 Gb/s; 8 minutes; needs root
 	go run ./bench/tunnel -rtt 40ms -rounds 3 -time 5s -out bench/out/tunnel-delay.json
-	go run ./bench/tunnel -rtt 40ms -rate 1000 -rounds 3 -time 5s -out bench/out/tunnel-delay-1000.json
+	go run ./bench/tunnel -rtt 40ms -rate 1000 -queue 40ms -rounds 3 -time 5s -out bench/out/tunnel-delay-1000.json
 
 bench-ft: need-go ## a Messenger file transfer through the gateway against HAProxy; needs root
 	go run ./bench/ft

@@ -5,10 +5,12 @@ package lab
 import (
 	"context"
 	"crypto/tls"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
 	"testing"
+	"time"
 
 	"edged.dev/edged/pkg/tunnel/carrier"
 	"edged.dev/edged/pkg/tunnel/proxydial"
@@ -51,6 +53,35 @@ func TestTunnelRungsKilled(t *testing.T) {
 	survives("tinyproxy connect", r.site, tiny, carrier.Connect)
 	dante := login(t, "socks5://"+r.GW.dante(t, inside, 3150, true).String())
 	survives("dante socks5", r.site, dante, carrier.SOCKS5)
+}
+
+// TestTunnelRungsKilledControl: without a session above it, each way to kill a carrier ends what flows over it.
+func TestTunnelRungsKilledControl(t *testing.T) {
+	r := newPathRig(t, 80)
+	other := r.Outside("other")
+	for _, rung := range []carrier.Rung{carrier.QUIC, carrier.TLS} {
+		for _, how := range []string{"rst", "fin", "hole"} {
+			d := r.dialer(t, other, proxydial.Config{URL: "none"}, rung)
+			socks := &sockets{host: other, next: []*Host{r.relay}}
+			socks.watch(d)
+			c, err := d.Dial(t.Context())
+			must(t, "dial", err)
+			echo := func(until time.Time) error {
+				_ = c.SetDeadline(until)
+				if _, err := c.Write([]byte("x")); err != nil {
+					return err
+				}
+				_, err := io.ReadFull(c, make([]byte, 1))
+				return err
+			}
+			must(t, "echo", echo(time.Now().Add(30*time.Second)))
+			must(t, how, socks.kill(how, rung))
+			if echo(time.Now().Add(2*time.Second)) == nil {
+				t.Errorf("%v: the carrier lives after %s", rung, how)
+			}
+			c.Close()
+		}
+	}
 }
 
 // squidLogin starts squid with a login and returns what a device says there.

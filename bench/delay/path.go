@@ -64,6 +64,14 @@ type Config struct {
 	Congestion string // TCP's congestion control; "cubic" is Linux's, unless it is told otherwise
 }
 
+// largest returns how much of TCP passes as one packet, in bytes. With a rate it is less: it is dropped as one, too.
+func (c Config) largest() int {
+	if c.Rate > 0 {
+		return 8 << 10
+	}
+	return 64 << 10
+}
+
 // New makes the path; name goes into the names of its namespaces. It needs root. The caller must close it.
 func New(name string, c Config) (*Path, error) {
 	id := strconv.Itoa(os.Getpid())
@@ -98,7 +106,7 @@ func (p *Path) start(c Config) error {
 			return fmt.Errorf("tun: %w", err)
 		}
 		tuns = append(tuns, tun)
-		if err := setUp(ns, ips[0], ips[1], c.Congestion); err != nil {
+		if err := setUp(ns, ips[0], ips[1], c); err != nil {
 			return err
 		}
 	}
@@ -129,13 +137,13 @@ func openTun() (*os.File, error) {
 	return tun, nil
 }
 
-func setUp(ns string, own, other netip.Addr, congestion string) error {
+func setUp(ns string, own, other netip.Addr, c Config) error {
 	steps := [][]string{
 		{"ip", "-n", ns, "link", "set", "lo", "up"},
 		{"ip", "-n", ns, "addr", "add", own.String(), "peer", other.String(), "dev", device},
-		{"ip", "-n", ns, "link", "set", device, "txqueuelen", "5000", "up"},
+		{"ip", "-n", ns, "link", "set", device, "txqueuelen", "5000", "gso_max_size", strconv.Itoa(c.largest()), "up"},
 		// A namespace may not choose any congestion control, but a route may.
-		{"ip", "-n", ns, "route", "replace", other.String(), "dev", device, "proto", "kernel", "scope", "link", "src", own.String(), "congctl", congestion},
+		{"ip", "-n", ns, "route", "replace", other.String(), "dev", device, "proto", "kernel", "scope", "link", "src", own.String(), "congctl", c.Congestion},
 	}
 	for _, s := range sysctls() {
 		steps = append(steps, []string{"ip", "netns", "exec", ns, "sysctl", "-qw", s})
