@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"edged.dev/edged/pkg/splice"
 )
 
 // Rung is a way to carry bytes, the better the smaller.
@@ -118,6 +120,9 @@ type recordConn struct {
 	have   int     // octets of the header
 	left   int     // octets of the record's body that are still to be read
 
+	passed atomic.Int64
+	direct atomic.Pointer[splice.Direct] // tcp, once much has passed
+
 	mu   sync.Mutex
 	held *heldRecords // what Write collects; nil: it does not
 }
@@ -125,11 +130,11 @@ type recordConn struct {
 // Read belongs to one reader, which crypto/tls is.
 func (c *recordConn) Read(b []byte) (int, error) {
 	if c.left == 0 && c.have == 0 && c.loose.Load() {
-		return c.Conn.Read(b)
+		return c.read(b)
 	}
 	if c.left == 0 {
 		want := len(c.header) - c.have
-		n, err := c.Conn.Read(b[:min(len(b), want)])
+		n, err := c.read(b[:min(len(b), want)])
 		copy(c.header[c.have:], b[:n])
 		if c.have += n; c.have == len(c.header) {
 			c.left = int(c.header[3])<<8 | int(c.header[4])
@@ -137,8 +142,39 @@ func (c *recordConn) Read(b []byte) (int, error) {
 		}
 		return n, err
 	}
-	n, err := c.Conn.Read(b[:min(len(b), c.left)])
+	n, err := c.read(b[:min(len(b), c.left)])
 	c.left -= n
+	return n, err
+}
+
+// busy is after how many bytes a connection is one that carries much.
+const busy = 256 << 10
+
+// below returns what to read from and write to.
+func (c *recordConn) below() net.Conn {
+	d := c.direct.Load()
+	if d == nil && c.passed.Load() >= busy {
+		var err error
+		if d, err = splice.NewDirect(c.tcp); err != nil {
+			return c.Conn // it is closed, as this will tell
+		}
+		c.direct.CompareAndSwap(nil, d) // two do no harm
+	}
+	if d == nil {
+		return c.Conn
+	}
+	return d
+}
+
+func (c *recordConn) read(b []byte) (int, error) {
+	n, err := c.below().Read(b)
+	c.passed.Add(int64(n))
+	return n, err
+}
+
+func (c *recordConn) write(b []byte) (int, error) {
+	n, err := c.below().Write(b)
+	c.passed.Add(int64(n))
 	return n, err
 }
 
@@ -169,7 +205,7 @@ func (c *recordConn) Write(b []byte) (int, error) {
 	if err := c.release(); err != nil { // what is more than fits keeps its order
 		return 0, err
 	}
-	return c.Conn.Write(b)
+	return c.write(b)
 }
 
 // hold has Write collect records.
@@ -191,7 +227,7 @@ func (c *recordConn) release() error {
 		return nil
 	}
 	defer heldPool.Put(h)
-	_, err := c.Conn.Write(h.b[:h.n])
+	_, err := c.write(h.b[:h.n])
 	return err
 }
 
