@@ -40,6 +40,7 @@ func (a *Agent) askBulk(c *Conn, service string) {
 		return a.enter(ctx, c, ctl)
 	}()
 	if err != nil {
+		c.below.Stay()
 		a.log.Debug("stream stays in the session", zap.String("service", service), zap.Stringer("peer", c.peer), zap.Error(err))
 	}
 }

@@ -227,15 +227,8 @@ func (n *net2) conns() (a, b *Conn) {
 	if !ok {
 		n.t.FailNow()
 	}
-	var moving sync.Mutex
 	b = New(y, nil)
-	a = New(x, func() {
-		n.moves.Go(func() {
-			moving.Lock()
-			defer moving.Unlock()
-			n.move(a, b)
-		})
-	})
+	a = New(x, func() { n.moves.Go(func() { n.move(a, b) }) })
 	return a, b
 }
 
@@ -614,6 +607,34 @@ func TestEndOfContext(t *testing.T) {
 		case <-late:
 			t.Fatal("tickets are good though what they were for has ended")
 		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+// TestAsksOnce: however much passes, a move is not asked for before the last one is answered. Of two under way each end might
+// begin with another, and wait for ever.
+func TestAsksOnce(t *testing.T) {
+	asked := 0
+	c := New(nil, func() { asked++ })
+	pass := func(n uint64) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.out += n
+		c.passedLocked()
+	}
+	pass(After - 1)
+	for _, step := range []struct {
+		do   func()
+		want int
+	}{
+		{func() {}, 0},
+		{func() { pass(1) }, 1},
+		{func() { pass(100 * After); pass(100 * After) }, 1},
+		{func() { c.Stay(); pass(1) }, 2},
+		{func() { pass(100 * After) }, 2},
+	} {
+		if step.do(); asked != step.want {
+			t.Fatalf("asked %d times after %d bytes, not %d", asked, c.out, step.want)
 		}
 	}
 }

@@ -48,6 +48,7 @@ type Conn struct {
 	leg     *leg  // the newest
 	next    int64 // the sum of both directions at which moving is worth it
 	tries   int
+	asked   bool // worth was called, and neither Move nor Stay since
 
 	got     uint64 // bytes read
 	told    uint64 // of those beside the session, in the last ACK
@@ -91,8 +92,10 @@ type leg struct {
 	over      bool // there is nothing more to say
 }
 
-// New returns a connection over a stream. worth is called, once each time, when
-// moving would be worth it; it must not block. It is nil where the peer decides.
+// New returns a connection over a stream. worth is called when moving would be
+// worth it, must not block, and is answered by Move or Stay before it is called
+// again: of two moves under way the two ends might begin with different ones,
+// and wait for each other. It is nil where the peer decides.
 func New(stream *mux.Stream, worth func()) *Conn {
 	c := &Conn{stream: stream, worth: worth, end: -1, next: After}
 	c.changed.L = &c.mu
@@ -109,12 +112,20 @@ func (c *Conn) Beside() bool {
 	return c.leg != nil && c.leg.moved && !c.leg.dead
 }
 
+// Stay says that what worth has asked for is not going to be.
+func (c *Conn) Stay() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.asked = false
+}
+
 // passedLocked is called when bytes have passed.
 func (c *Conn) passedLocked() {
-	if c.worth == nil || c.tries >= attempts || c.fin || c.end >= 0 || int64(c.got+c.out) < c.next || c.leg != nil && !c.leg.over {
+	if c.worth == nil || c.asked || c.tries >= attempts || c.fin || c.end >= 0 || int64(c.got+c.out) < c.next || c.leg != nil && !c.leg.over {
 		return
 	}
 	c.tries++
+	c.asked = true
 	c.next = int64(c.got+c.out) + After<<c.tries
 	c.worth()
 }

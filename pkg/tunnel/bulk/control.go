@@ -35,13 +35,15 @@ const messageLen = 9
 // It waits until c is back from where it was moved before.
 func (c *Conn) Move(ctl *mux.Stream, tcp *net.TCPConn) error {
 	direct, err := splice.NewDirect(tcp)
-	if err != nil {
-		ctl.Reset(mux.CodeCanceled)
-		return err
-	}
 	l := &leg{ctl: ctl, tcp: direct}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	defer func() { c.asked = false }()
+	if err != nil {
+		tcp.Close()
+		ctl.Reset(mux.CodeCanceled)
+		return err
+	}
 	for c.err == nil && !c.closed && c.leg != nil && !c.leg.over {
 		c.changed.Wait()
 	}
