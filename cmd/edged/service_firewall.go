@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -90,7 +91,8 @@ func (d *serviceDeps) watchPorts(tcp bool, port netip.AddrPort, open bool) {
 func (c *config) transparentListeners() []portListener {
 	on := map[string]bool{
 		handlerH323 + "tcp": c.H323.Transparent, handlerH323 + "udp": c.H323.Transparent, handlerT120 + "tcp": c.T120.Transparent,
-		handlerILS + "tcp": c.ILS.Transparent, handlerAudio + "tcp": c.Audio.Transparent, handlerTFTP + "udp": c.TFTP.Trivial.Transparent,
+		handlerILS + "tcp": c.ILS.Transparent, handlerAudio + "tcp": c.Audio.Transparent, handlerAudio + "udp": c.Audio.Transparent,
+		handlerTFTP + "udp": c.TFTP.Trivial.Transparent,
 	}
 	nets := c.networks()
 	var out []portListener
@@ -104,14 +106,13 @@ func (c *config) transparentListeners() []portListener {
 	return out
 }
 
-// audioPorts lists the UDP ports of audio calls that the edge takes on their way.
+// audioPorts lists the UDP ports of audio calls, which are open on every network.
 func (c *config) audioPorts() []portListener {
 	var out []portListener
-	for _, l := range c.Audio.Listen {
+	for _, name := range slices.Sorted(maps.Keys(c.Networks)) {
 		for _, port := range c.Audio.UDP.Each() {
-			p := portListener{Proto: "udp", Network: l.Network, Port: port, Handler: handlerAudio, Scheme: "udp", Key: "audiocall.udp"}
-			if c.Audio.Transparent && !slices.ContainsFunc(out, func(o portListener) bool { return o.String() == p.String() }) {
-				out = append(out, p)
+			if len(c.Audio.Listen) > 0 {
+				out = append(out, portListener{Proto: "udp", Network: name, Port: port, Handler: handlerAudio, Scheme: "udp", Key: "audiocall.udp"})
 			}
 		}
 	}
@@ -121,7 +122,7 @@ func (c *config) audioPorts() []portListener {
 // firewallRules returns the rules that the configuration asks for; interfaceOf names the interface that has an address.
 func (c *config) firewallRules(interfaceOf func(netip.Addr) (string, error)) (firewall.Rules, error) {
 	rules := firewall.Rules{Config: c.Firewall, Guard: c.Pinholes.Firewall == media.FirewallNFTables}
-	for _, p := range c.listeners() {
+	for _, p := range append(c.listeners(), c.audioPorts()...) {
 		if !rules.Guard || p.Handler == handlerBlocked {
 			continue
 		}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"sync"
 
+	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/tftp/rfc1350"
 )
 
@@ -17,7 +19,11 @@ func buildTrivial(ctx context.Context, d *serviceDeps) (*service, error) {
 			if c.Trivial.Transparent && !nets.Own(at.Addr()) && !at.Addr().IsUnspecified() {
 				return listenAnyone(ctx, at)
 			}
-			return (&net.ListenConfig{}).ListenPacket(ctx, "udp", at.String())
+			pc, err := (&net.ListenConfig{}).ListenPacket(ctx, "udp", at.String())
+			if err != nil || d.pinholes == nil {
+				return pc, err
+			}
+			return newPinholeConn(d, pc), nil
 		},
 	}, d.log.Named("tftp.trivial"))
 	if err != nil {
@@ -41,4 +47,23 @@ func buildTrivial(ctx context.Context, d *serviceDeps) (*service, error) {
 			return map[string]any{"transfers": relay.Open(), "listeners": socks.names()}
 		},
 	}, nil
+}
+
+// pinholeConn is a socket of a transfer, of which the firewall knows while it is open: a server answers from another port than
+// the one that was asked, and so is a stranger to connection tracking.
+type pinholeConn struct {
+	net.PacketConn
+	close func()
+}
+
+func newPinholeConn(d *serviceDeps, pc net.PacketConn) *pinholeConn {
+	at := pinhole.AddrPortOf(pc.LocalAddr())
+	d.watchPorts(false, at, true)
+	return &pinholeConn{pc, sync.OnceFunc(func() { d.watchPorts(false, at, false) })}
+}
+
+// Close implements [net.PacketConn].
+func (c *pinholeConn) Close() error {
+	c.close()
+	return c.PacketConn.Close()
 }
