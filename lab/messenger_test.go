@@ -44,6 +44,7 @@ type setting struct {
 	TLS     bool // everywhere
 	Edge    EdgeConfig
 	NoEdge  bool
+	Taken   bool // alice is told of the server, and the edge takes that on its way
 	Public  bool // alice has an address that her client takes for public
 	Capture bool // judge by wantNoLeaks what passes the gateway
 }
@@ -70,6 +71,9 @@ func newPair(t *testing.T, c setting) *pair {
 		h1.Renumber(t, p.rig)
 	}
 	p.gate = netip.AddrPortFrom(p.rig.GW.IPOn(h1.Side, 4), sipPort(proto))
+	if c.Taken {
+		p.gate = p.office.Addr
+	}
 	if !c.NoEdge {
 		c.Edge.Domains += fmt.Sprintf("example.org: {network: %s, server: \"%s:%v\"}\n", sides[0], proto, p.office.Addr)
 		p.edge = p.rig.Edge(t, c.Edge)

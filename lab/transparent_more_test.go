@@ -305,3 +305,19 @@ func TestTransparentShut(t *testing.T) {
 		})
 	}
 }
+
+// TestTransparentFiles: Messenger inside, which is told of its server outside alone, sends a file and is sent one, at ports of the
+// edge (6891-6901). With the table taken off the server is not reached.
+func TestTransparentFiles(t *testing.T) {
+	p := newPair(t, setting{Office: OfficeConfig{Signing: 4}, Taken: true, Capture: true, Edge: EdgeConfig{
+		SIP: "transparent: true", More: "tftp: {ports: 6891-6901}\n" + managed,
+	}})
+	p.alice.offers(t, p.bob, "out.dat", 300000).arrives(t)
+	p.bob.offers(t, p.alice, "in.dat", 300000).arrives(t)
+	p.wantNoLeaks(t)
+	p.office.wantSigned(t)
+	p.edge.Firewall(t, "remove")
+	if p.alice.Host.connects(p.office.Addr) {
+		t.Error("without the table the server was reached")
+	}
+}

@@ -26,8 +26,9 @@ type wire struct {
 }
 
 type datagram struct {
-	from netip.AddrPort
-	b    []byte
+	from   netip.AddrPort
+	b      []byte
+	called netip.AddrPort // whom it was for, where that is not whom it has come to
 }
 
 // sock is a socket on a wire.
@@ -57,7 +58,11 @@ func (w *wire) listen(_ context.Context, at netip.AddrPort) (net.PacketConn, err
 func (s *sock) ReadFrom(b []byte) (int, net.Addr, error) {
 	select {
 	case d := <-s.in:
-		return copy(b, d.b), net.UDPAddrFromAddrPort(d.from), nil
+		udp := net.UDPAddrFromAddrPort(d.from)
+		if d.called.IsValid() {
+			return copy(b, d.b), pinhole.CalledAddr{UDPAddr: udp, Called: d.called}, nil
+		}
+		return copy(b, d.b), udp, nil
 	case <-s.closed:
 		return 0, nil, net.ErrClosed
 	}
@@ -67,7 +72,7 @@ func (s *sock) WriteTo(b []byte, to net.Addr) (int, error) {
 	s.w.mu.Lock()
 	defer s.w.mu.Unlock()
 	if d := s.w.socks[pinhole.AddrPortOf(to)]; d != nil {
-		d.in <- datagram{s.at, bytes.Clone(b)}
+		d.in <- datagram{from: s.at, b: bytes.Clone(b)}
 	}
 	return len(b), nil
 }
@@ -494,5 +499,55 @@ func TestValidate(t *testing.T) {
 	cfg.Servers = nil
 	if err := cfg.Validate(networks()); err == nil || !strings.Contains(err.Error(), "no server for clients") {
 		t.Error(err)
+	}
+}
+
+// taken has the edge take a packet on its way to somebody else.
+func (s *scene) taken(from host, called string, b []byte) {
+	s.t.Helper()
+	s.wire.mu.Lock()
+	defer s.wire.mu.Unlock()
+	s.wire.socks[s.edge].in <- datagram{from.at, b, ap(called)}
+}
+
+// TestTransparent: a request that was for somebody else goes there, from the edge's address or the client's; the client is answered
+// from the address that it has asked, and two servers that it asks from one port are told apart.
+func TestTransparent(t *testing.T) {
+	for name, keep := range map[string]bool{"198.51.100.1": false, "10.0.0.5": true} {
+		run(t, func(c *Config, _ *Deps) { c.Transparent, c.KeepSource, c.Servers = true, keep, nil }, func(s *scene) {
+			c, one, two := s.host("10.0.0.5:3000"), s.host("203.0.113.20:69"), s.host("203.0.113.21:69")
+			rrq := ask(opRead, "boot.bin", "octet")
+			for _, srv := range []host{one, two} {
+				s.taken(c, srv.at.String(), rrq)
+				far := srv.get(rrq)
+				if far.Addr().String() != name {
+					t.Errorf("%v is asked by %v", srv.at, far)
+				}
+				answers := s.host(netip.AddrPortFrom(srv.at.Addr(), 50000).String())
+				answers.to(far, data(1, 10))
+				near := c.get(data(1, 10))
+				if near.Addr() != srv.at.Addr() {
+					t.Errorf("%v answers for %v", near, srv.at)
+				}
+				c.to(near, ack(1))
+				answers.get(ack(1))
+			}
+			c.to(s.edge, rrq) // nobody is configured
+			c.get(errorPacket(codeAccess, "not allowed"))
+			time.Sleep(2 * linger)
+			s.result("completed", 2)
+		})
+	}
+}
+
+// TestTransparentRefused: nothing is taken to where no server can be, or if that is not configured.
+func TestTransparentRefused(t *testing.T) {
+	for called, on := range map[string]bool{"127.0.0.1:69": true, "224.0.0.1:69": true, "169.254.1.1:69": true, "203.0.113.20:69": false} {
+		run(t, func(c *Config, _ *Deps) { c.Transparent = on }, func(s *scene) {
+			c := s.host("10.0.0.5:3000")
+			s.taken(c, called, ask(opRead, "boot.bin", "octet"))
+			c.get(errorPacket(codeAccess, "not allowed"))
+			s.server.nothing()
+		})
 	}
 }
