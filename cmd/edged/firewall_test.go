@@ -108,7 +108,7 @@ func TestFirewallGuardKnowsAudioPorts(t *testing.T) {
 // transparentSocket opens a transparent socket on the loopback, where 127/8 is everybody's.
 func transparentSocket(t *testing.T) *foreignConn {
 	t.Helper()
-	pc, err := listenForeign(t.Context(), netip.MustParseAddrPort("127.0.0.1:0"))
+	pc, err := (*handedSockets)(nil).listenForeign(t.Context(), "h323", netip.MustParseAddrPort("127.0.0.1:0"))
 	if errors.Is(err, firewall.ErrCapability) {
 		t.Skipf("SKIPPED: %v", err)
 	}
