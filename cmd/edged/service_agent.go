@@ -41,6 +41,9 @@ func (r *rungs) Better(ctx context.Context, _ *uplink.Carrier) (*uplink.Carrier,
 	return r.took(r.d.Better(ctx, r.now))
 }
 
+// Network names the network that the host is in.
+func (r *rungs) Network() string { return r.d.Where() }
+
 func (r *rungs) took(c *carrier.Carrier, err error) (*uplink.Carrier, error) {
 	if err != nil || c == nil {
 		return nil, err

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -309,9 +310,34 @@ func (t *tunnelService) watch(ctx context.Context) error {
 	})
 }
 
+const (
+	// tidyEvery is how often it is looked whether a storm of handshakes is over.
+	tidyEvery = 5 * time.Second
+	// manyHandshakes leave tens of MiB behind, of 50 KiB each.
+	manyHandshakes = 1000
+)
+
+// tidy gives the memory that many handshakes took back to the system when none is under way any more, until ctx ends. Of
+// itself Go keeps most of it: what waits allocates too little to be collected.
+func (t *tunnelService) tidy(ctx context.Context) error {
+	tick := time.NewTicker(tidyEvery)
+	defer tick.Stop()
+	for tidied := uint64(0); ; {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if n, busy := t.carriers.Greeted(); !busy && n-tidied >= manyHandshakes {
+			debug.FreeOSMemory()
+			tidied = n
+		}
+	}
+}
+
 // serve serves all listeners until ctx ends, and waits for the sessions.
 func (t *tunnelService) serve(ctx context.Context, c *config, socks sockets) error {
-	beside := []func(context.Context) error{t.watch, t.serveHTTP, t.groove.Run}
+	beside := []func(context.Context) error{t.watch, t.tidy, t.serveHTTP, t.groove.Run}
 	for _, up := range t.peers {
 		beside = append(beside, func(ctx context.Context) error {
 			return up.Run(ctx, func(_ context.Context, s *mux.Session) { <-s.Done() })

@@ -4,9 +4,13 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -19,17 +23,56 @@ import (
 	"edged.dev/edged/pkg/tunnel/uplink"
 )
 
+// failures counts attempts that were begun while the relay listens and failed, by reason.
+type failures struct {
+	mu    sync.Mutex
+	since time.Time
+	of    map[string]int
+	total int
+}
+
+func (f *failures) reset(listens time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.of, f.total, f.since = map[string]int{}, 0, listens
+}
+
+// add counts an error by its last words, without addresses.
+func (f *failures) add(began time.Time, err error) {
+	text := err.Error()
+	words := strings.Fields(text[strings.LastIndex(text, ": ")+1:])
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if began.Before(f.since) {
+		return
+	}
+	f.of[strings.Join(words[:min(len(words), 6)], "_")]++
+	f.total++
+}
+
+// String writes "TOTAL REASON=N,REASON=N".
+func (f *failures) String() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var list []string
+	for _, why := range slices.Sorted(maps.Keys(f.of)) {
+		list = append(list, fmt.Sprintf("%s=%d", why, f.of[why]))
+	}
+	return fmt.Sprintf("%d %s", f.total, strings.Join(list, ","))
+}
+
 // dialer is an agent's way to the relay; it counts what fails while the relay runs.
 type dialer struct {
 	*carrier.Dialer
-	failures *atomic.Int64
+	failures *failures
 }
 
 // Dial implements [uplink.Dialer].
 func (d dialer) Dial(ctx context.Context) (*uplink.Carrier, error) {
+	began := time.Now()
 	c, err := d.Dialer.Dial(ctx)
 	if err != nil {
-		d.failures.Add(1)
+		d.failures.add(began, err)
 		return nil, err
 	}
 	return &uplink.Carrier{Conn: c.Conn, Rung: c.Rung.String(), Path: c.Path}, nil
@@ -51,33 +94,34 @@ func agents(first, n int) error {
 		fmt.Println(k.ID())
 	}
 	var ups []*uplink.Uplink
-	var failures, since atomic.Int64
+	var failed failures
+	var since atomic.Int64
 	lines := bufio.NewScanner(os.Stdin)
 	for lines.Scan() {
 		var at, id string
-		var now int64
-		if _, err := fmt.Sscanf(lines.Text(), "go %s %s %d", &at, &id, &now); err != nil {
+		var now, listens int64
+		if _, err := fmt.Sscanf(lines.Text(), "go %s %s %d %d", &at, &id, &now, &listens); err != nil {
 			return err
 		}
 		since.Store(now)
-		failures.Store(0)
+		failed.reset(time.Unix(0, listens))
 		if ups != nil {
 			continue
 		}
 		for i, k := range keys {
-			u, err := agent(k, at, id, first+i, &failures)
+			u, err := agent(k, at, id, first+i, &failed)
 			if err != nil {
 				return err
 			}
 			ups = append(ups, u)
 		}
-		go tell(ups, &since, &failures)
+		go tell(ups, &since, &failed)
 	}
 	return lines.Err()
 }
 
 // agent starts an agent with an address of its own.
-func agent(k device.Key, at, relay string, number int, failures *atomic.Int64) (*uplink.Uplink, error) {
+func agent(k device.Key, at, relay string, number int, failed *failures) (*uplink.Uplink, error) {
 	id, err := device.ParseID(relay)
 	if err != nil {
 		return nil, err
@@ -99,13 +143,13 @@ func agent(k device.Key, at, relay string, number int, failures *atomic.Int64) (
 		return (&net.Dialer{LocalAddr: local}).DialContext(ctx, network, address)
 	}
 	d := &carrier.Dialer{Relay: to.Addr().String(), TLS: secure, PortTLS: to.Port(), Proxy: proxy, Rungs: []carrier.Rung{carrier.TLS}}
-	u := uplink.New([]uplink.Dialer{dialer{d, failures}}, uplink.Config{Mux: mux.Config{Logger: zap.NewNop()}}, zap.NewNop())
+	u := uplink.New([]uplink.Dialer{dialer{d, failed}}, uplink.Config{Mux: mux.Config{Logger: zap.NewNop()}}, zap.NewNop())
 	go func() { _ = u.Run(context.Background(), func(_ context.Context, s *mux.Session) { <-s.Done() }) }()
 	return u, nil
 }
 
 // tell prints how many are attached, twice a second.
-func tell(ups []*uplink.Uplink, since, failures *atomic.Int64) {
+func tell(ups []*uplink.Uplink, since *atomic.Int64, failed *failures) {
 	for range time.Tick(500 * time.Millisecond) {
 		from, n := time.Unix(0, since.Load()), 0
 		for _, u := range ups {
@@ -113,6 +157,6 @@ func tell(ups []*uplink.Uplink, since, failures *atomic.Int64) {
 				n++
 			}
 		}
-		fmt.Println(n, failures.Load())
+		fmt.Println(n, failed)
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"flag"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -58,6 +59,7 @@ type group struct {
 	say      func(string) error
 	attached atomic.Int64 // since the relay was started last
 	failures atomic.Int64 // sessions that the relay did not take, attempts that it did not answer
+	reasons  atomic.Pointer[string]
 }
 
 func bench(o options) (err error) {
@@ -104,12 +106,13 @@ func (r *relay) measure(o options, groups []*group) error {
 		if err := r.start(); err != nil {
 			return err
 		}
+		listens := time.Now()
 		if storm == 0 {
 			fmt.Printf("relay without agents: %d MiB\n", r.memory("VmRSS"))
 			began = time.Now()
 		}
 		for _, g := range groups {
-			if err := g.say(fmt.Sprintf("go %s %s %d", r.at, r.id, began.UnixNano())); err != nil {
+			if err := g.say(fmt.Sprintf("go %s %s %d %d", r.at, r.id, began.UnixNano(), listens.UnixNano())); err != nil {
 				return err
 			}
 		}
@@ -119,6 +122,12 @@ func (r *relay) measure(o options, groups []*group) error {
 			what = "storm after the relay was killed: all attached again"
 		}
 		fmt.Printf("%s: %d of %d after %.1f s, %d failed attempts of a relay that runs; relay %d MiB (at most %d)\n", what, n, o.n, time.Since(began).Seconds(), failures, r.memory("VmRSS"), r.memory("VmHWM"))
+		for _, g := range groups {
+			if why := g.reasons.Load(); failures > 0 && why != nil {
+				fmt.Println("  failed:", *why)
+			}
+		}
+		fmt.Println("  refused by the relay:", r.refused())
 		if n < o.n/o.processes*o.processes {
 			return fmt.Errorf("%d agents are not attached", o.n-n)
 		}
@@ -174,9 +183,11 @@ func startGroup(first, n int) (*group, error) {
 	go func() {
 		for lines.Scan() {
 			var attached, failures int64
-			if _, err := fmt.Sscan(lines.Text(), &attached, &failures); err == nil {
+			var reasons string
+			if n, _ := fmt.Sscan(lines.Text(), &attached, &failures, &reasons); n >= 2 {
 				g.attached.Store(attached)
 				g.failures.Store(failures)
+				g.reasons.Store(&reasons)
 			}
 		}
 	}()
@@ -187,6 +198,7 @@ func startGroup(first, n int) (*group, error) {
 type relay struct {
 	binary, dir string
 	at, id      string
+	admin       string // address
 	cmd         *exec.Cmd
 }
 
@@ -204,7 +216,7 @@ func (r *relay) configure(users string) error {
 			return err
 		}
 	}
-	r.at = "127.0.0.1:" + ports[0]
+	r.at, r.admin = "127.0.0.1:"+ports[0], "127.0.0.1:"+ports[1]
 	if err := os.WriteFile(filepath.Join(r.dir, "tunnel.users"), []byte(users), 0o600); err != nil {
 		return err
 	}
@@ -242,6 +254,26 @@ func (r *relay) kill() {
 		_ = r.cmd.Process.Kill()
 		_ = r.cmd.Wait()
 	}
+}
+
+// refused returns how many connections the relay has refused, by reason.
+func (r *relay) refused() string {
+	answer, err := http.Get("http://" + r.admin + "/metrics")
+	if err != nil {
+		return err.Error()
+	}
+	defer answer.Body.Close()
+	var list []string
+	for lines := bufio.NewScanner(answer.Body); lines.Scan(); {
+		name, n, _ := strings.Cut(lines.Text(), " ")
+		if _, why, ok := strings.Cut(name, "_refused_total{reason="); ok && strings.HasPrefix(name, "edged_tunnel_") && n != "0" {
+			list = append(list, strings.Trim(why, "\"}")+" "+n)
+		}
+	}
+	if len(list) == 0 {
+		return "none"
+	}
+	return strings.Join(list, ", ")
 }
 
 // memory returns a line of the relay's status in MiB, -1 if there is none.

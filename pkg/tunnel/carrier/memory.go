@@ -114,17 +114,20 @@ func (d *Dialer) network(ways []way) string {
 		return ""
 	}
 	var b strings.Builder
-	if d.Network != nil {
-		b.WriteString(d.Network())
-	} else {
-		b.WriteString(defaultRoute())
-	}
-	b.WriteString("\n" + d.Relay)
+	b.WriteString(d.Where() + "\n" + d.Relay)
 	for _, w := range ways {
 		b.WriteString("\n" + w.String())
 	}
 	sum := sha256.Sum256([]byte(b.String()))
 	return hex.EncodeToString(sum[:8])
+}
+
+// Where names the network that this host is in.
+func (d *Dialer) Where() string {
+	if d.Network != nil {
+		return d.Network()
+	}
+	return defaultRoute()
 }
 
 // defaultRoute describes the default routes by their gateways and, where known, the gateways' hardware addresses, since

@@ -36,6 +36,7 @@ type Server struct {
 	Log                 *zap.Logger
 
 	begun   places
+	greeted atomic.Uint64
 	counted [reasonCount]atomic.Uint64
 }
 
@@ -132,6 +133,11 @@ func (s *Server) queue(ctx context.Context, conn net.Conn) (leave func(), err er
 	return leave, nil
 }
 
+// Greeted returns how many handshakes have begun so far, and whether one is under way now or waited for.
+func (s *Server) Greeted() (n uint64, busy bool) {
+	return s.greeted.Load(), s.begun.taken() > 0 || s.begun.queued() > 0
+}
+
 // Queued returns how many connections wait for a place now.
 func (s *Server) Queued() int { return s.begun.queued() }
 
@@ -174,6 +180,7 @@ type greeting struct {
 
 // greet reads the preamble of the carrier that open opens.
 func (s *Server) greet(open func() (*Carrier, error)) greeting {
+	s.greeted.Add(1)
 	c, err := open()
 	if err != nil {
 		return greeting{}

@@ -3,6 +3,7 @@ package device
 import (
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -314,6 +315,45 @@ func TestTokens(t *testing.T) {
 		if _, err := ParseToken(text); err == nil {
 			t.Errorf("%q is taken for a token", text)
 		}
+	}
+}
+
+// TestWaitingSeesChanges: the file of tokens is read again when it has changed, by whomever, and not otherwise.
+func TestWaitingSeesChanges(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	dir := filepath.Join(t.TempDir(), "tunnel")
+	s, err := OpenStore(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := OpenStore(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want := range 3 {
+		for range 2 {
+			if n, err := s.Waiting(now); n != want || err != nil {
+				t.Errorf("%d tokens wait, want %d: %v", n, want, err)
+			}
+		}
+		if _, err := other.Add(newKey(t).ID(), fmt.Sprintf("site-%d", want), nil, now, time.Hour); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n, err := s.Waiting(now.Add(2 * time.Hour)); n != 0 || err != nil {
+		t.Errorf("%d tokens wait for ever: %v", n, err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, tokensFile), []byte("damaged\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Waiting(now); err == nil {
+		t.Error("a damaged file is not noticed")
+	}
+	if err := os.Remove(filepath.Join(dir, tokensFile)); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := s.Waiting(now); n != 0 || err != nil {
+		t.Errorf("%d tokens wait without a file, %v", n, err)
 	}
 }
 

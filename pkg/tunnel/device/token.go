@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -70,14 +72,27 @@ const maxTokens = 10000
 
 // Store keeps tokens and the devices that were enrolled by them in a folder, which a relay and the operator's commands
 // use at the same time.
-type Store struct{ dir string }
+type Store struct {
+	dir string
+
+	mu      sync.Mutex // guards what follows
+	stamp   stamp
+	waiting []pending // what the file of tokens held then
+}
+
+// stamp tells whether a file is another: one that replaces it has another inode.
+type stamp struct {
+	known       bool
+	inode, size uint64
+	changed     int64 // nanoseconds
+}
 
 // OpenStore makes the folder if there is none.
 func OpenStore(dir string) (*Store, error) {
 	if err := makeDir(dir); err != nil {
 		return nil, err
 	}
-	return &Store{dir}, nil
+	return &Store{dir: dir}, nil
 }
 
 // pending is a token that waits.
@@ -113,10 +128,42 @@ func (s *Store) Add(relay ID, name string, groups []string, now time.Time, ttl t
 	return t, err
 }
 
-// Waiting tells how many tokens may still be used.
-func (s *Store) Waiting(now time.Time) (int, error) {
-	list, err := s.pending(now)
-	return len(list), err
+// Waiting tells how many tokens may still be used. The file is read only if it has changed: strangers have it asked.
+func (s *Store) Waiting(now time.Time) (n int, err error) {
+	seen, err := s.stampOf(tokensFile)
+	if err != nil {
+		return 0, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if seen != s.stamp {
+		if s.waiting, err = s.pending(now); err != nil {
+			s.stamp = stamp{}
+			return 0, err
+		}
+		s.stamp = seen
+	}
+	for _, p := range s.waiting {
+		if now.Before(p.expires) {
+			n++
+		}
+	}
+	return n, nil
+}
+
+func (s *Store) stampOf(name string) (stamp, error) {
+	info, err := os.Stat(filepath.Join(s.dir, name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return stamp{known: true}, nil
+	}
+	if err != nil {
+		return stamp{}, err
+	}
+	out := stamp{known: true, size: uint64(info.Size()), changed: info.ModTime().UnixNano()}
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		out.inode = st.Ino
+	}
+	return out, nil
 }
 
 // Redeem uses a token up and enrols the device that showed it. known are devices beside those of the store, whose names

@@ -25,12 +25,6 @@ type Relay struct {
 
 	running sync.WaitGroup // sessions and what they started
 
-	tokens struct {
-		mu   sync.Mutex // guards what follows
-		wait bool
-		read time.Time
-	}
-
 	mu       sync.Mutex // guards what follows
 	rules    Rules
 	draining bool
@@ -74,21 +68,13 @@ func (r *Relay) Admit(id device.ID) error {
 	return fmt.Errorf("device %s is not known", id)
 }
 
-// tokensFresh is how long it is believed that tokens wait, or none does: strangers must not have the file read each time.
-const tokensFresh = 200 * time.Millisecond
-
 // tokensWait tells whether a device that is not known may have come with a token.
 func (r *Relay) tokensWait(now time.Time) bool {
 	if r.deps.Store == nil {
 		return false
 	}
-	r.tokens.mu.Lock()
-	defer r.tokens.mu.Unlock()
-	if r.tokens.read.IsZero() || now.Sub(r.tokens.read) >= tokensFresh {
-		n, err := r.deps.Store.Waiting(now)
-		r.tokens.wait, r.tokens.read = err == nil && n > 0, now
-	}
-	return r.tokens.wait
+	n, err := r.deps.Store.Waiting(now)
+	return err == nil && n > 0
 }
 
 // who returns what is known of a device, or of another relay.

@@ -29,7 +29,8 @@ type Carrier struct {
 	Rung, Path string
 }
 
-// Dialer makes carriers to one relay. Its methods are not called concurrently.
+// Dialer makes carriers to one relay. Its methods are not called concurrently. If it has a method Network() string, which
+// names the network that the host is in, a change has better ways looked for.
 type Dialer interface {
 	// Dial returns a carrier by the best way that works.
 	Dial(ctx context.Context) (*Carrier, error)
@@ -45,8 +46,9 @@ type Config struct {
 	// DialTime bounds one attempt at one relay: 6 min, since where thousands come back at once each waits for its turn. A
 	// relay that says nothing is given up earlier by the dialer.
 	DialTime time.Duration
-	// Improve is how often a better way is looked for: 10 min, each time up to half more or less.
-	Improve time.Duration
+	// ImproveFirst is after how long a better way is looked for, 15 s, each time twice as long, up to Improve: 5 min; up to
+	// half more or less. It begins anew with each session, and when Network of the dialer has changed.
+	ImproveFirst, Improve time.Duration
 	// Replaced is how long to stay away after another session with the same key has ended this one: 1 min.
 	Replaced time.Duration
 }
@@ -55,7 +57,7 @@ func (c Config) completed() Config {
 	for _, d := range []struct {
 		at   *time.Duration
 		when time.Duration
-	}{{&c.Pause, 500 * time.Millisecond}, {&c.MaxPause, 30 * time.Second}, {&c.DialTime, 6 * time.Minute}, {&c.Improve, 10 * time.Minute}, {&c.Replaced, time.Minute}} {
+	}{{&c.Pause, 500 * time.Millisecond}, {&c.MaxPause, 30 * time.Second}, {&c.DialTime, 6 * time.Minute}, {&c.ImproveFirst, 15 * time.Second}, {&c.Improve, 5 * time.Minute}, {&c.Replaced, time.Minute}} {
 		if *d.at <= 0 {
 			*d.at = d.when
 		}
@@ -194,8 +196,12 @@ func (u *Uplink) serve(ctx context.Context, s *mux.Session, which int, serve fun
 	defer cancel()
 	var served sync.WaitGroup
 	served.Go(func() { serve(ctx, s) })
-	improve := time.NewTimer(jitter(u.cfg.Improve))
+	next := min(u.cfg.ImproveFirst, u.cfg.Improve)
+	improve := time.NewTimer(jitter(next))
 	defer improve.Stop()
+	look := time.NewTicker(networkEvery)
+	defer look.Stop()
+	network := u.network(which)
 	for alive := true; alive; {
 		select {
 		case <-s.Done():
@@ -210,7 +216,14 @@ func (u *Uplink) serve(ctx context.Context, s *mux.Session, which int, serve fun
 			alive, left = u.resume(ctx, s, which)
 		case <-improve.C:
 			u.improve(ctx, s, which)
-			improve.Reset(jitter(u.cfg.Improve))
+			next = min(2*next, u.cfg.Improve)
+			improve.Reset(jitter(next))
+		case <-look.C:
+			if now := u.network(which); now != network {
+				u.log.Info("the network has changed")
+				network, next = now, min(u.cfg.ImproveFirst, u.cfg.Improve)
+				improve.Reset(0)
+			}
 		}
 	}
 	u.ended()
@@ -218,6 +231,17 @@ func (u *Uplink) serve(ctx context.Context, s *mux.Session, which int, serve fun
 	cancel()
 	served.Wait()
 	return left
+}
+
+// networkEvery is how often it is looked whether the host has come into another network.
+const networkEvery = 5 * time.Second
+
+// network names the network that the host is in, as far as the dialer knows.
+func (u *Uplink) network(which int) string {
+	if n, ok := u.relays[which].(interface{ Network() string }); ok {
+		return n.Network()
+	}
+	return ""
 }
 
 // linger waits while streams of a relay that goes down are open; false says that none is.
