@@ -313,8 +313,8 @@ func (t *tunnelService) watch(ctx context.Context) error {
 const (
 	// tidyEvery is how often it is looked whether a storm of handshakes is over.
 	tidyEvery = 5 * time.Second
-	// manyHandshakes leave tens of MiB behind, of 50 KiB each.
-	manyHandshakes = 1000
+	// manyHandshakes leave 25 MiB behind, 50 KiB each.
+	manyHandshakes = 500
 )
 
 // tidy gives the memory that many handshakes took back to the system when none is under way any more, until ctx ends. Of

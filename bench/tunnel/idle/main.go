@@ -122,12 +122,7 @@ func (r *relay) measure(o options, groups []*group) error {
 			what = "storm after the relay was killed: all attached again"
 		}
 		fmt.Printf("%s: %d of %d after %.1f s, %d failed attempts of a relay that runs; relay %d MiB (at most %d)\n", what, n, o.n, time.Since(began).Seconds(), failures, r.memory("VmRSS"), r.memory("VmHWM"))
-		for _, g := range groups {
-			if why := g.reasons.Load(); failures > 0 && why != nil {
-				fmt.Println("  failed:", *why)
-			}
-		}
-		fmt.Println("  refused by the relay:", r.refused())
+		r.tell(groups)
 		if n < o.n/o.processes*o.processes {
 			return fmt.Errorf("%d agents are not attached", o.n-n)
 		}
@@ -135,6 +130,16 @@ func (r *relay) measure(o options, groups []*group) error {
 		fmt.Printf("%v later: relay %d MiB\n", o.idle, r.memory("VmRSS"))
 	}
 	return nil
+}
+
+// tell prints why attempts have failed, as both sides see it.
+func (r *relay) tell(groups []*group) {
+	for _, g := range groups {
+		if why := g.reasons.Load(); why != nil && *why != "" {
+			fmt.Println("  failed:", *why)
+		}
+	}
+	fmt.Println("  refused by the relay:", r.refused())
 }
 
 // wait waits until n agents are attached, and returns how many are and how many attempts have failed.

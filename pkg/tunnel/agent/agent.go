@@ -188,6 +188,8 @@ func reason(err error) string {
 	switch {
 	case errors.As(err, &reset):
 		return reset.Code.String()
+	case errors.Is(err, mux.ErrAway):
+		return "relay_away"
 	case errors.Is(err, context.DeadlineExceeded):
 		return "timeout"
 	}
@@ -233,9 +235,12 @@ func (a *Agent) openRelay(ctx context.Context, head []byte, o mux.OpenOptions) (
 	if a.deps.Uplink == nil {
 		return nil, errNoRelay
 	}
-	s, err := a.deps.Uplink.Session(ctx)
+	waiting, cancel := context.WithTimeout(ctx, awayTime)
+	defer cancel()
+	s, err := a.deps.Uplink.Session(waiting)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", mux.ErrAway, err)
 	}
+	o.Away = awayTime
 	return s.Open(ctx, head, o)
 }

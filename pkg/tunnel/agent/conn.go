@@ -33,6 +33,9 @@ type Conn struct {
 	sealed *sealed.Conn // nil without datagrams
 }
 
+// awayTime is how long a new stream waits for a relay that is not reached: an application had better hear of it.
+const awayTime = 8 * time.Second
+
 // ErrCut says that the stream ended without the other device's word. Whoever is between could end it like that.
 var ErrCut = errors.New("the stream is cut off")
 

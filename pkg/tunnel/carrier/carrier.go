@@ -322,16 +322,17 @@ func (p *tlsPipe) writeTogether(b []byte) (int, error) {
 
 // closing tells that Close was called.
 type closing struct {
-	once   *sync.Once
-	closed chan struct{}
+	closed context.Context
+	mark   context.CancelFunc
 }
 
-func newClosing() closing { return closing{new(sync.Once), make(chan struct{})} }
+func newClosing() closing {
+	ctx, cancel := context.WithCancel(context.Background())
+	return closing{ctx, cancel}
+}
 
-// done is closed by Close.
-func (c closing) done() <-chan struct{} { return c.closed }
-
-func (c closing) mark() { c.once.Do(func() { close(c.closed) }) }
+// done ends by Close.
+func (c closing) done() context.Context { return c.closed }
 
 // closeTime is how long a close_notify may wait for room; crypto/tls would wait for 5 s.
 const closeTime = 250 * time.Millisecond

@@ -168,7 +168,7 @@ func (s *Server) serveQUIC(ctx context.Context, conn *quic.Conn) {
 	c := &quicConn{Stream: stream, conn: conn, closing: newClosing()}
 	s.serve(ctx, leave, func() (*Carrier, error) {
 		return &Carrier{Conn: c, Rung: QUIC, Path: "direct", state: conn.ConnectionState().TLS}, nil
-	})
+	}).wait(ctx)
 }
 
 func hostOf(address string) string {

@@ -23,8 +23,8 @@ const (
 type Server struct {
 	// TLS is the tunnel's: it demands the device's certificate.
 	TLS *tls.Config
-	// Session, Bulk and Enrol take carriers over, and close them. A Session may return before: what served the connection
-	// waits until it is closed, since a session goes on with other carriers. They are called concurrently. PeerState of the
+	// Session, Bulk and Enrol take carriers over, and close them. A Session may return before: the connection is
+	// served until it is closed, since a session goes on with other carriers. They are called concurrently. PeerState of the
 	// carrier says who it is.
 	Session func(context.Context, *Carrier)
 	Bulk    func(context.Context, *Carrier, [16]byte)
@@ -142,20 +142,34 @@ func (s *Server) Greeted() (n uint64, busy bool) {
 func (s *Server) Queued() int { return s.begun.queued() }
 
 // ServeConn serves a TCP connection that begins with the tunnel's TLS: rungs tls, connect and socks5, which look alike
-// from here. It returns when the connection has ended; ctx ends it.
-func (s *Server) ServeConn(ctx context.Context, conn net.Conn) { s.ServeVirtual(ctx, conn, TLS) }
+// from here. It returns when the connection has ended, or when a session has it, for which no goroutine waits here; ctx
+// ends it.
+func (s *Server) ServeConn(ctx context.Context, conn net.Conn) {
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	if c := s.begin(ctx, conn, TLS); c != nil {
+		context.AfterFunc(c.closed(), func() { stop() })
+		return
+	}
+	stop()
+}
 
-// ServeVirtual serves a byte pipe of any rung below QUIC, such as a virtual connection of package groove.
+// ServeVirtual serves a byte pipe of any rung below QUIC, such as a virtual connection of package groove. It returns when
+// the pipe has ended.
 func (s *Server) ServeVirtual(ctx context.Context, conn net.Conn, rung Rung) {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
+	s.begin(ctx, conn, rung).wait(ctx)
+}
+
+// begin serves a pipe, or returns the carrier that a session has.
+func (s *Server) begin(ctx context.Context, conn net.Conn, rung Rung) *Carrier {
 	leave, err := s.queue(ctx, conn)
 	if err != nil {
 		s.refuse(reasonOf(err), conn, err)
-		return
+		return nil
 	}
 	defer leave()
-	s.serve(ctx, leave, func() (*Carrier, error) {
+	return s.serve(ctx, leave, func() (*Carrier, error) {
 		secured, exact, err := s.handshake(ctx, conn)
 		if err != nil {
 			s.refuse(reasonTLS, conn, err)
@@ -163,6 +177,22 @@ func (s *Server) ServeVirtual(ctx context.Context, conn net.Conn, rung Rung) {
 		}
 		return &Carrier{Conn: newTLSPipe(secured, conn, exact), Rung: rung, Path: "direct", state: secured.ConnectionState(), tls: secured, exact: exact}, nil
 	})
+}
+
+// closed ends when the relay's side of a carrier is closed.
+func (c *Carrier) closed() context.Context {
+	return c.Conn.(interface{ done() context.Context }).done()
+}
+
+// wait waits until a carrier, if there is one, is closed.
+func (c *Carrier) wait(ctx context.Context) {
+	if c == nil {
+		return
+	}
+	select {
+	case <-c.closed().Done():
+	case <-ctx.Done():
+	}
 }
 
 func (s *Server) handshake(ctx context.Context, conn net.Conn) (*tls.Conn, *recordConn, error) {
@@ -198,8 +228,9 @@ func (s *Server) greet(open func() (*Carrier, error)) greeting {
 	return greeting{c, what, ticket}
 }
 
-// serve greets a device, gives the place of enter back, and hands the carrier on; an enrolment has its place to its end.
-func (s *Server) serve(ctx context.Context, leave func(), open func() (*Carrier, error)) {
+// serve greets a device, gives the place of enter back, and hands the carrier on; an enrolment has its place to its end. It
+// returns the carrier that a session has.
+func (s *Server) serve(ctx context.Context, leave func(), open func() (*Carrier, error)) *Carrier {
 	// A handshake needs a deep stack, which would be kept as long as the carrier lives: a goroutine of its own takes it along.
 	greeted := make(chan greeting, 1)
 	go func() { greeted <- s.greet(open) }()
@@ -212,10 +243,7 @@ func (s *Server) serve(ctx context.Context, leave func(), open func() (*Carrier,
 	case c == nil:
 	case g.what == saySession && s.Session != nil:
 		s.Session(ctx, c)
-		select {
-		case <-c.Conn.(interface{ done() <-chan struct{} }).done():
-		case <-ctx.Done():
-		}
+		return c
 	case g.what == sayBulk && s.Bulk != nil:
 		s.Bulk(ctx, c, g.ticket)
 	case g.what == sayEnrol && s.Enrol != nil:
@@ -223,6 +251,7 @@ func (s *Server) serve(ctx context.Context, leave func(), open func() (*Carrier,
 	default:
 		s.refuse(reasonService, c, errors.New("nobody takes "+string(rune(g.what))))
 	}
+	return nil
 }
 
 // HTTPServer returns a server for the fronts on ports 80 and 443, with limits that a slow or hostile client meets:

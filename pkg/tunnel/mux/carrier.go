@@ -201,7 +201,7 @@ func (s *Session) dropLocked(c *carrier) {
 		c.conn.SetDeadline(past())
 	}
 	if s.carrier == c {
-		s.carrier = nil
+		s.carrier, s.lostAt = nil, time.Now()
 	}
 	s.stats.DroppedCarrier += uint64(s.datagrams.clear())
 	s.wake.Broadcast()

@@ -210,6 +210,9 @@ func (s *Session) oursLocked(id uint32) bool { return id%2 == s.nextID%2 }
 
 // openedLocked takes an OPEN of the peer.
 func (s *Session) openedLocked(h header, head []byte) *SessionError {
+	if s.err != nil {
+		return nil
+	}
 	if s.oursLocked(h.stream) || h.stream <= s.lastID {
 		return fault(CodeProtocol, "OPEN of stream %d after %d", h.stream, s.lastID)
 	}
@@ -225,6 +228,10 @@ func (s *Session) openedLocked(h header, head []byte) *SessionError {
 	st := s.newStreamLocked(h.stream, OpenOptions{Datagrams: h.flags&flagDatagrams != 0})
 	st.header = head
 	s.theirs++
+	if s.take != nil {
+		s.handLocked(st)
+		return nil
+	}
 	s.incoming = append(s.incoming, st)
 	s.changed.Broadcast()
 	return nil

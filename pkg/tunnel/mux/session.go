@@ -34,8 +34,9 @@ type Session struct {
 	wake     sync.Cond     // the writer has something to do
 	changed  sync.Cond     // Open, Accept, Close and fences wait for this
 	epoch    uint32
-	carrier  *carrier // nil while there is none
-	last     *carrier // the newest, perhaps lost
+	carrier  *carrier  // nil while there is none
+	lostAt   time.Time // since when
+	last     *carrier  // the newest, perhaps lost
 	linger   *time.Timer
 	ring     ring
 	batch    int    // bytes that one write may take
@@ -53,9 +54,12 @@ type Session struct {
 	peerLimit int    // how many we may have open
 	peerFirst int    // the window of a new stream at the peer
 	incoming  []*Stream
-	retry     time.Duration // of the peer's GOAWAY
-	wentAway  bool          // the peer's
-	goAway    uint32        // ours, in seconds, to be sent
+	take      func(*Incoming) // instead of Accept
+	over      func()
+	served    sync.WaitGroup // what take has
+	retry     time.Duration  // of the peer's GOAWAY
+	wentAway  bool           // the peer's
+	goAway    uint32         // ours, in seconds, to be sent
 	goAwayDue bool
 	leaving   bool // GoAway was called
 
@@ -201,6 +205,9 @@ func (s *Session) end(why *SessionError, tell bool) {
 	close(s.done)
 	s.wake.Broadcast()
 	s.changed.Broadcast()
+	if s.over != nil {
+		go s.over()
+	}
 }
 
 // OpenOptions say what a stream is for.
@@ -208,6 +215,26 @@ type OpenOptions struct {
 	Datagrams bool
 	Owner     string // streams of one owner share its turn
 	Weight    int    // within the owner; 16 is the default, 1 the least, 1024 the most
+
+	// Away is how long the session may have been without a carrier until Open gives up with ErrAway; 0: it waits.
+	Away time.Duration
+}
+
+// ErrAway is returned by Open when the session has had no carrier for OpenOptions.Away.
+var ErrAway = errors.New("the peer is away")
+
+// awayLocked tells whether Open gives up.
+func (s *Session) awayLocked(o OpenOptions) bool {
+	return o.Away > 0 && s.carrier == nil && time.Since(s.lostAt) >= o.Away
+}
+
+// waitLocked waits until something has changed, or the session has been without a carrier for too long.
+func (s *Session) waitLocked(o OpenOptions) {
+	if o.Away > 0 && s.carrier == nil {
+		late := time.AfterFunc(time.Until(s.lostAt.Add(o.Away)), func() { s.broadcast(&s.changed) })
+		defer late.Stop()
+	}
+	s.changed.Wait()
 }
 
 // Open opens a stream. The header, at most MaxHeader bytes, is the peer's to
@@ -221,8 +248,8 @@ func (s *Session) Open(ctx context.Context, header []byte, o OpenOptions) (*Stre
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	defer context.AfterFunc(ctx, func() { s.broadcast(&s.changed) })()
-	for s.err == nil && !s.wentAway && s.ours >= s.peerLimit && ctx.Err() == nil {
-		s.changed.Wait()
+	for s.err == nil && !s.wentAway && s.ours >= s.peerLimit && ctx.Err() == nil && !s.awayLocked(o) {
+		s.waitLocked(o)
 	}
 	switch {
 	case s.err != nil:
@@ -231,6 +258,8 @@ func (s *Session) Open(ctx context.Context, header []byte, o OpenOptions) (*Stre
 		return nil, ErrGoAway
 	case ctx.Err() != nil:
 		return nil, context.Cause(ctx)
+	case s.awayLocked(o):
+		return nil, ErrAway
 	case s.nextID > 1<<31:
 		return nil, errors.New("no more stream numbers in this session")
 	}
@@ -240,8 +269,14 @@ func (s *Session) Open(ctx context.Context, header []byte, o OpenOptions) (*Stre
 	s.ours++
 	st.ctlLocked(needOpen)
 	s.fillLocked()
-	for !st.accepted && st.rerr == nil && ctx.Err() == nil {
-		s.changed.Wait()
+	return st.openedLocked(ctx, o)
+}
+
+// openedLocked waits for the peer's answer.
+func (st *Stream) openedLocked(ctx context.Context, o OpenOptions) (*Stream, error) {
+	s := st.s
+	for !st.accepted && st.rerr == nil && ctx.Err() == nil && !s.awayLocked(o) {
+		s.waitLocked(o)
 	}
 	switch {
 	case st.accepted:
@@ -250,7 +285,10 @@ func (s *Session) Open(ctx context.Context, header []byte, o OpenOptions) (*Stre
 		return nil, st.rerr
 	}
 	st.resetLocked(CodeCanceled)
-	return nil, context.Cause(ctx)
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	return nil, ErrAway
 }
 
 // Incoming is a stream that the peer wants to open.
@@ -277,10 +315,41 @@ func (s *Session) Accept(ctx context.Context) (*Incoming, error) {
 	}
 	st := s.incoming[0]
 	s.incoming = s.incoming[1:]
+	return st.incomingLocked(), nil
+}
+
+func (st *Stream) incomingLocked() *Incoming {
 	in := &Incoming{st.header, st.datagrams, st}
 	st.header = nil
-	return in, nil
+	return in
 }
+
+// Serve is for who has many sessions that wait: instead of a call of Accept,
+// which needs a goroutine, take is called for each stream that the peer opens,
+// and over when the session has ended, each in a goroutine of its own.
+func (s *Session) Serve(take func(*Incoming), over func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.take, s.over = take, over
+	if s.err != nil {
+		go over()
+		return
+	}
+	for _, st := range s.incoming {
+		s.handLocked(st)
+	}
+	s.incoming = nil
+}
+
+// handLocked gives a stream of the peer to who takes it.
+func (s *Session) handLocked(st *Stream) {
+	take, in := s.take, st.incomingLocked()
+	s.served.Go(func() { take(in) })
+}
+
+// WaitServed returns, once the session has ended, when all calls of take have
+// returned.
+func (s *Session) WaitServed() { s.served.Wait() }
 
 // Accept takes the stream.
 func (in *Incoming) Accept() *Stream {

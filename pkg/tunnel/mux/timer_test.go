@@ -433,3 +433,56 @@ func TestStreamLimit(t *testing.T) {
 		both(t, x, y, 1000)
 	})
 }
+
+// An Open that is not to wait for ever gives up soon after the peer is found to be away; one that waits is served when it
+// comes back.
+func TestOpenWhileAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := newPipe(time.Millisecond, unlimited)
+		client, server := pair(t, a, b, Config{})
+		time.Sleep(time.Second)
+		a.mute()
+		start := time.Now()
+		_, err := client.Open(t.Context(), nil, OpenOptions{Away: 3 * time.Second})
+		if d := time.Since(start); !errors.Is(err, ErrAway) || d != 9*time.Second {
+			t.Errorf("%v after %v", err, d)
+		}
+		start = time.Now()
+		if _, err := client.Open(t.Context(), nil, OpenOptions{Away: 3 * time.Second}); !errors.Is(err, ErrAway) || time.Since(start) != 0 {
+			t.Errorf("%v after %v", err, time.Since(start))
+		}
+		if _, err := client.Open(t.Context(), nil, OpenOptions{Away: 13 * time.Second}); !errors.Is(err, ErrAway) || time.Since(start) != 10*time.Second {
+			t.Errorf("%v after %v", err, time.Since(start))
+		}
+		client.Close(CodeCanceled)
+		server.Close(CodeCanceled)
+	})
+}
+
+// Serve takes the streams that wait and those that come, and hears of the end, with nobody in Accept.
+func TestServe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := newPipe(time.Millisecond, unlimited)
+		client, server := pair(t, a, b, Config{})
+		heads := make(chan string, 2)
+		over := make(chan struct{})
+		go func() { _, _ = client.Open(t.Context(), []byte("early"), OpenOptions{}) }()
+		time.Sleep(time.Second)
+		server.Serve(func(in *Incoming) {
+			heads <- string(in.Header)
+			in.Accept()
+		}, func() { close(over) })
+		if _, err := client.Open(t.Context(), []byte("late"), OpenOptions{}); err != nil {
+			t.Error(err)
+		}
+		if first, second := <-heads, <-heads; first != "early" || second != "late" {
+			t.Errorf("%q, %q", first, second)
+		}
+		client.Close(CodeClosed)
+		<-over
+		server.WaitServed()
+		again := make(chan struct{})
+		server.Serve(nil, func() { close(again) }) // too late: it hears so
+		<-again
+	})
+}

@@ -64,6 +64,9 @@ type Via struct {
 const (
 	// openTime is how long a device may take to accept an offer.
 	openTime = 20 * time.Second
+	// awayTime is how long a device, or another relay, may be without a connection until it counts as offline for a new
+	// stream. It notices within six seconds that a connection is dead.
+	awayTime = 3 * time.Second
 	// enrolTime is how long an enrolment may take.
 	enrolTime = 15 * time.Second
 )

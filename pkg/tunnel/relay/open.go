@@ -111,7 +111,7 @@ func kindOf(at *attachment) string {
 func (r *Relay) reach(ctx context.Context, at *attachment, h streamhead.Head, caller device.ID) (*mux.Stream, error) {
 	ctx, cancel := context.WithTimeout(ctx, openTime)
 	defer cancel()
-	options := mux.OpenOptions{Datagrams: h.Datagrams, Owner: caller.String()}
+	options := mux.OpenOptions{Datagrams: h.Datagrams, Owner: caller.String(), Away: awayTime}
 	if at != nil && !at.relay {
 		head, err := (streamhead.Head{Kind: streamhead.Offer, Datagrams: h.Datagrams, Peer: caller, Service: h.Service}).MarshalBinary()
 		if err != nil {

@@ -89,7 +89,7 @@ func (r *Relay) who(id device.ID) (attachment, bool) {
 }
 
 // Session serves a device that has shown its key on conn, which is the relay's from then on. It returns when the session
-// has ended or, if conn only carries on with one, at once.
+// has begun, or goes on; it ends when ctx does.
 func (r *Relay) Session(ctx context.Context, conn net.Conn, peer device.ID, via Via) {
 	a, ok := r.who(peer)
 	if !ok {
@@ -112,14 +112,13 @@ func (r *Relay) Session(ctx context.Context, conn net.Conn, peer device.ID, via 
 	a.s, a.via, a.since = s, via, time.Now()
 	a.opens, a.bytes = &bucket{}, &bucket{}
 	r.running.Add(1)
-	defer r.running.Done()
 	if !r.attach(&a) {
+		defer r.running.Done()
 		r.count.refused.WithLabelValues("sessions").Inc()
 		s.Close(mux.CodeTryLater)
 		return
 	}
 	r.serve(ctx, &a)
-	r.detach(&a)
 }
 
 func (r *Relay) limits() Limits {
@@ -185,20 +184,18 @@ func (r *Relay) detach(a *attachment) {
 	r.log.Info("device detached", zap.String("device", a.dev.Name), zap.Duration("after", time.Since(a.since)), zap.NamedError("cause", a.s.Err()))
 }
 
-// serve answers what the device opens until the session ends, and then waits for its streams.
+// serve has what the device opens answered until the session ends. No goroutine waits for that: of thousands of devices
+// most open nothing.
 func (r *Relay) serve(ctx context.Context, a *attachment) {
 	ctx, cancel := context.WithCancel(ctx)
-	var open sync.WaitGroup
-	for {
-		in, err := a.s.Accept(ctx)
-		if err != nil {
-			break
-		}
-		open.Go(func() { r.opened(ctx, a, in) })
-	}
-	cancel()
-	a.s.Close(mux.CodeClosed)
-	open.Wait()
+	context.AfterFunc(ctx, func() { a.s.Close(mux.CodeClosed) })
+	a.s.Serve(func(in *mux.Incoming) { r.opened(ctx, a, in) }, func() {
+		defer r.running.Done()
+		cancel()
+		a.s.Close(mux.CodeClosed)
+		a.s.WaitServed()
+		r.detach(a)
+	})
 }
 
 // opened serves one stream.
@@ -309,6 +306,8 @@ func codeOf(err error) mux.Code {
 		return reset.Code
 	}
 	switch {
+	case errors.Is(err, mux.ErrAway):
+		return mux.CodeOffline
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, mux.ErrGoAway):
 		return mux.CodeTryLater
 	case errors.Is(err, context.Canceled):
