@@ -32,8 +32,8 @@ func (d *Dialer) open(ctx context.Context, w way) (c *Carrier, rtt time.Duration
 	if limit == 0 {
 		limit = tlsTime
 	}
-	// A relay where thousands wait says so: that is no silence.
-	whole, cancel := context.WithTimeoutCause(ctx, waitTime+2*limit, fmt.Errorf("no place at the relay within %v", waitTime+2*limit))
+	// A relay where thousands wait says so, but it may be short of time too: who is connected waits longer for a word.
+	whole, cancel := context.WithTimeoutCause(ctx, waitTime+4*limit, fmt.Errorf("no place at the relay within %v", waitTime+4*limit))
 	defer cancel()
 	ctx, cancel = context.WithTimeoutCause(whole, limit, fmt.Errorf("no answer within %v", limit))
 	defer cancel()
@@ -50,7 +50,7 @@ func (d *Dialer) open(ctx context.Context, w way) (c *Carrier, rtt time.Duration
 	if err != nil {
 		return nil, 0, err
 	}
-	c.tls, c.exact, err = secure(whole, raw, d.TLS, limit)
+	c.tls, c.exact, err = secure(whole, raw, d.TLS, 3*limit)
 	if err != nil {
 		raw.Close()
 		return nil, 0, err

@@ -46,7 +46,8 @@ type Dialer struct {
 	Web *tls.Config
 	// Step is how much later than the one before each attempt of a race begins; 0: 250 ms.
 	Step time.Duration
-	// Attempt is how long one attempt may take until the tunnel's TLS is done; 0: 10 s.
+	// Attempt is how long one attempt may take until the relay is connected to, 0: 10 s; in the tunnel's TLS it may say nothing
+	// for three times as long.
 	Attempt time.Duration
 	Limits  Limits
 	// Memory remembers what won in which network; nil: nothing does.

@@ -182,7 +182,7 @@ func TestDeviceWaitsForItsPlace(t *testing.T) {
 	server.begun.every = 20 * time.Millisecond
 	port := r.listen(ctx, &wg, func(c net.Conn) { server.ServeConn(ctx, c) })
 	leave := server.enter(&net.TCPAddr{IP: net.IPv4(192, 0, 2, 1)})
-	d := r.dialer("", func(d *Dialer) { d.Rungs, d.PortTLS, d.Attempt = []Rung{TLS}, port, 2*time.Second })
+	d := r.dialer("", func(d *Dialer) { d.Rungs, d.PortTLS, d.Attempt = []Rung{TLS}, port, time.Second })
 	done := make(chan error, 1)
 	began := time.Now()
 	go func() {
@@ -210,7 +210,7 @@ func TestDeviceWaitsForItsPlace(t *testing.T) {
 	poll("another one in the line", func() bool { return server.Queued() == 2 })
 	gone.Close()
 	poll("who hangs up to be let go", func() bool { return server.Refused()["left"] == 1 && server.Queued() == 1 })
-	poll("longer than silence is borne", func() bool { return time.Since(began) > d.Attempt+time.Second })
+	poll("longer than silence is borne", func() bool { return time.Since(began) > 3*d.Attempt+time.Second })
 	leave()
 	select {
 	case err := <-done:

@@ -295,6 +295,9 @@ func (u *Uplink) resume(ctx context.Context, s *mux.Session, which int) (alive b
 	return false, nil
 }
 
+// improveTime bounds a look for better ways: meanwhile nobody sees to a carrier that is lost.
+const improveTime = 30 * time.Second
+
 // improve moves the session if there is a better way. A carrier that is lost meanwhile is noticed by serve.
 func (u *Uplink) improve(ctx context.Context, s *mux.Session, which int) {
 	u.mu.Lock()
@@ -303,7 +306,7 @@ func (u *Uplink) improve(ctx context.Context, s *mux.Session, which int) {
 	if now == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, u.cfg.DialTime)
+	ctx, cancel := context.WithTimeout(ctx, improveTime)
 	defer cancel()
 	c, err := u.relays[which].Better(ctx, now)
 	if err != nil || c == nil {
