@@ -39,9 +39,10 @@ func (x *exam) firewall(context.Context) []finding {
 		}
 	}
 	for _, by := range slices.Sorted(maps.Keys(blocked)) {
+		helps := slices.Compact(remedies[by])
 		out = append(out, finding{
 			Level: fastpath.Fail, About: "firewall", Text: fmt.Sprintf("%s drops what is sent to %s", by, few(blocked[by])), Why: "callers wait for an answer that never comes",
-			Remedy: strings.Join(slices.Compact(remedies[by])[:min(3, len(slices.Compact(remedies[by])))], "; ") + x.moreRemedy(len(slices.Compact(remedies[by]))),
+			Remedy: strings.Join(helps[:min(3, len(helps))], "; ") + x.moreRemedy(len(helps)),
 		})
 	}
 	if len(blocked) == 0 && len(x.survey.Unseen) == 0 {

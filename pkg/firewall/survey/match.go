@@ -10,6 +10,7 @@ import (
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/xt"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -118,7 +119,7 @@ func (t *ruleTable) judge(r *nftables.Rule, p Packet) (m truth, v verdict, targe
 			if end != nil {
 				v, target = verdictOf(end)
 			}
-			if x.IsDestRegSet && end == nil && found == unknown {
+			if x.IsDestRegSet && x.DestRegister == unix.NFT_REG_VERDICT && end == nil && found != no {
 				return unknown, drops, "" // a map of verdicts that cannot be judged: any of them
 			}
 			m = and(m, found)
@@ -321,10 +322,38 @@ func (t *ruleTable) lookup(regs *registers, x *expr.Lookup) (found truth, end *e
 	if !known {
 		return unknown, nil
 	}
-	if e := find(elements, key, t.spans[x.SetName]); e != nil {
-		return yes.not(x.Invert), e.VerdictData
+	e := find(elements, key, t.spans[x.SetName])
+	switch {
+	case e == nil:
+		return no.not(x.Invert), nil
+	case x.IsDestRegSet && x.DestRegister == unix.NFT_REG_VERDICT:
+		return yes, verdictIn(e.Val)
+	case x.IsDestRegSet:
+		regs.put(x.DestRegister, e.Val)
 	}
-	return no.not(x.Invert), nil
+	return yes.not(x.Invert), nil
+}
+
+// verdictIn reads the verdict of a map's element: the netlink attributes code and chain (nf_tables.h), nil if there is none.
+func verdictIn(data []byte) *expr.Verdict {
+	attrs, err := nl.ParseRouteAttr(data)
+	if err != nil {
+		return nil
+	}
+	var v expr.Verdict
+	ok := false
+	for _, a := range attrs {
+		switch {
+		case a.Attr.Type == unix.NFTA_VERDICT_CODE && len(a.Value) >= 4:
+			v.Kind, ok = expr.VerdictKind(int32(binary.BigEndian.Uint32(a.Value))), true //nolint:gosec // the kernel's are negative
+		case a.Attr.Type == unix.NFTA_VERDICT_CHAIN:
+			v.Chain = string(bytes.TrimRight(a.Value, "\x00"))
+		}
+	}
+	if !ok {
+		return nil
+	}
+	return &v
 }
 
 // find returns the element that holds a key. The intervals of a set are two elements each, its beginning and what is

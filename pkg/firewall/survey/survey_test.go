@@ -27,7 +27,7 @@ func namespace(t *testing.T) {
 	}
 	t.Cleanup(func() { ns.Close() })
 	for _, name := range []string{"lan", "wan"} {
-		if err := netlink.LinkAdd(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: name}}); err != nil {
+		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: name + "-peer"}); err != nil {
 			t.Skipf("SKIPPED: no interface: %v", err)
 		}
 	}
@@ -218,10 +218,9 @@ func TestHelpers(t *testing.T) {
 	ct helper phones { type "sip" protocol udp; l3proto inet; }
 	chain pre { type filter hook prerouting priority 0; udp dport 5080 ct helper set "phones"; }
 }`},
-		{name: "map", for5060: true, for1720: false, nft: `table ip fw {
+		{name: "map", for5060: true, nft: `table ip fw {
 	ct helper phones { type "sip" protocol udp; }
-	map helpers { type inet_service : ct helper; elements = { 5060 : "phones" }; }
-	chain pre { type filter hook prerouting priority 0; meta l4proto udp ct helper set udp dport map @helpers; }
+	chain pre { type filter hook prerouting priority 0; meta l4proto udp ct helper set udp dport map { 5060 : "phones" }; }
 }`},
 		{name: "iptables", for1720: true, commands: "iptables-nft -t raw -A PREROUTING -p tcp --dport 1720 -j CT --helper Q.931\n"},
 		{name: "of no concern", nft: `table inet fw {
