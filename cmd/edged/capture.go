@@ -39,7 +39,9 @@ func writeCapture(b *bytes.Buffer, msgs []trace.Message) error {
 		return err
 	}
 	for _, m := range msgs {
-		if err := w.Write(signallingPacket(m)); err != nil {
+		p := signallingPacket(m)
+		p.Interface = "" // its comment says it: tcpdump reads one interface of raw IP, no more
+		if err := w.Write(p); err != nil {
 			return err
 		}
 	}
