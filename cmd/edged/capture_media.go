@@ -66,14 +66,14 @@ type mediaCaptures struct {
 }
 
 func newMediaCaptures(c *config, traces *callTraces, events *eventBroker, reg prometheus.Registerer, log *zap.Logger) *mediaCaptures {
-	counter := func(what, help string) prometheus.Counter {
-		return prometheus.NewCounter(prometheus.CounterOpts{Name: "edged_media_capture_" + what + "_total", Help: help})
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
 	}
 	m := &mediaCaptures{
 		traces: traces, find: traces.find, events: events, log: log, running: map[string]bool{},
-		packets: counter("packets", "Packets of media that were written down, as they came and as they left."),
-		bytes:   counter("bytes", "Octets of them."),
-		dropped: counter("dropped", "Packets that a capture lacks, as who asked for it reads too slowly."),
+		packets: counter("edged_media_capture_packets_total", "Packets of media that were written down, as they came and as they left."),
+		bytes:   counter("edged_media_capture_bytes_total", "Octets of them."),
+		dropped: counter("edged_media_capture_dropped_total", "Packets that a capture lacks, as who asked for it reads too slowly."),
 	}
 	_, unix := c.Admin.unixPath()
 	switch {
