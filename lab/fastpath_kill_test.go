@@ -398,9 +398,8 @@ func TestFastPathKilledControl(t *testing.T) {
 		t.Skip("SKIPPED: the kernel path needs root here")
 	}
 	s, c := crashScene(t, "")
-	c.talk()
-	pass(200 * time.Millisecond)
 	s.edge.Kill()
+	c.talk()
 	pass(time.Second)
 	lost, sent := c.hush()
 	t.Logf("%d of %d packets lost", lost, sent)
