@@ -162,6 +162,9 @@ func (p place) ready(at string) error { return p.until(at, func(net.Conn) error 
 
 // passes tells whether a connection is led to the sink: an agent resets those that come before it has reached its relay.
 func passes(c net.Conn) error {
+	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		return err
+	}
 	if err := c.(*net.TCPConn).CloseWrite(); err != nil {
 		return err
 	}
