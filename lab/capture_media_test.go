@@ -23,7 +23,7 @@ type noted struct {
 	out     bool
 }
 
-// readPcapng reads what edged capture writes: raw IP packets with the names of networks and directions.
+// readPcapng reads what edged capture writes: frames with the names of networks and directions.
 func readPcapng(t testing.TB, file string) (list []noted) {
 	t.Helper()
 	b, err := os.ReadFile(file)
@@ -39,7 +39,7 @@ func readPcapng(t testing.TB, file string) (list []noted) {
 			networks = append(networks, string(pcapngOptions(body[8:])[2]))
 		case 6:
 			size := int(binary.LittleEndian.Uint32(body[12:]))
-			p, ok := parseFrame(append(asEther(body[20]), body[20:20+size]...))
+			p, ok := parseFrame(body[20 : 20+size])
 			if !ok {
 				t.Fatalf("%s: a packet that is none: %x", file, body)
 			}
@@ -49,13 +49,6 @@ func readPcapng(t testing.TB, file string) (list []noted) {
 		b = b[n:]
 	}
 	return list
-}
-
-// asEther returns the header of an Ethernet frame with an IP packet that begins with first.
-func asEther(first byte) []byte {
-	h := make([]byte, 14)
-	binary.BigEndian.PutUint16(h[12:], map[byte]uint16{4: 0x0800, 6: 0x86dd}[first>>4])
-	return h
 }
 
 func pcapngOptions(b []byte) map[uint16][]byte {
@@ -120,6 +113,7 @@ func TestCaptureMedia(t *testing.T) {
 			a.Bye(b.Agent)
 			must(t, "capture", media.Wait(20*time.Second))
 			s.wantAllMedia(t, "media.pcapng", lan.Stop(t), wan.Stop(t))
+			wantTcpdumpReads(t, filepath.Join(s.rig.Dir, "plain.pcapng"))
 			for _, p := range readPcapng(t, filepath.Join(s.rig.Dir, "plain.pcapng")) {
 				if len(p.Payload) > 0 && p.Payload[0] == 0x80 {
 					t.Fatal("RTP without --media")
@@ -182,7 +176,20 @@ func (s *scene) wantAllMedia(t *testing.T, name string, lan, wan []Packet) {
 		if n := strings.Count(string(out), "\n"); err != nil || n != total {
 			t.Errorf("tshark sees %d packets of RTP, want %d: %v", n, total, err)
 		}
+		t.Logf("%.300s", out)
 	}
+	wantTcpdumpReads(t, file)
+}
+
+// wantTcpdumpReads: libpcap reads every packet of a file.
+func wantTcpdumpReads(t *testing.T, file string) {
+	t.Helper()
+	want := len(readPcapng(t, file))
+	out, err := exec.Command("tcpdump", "-n", "-e", "-r", file).Output()
+	if n := strings.Count(string(out), ", ethertype IPv"); err != nil || n != want || n == 0 {
+		t.Errorf("tcpdump sees %d packets of %d in %s: %v", n, want, file, err)
+	}
+	t.Logf("%.1200s", out)
 }
 
 // wantAudit checks that the events say who has captured what.

@@ -80,7 +80,9 @@ func TestH323Trace(t *testing.T) {
 	if list := e.edgedRun(t, "trace"); !strings.Contains(list, "ras "+in.IP.String()) || !strings.Contains(list, id) {
 		t.Errorf("no call, or no RAS of alice, in the list:\n%s", list)
 	}
+	wantTcpdumpReads(t, file)
 	e.edgedRun(t, "capture", id, "-o", file)
+	wantTcpdumpReads(t, file)
 	tshark, err := exec.LookPath("tshark")
 	if err != nil {
 		t.Skip("SKIPPED in part: tshark is missing")

@@ -39,9 +39,7 @@ func writeCapture(b *bytes.Buffer, msgs []trace.Message) error {
 		return err
 	}
 	for _, m := range msgs {
-		p := signallingPacket(m)
-		p.Interface = "" // its comment says it: tcpdump reads one interface of raw IP, no more
-		if err := w.Write(p); err != nil {
+		if err := w.Write(signallingPacket(m)); err != nil {
 			return err
 		}
 	}

@@ -1,6 +1,6 @@
 // Package pcapng writes packet captures as Wireshark reads them (draft-ietf-opsawg-pcapng), of messages rather than of
-// packets: it makes the headers of IP and of UDP or TCP that a message had, or could have had where TLS hid it. There are
-// no handshakes and acknowledgements.
+// packets: it makes the headers of IP and of UDP or TCP that a message had, or could have had where TLS hid it, in Ethernet
+// frames between made-up stations. There are no handshakes and acknowledgements.
 //
 //	Section Header ─ Interface Description ─ Enhanced Packet ─ Enhanced Packet ─ ...
 package pcapng
@@ -37,9 +37,11 @@ const (
 const maxInterfaces = 256
 
 const (
-	linkRaw    = 101 // LINKTYPE_RAW: the packet begins with its IP header
-	maxPayload = 65535 - 60
-	maxComment = 1000 // octets
+	// linkEthernet is LINKTYPE_ETHERNET. LINKTYPE_RAW (101) would need no frame, but libpcap calls it 12 (DLT_RAW) inside,
+	// compares the two numbers from the second interface on, and refuses the file.
+	linkEthernet = 1
+	maxPayload   = 65535 - 60
+	maxComment   = 1000 // octets
 )
 
 // Writer writes one section, with an interface for each name that packets have.
@@ -68,7 +70,7 @@ func (w *Writer) number(name string) (uint32, error) {
 	if len(w.interfaces) >= maxInterfaces {
 		return 0, nil
 	}
-	b := binary.LittleEndian.AppendUint16(nil, linkRaw)
+	b := binary.LittleEndian.AppendUint16(nil, linkEthernet)
 	b = append(b, 0, 0, 0, 0, 0, 0) // no limit of lengths
 	if name != "" {
 		b = option(b, 2, []byte(name[:min(len(name), 200)])) // if_name
@@ -111,7 +113,7 @@ func (w *Writer) Write(p Packet) error {
 	if err != nil {
 		return err
 	}
-	raw := w.packet(p)
+	raw := w.frame(p)
 	b := make([]byte, 0, len(raw)+len(p.Comment)+48)
 	b = stamp(binary.LittleEndian.AppendUint32(b, n), p.Time)
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(raw)))
@@ -129,6 +131,21 @@ func (w *Writer) Write(p Packet) error {
 	}
 	_, err = w.w.Write(block(6, b))
 	return err
+}
+
+// frame returns a message as an Ethernet frame. The edge is the station 02:00:00:00:00:01 and everybody else
+// 02:00:00:00:00:02, addresses that no vendor gives away (IEEE 802 §8.4).
+func (w *Writer) frame(p Packet) []byte {
+	packet := w.packet(p)
+	to, from, kind := byte(1), byte(2), uint16(0x0800)
+	if p.Direction == Outbound {
+		to, from = from, to
+	}
+	if packet[0]>>4 == 6 {
+		kind = 0x86dd
+	}
+	head := []byte{2, 0, 0, 0, 0, to, 2, 0, 0, 0, 0, from}
+	return append(binary.BigEndian.AppendUint16(head, kind), packet...)
 }
 
 // packet returns a message as an IP packet (RFC 791, RFC 8200).

@@ -54,10 +54,13 @@ func TestBlocks(t *testing.T) {
 		}
 		kind := binary.LittleEndian.Uint32(b)
 		if kinds = append(kinds, kind); kind == 6 {
-			packet := b[28 : 28+binary.LittleEndian.Uint32(b[20:])]
+			packet := b[28+14 : 28+binary.LittleEndian.Uint32(b[20:])]
 			at := int64(binary.LittleEndian.Uint32(b[12:]))<<32 | int64(binary.LittleEndian.Uint32(b[16:]))
 			if time.Unix(0, at).UTC().Nanosecond() != 123456789 {
 				t.Errorf("time %v", time.Unix(0, at))
+			}
+			if kind := binary.BigEndian.Uint16(b[28+12:]); (packet[0]>>4 == 4) != (kind == 0x0800) || (packet[0]>>4 == 6) != (kind == 0x86dd) {
+				t.Errorf("a packet of IP version %d in a frame of type %#x", packet[0]>>4, kind)
 			}
 			length := len(packet)
 			if packet[0]>>4 == 4 {
@@ -105,5 +108,32 @@ func TestTshark(t *testing.T) {
 		if w != "" && lines[i] != w {
 			t.Errorf("packet %d: %q, want %q", i, lines[i], w)
 		}
+	}
+}
+
+// TestTcpdump has libpcap's reader judge the file, which refuses some link types from the second interface on.
+func TestTcpdump(t *testing.T) {
+	tcpdump, err := exec.LookPath("tcpdump")
+	if err != nil {
+		t.Skip("tcpdump is missing")
+	}
+	cmd := exec.Command(tcpdump, "-n", "-e", "-t", "-r", "-")
+	cmd.Stdin = bytes.NewReader(sample(t))
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%v: %s%s", err, out, err.(*exec.ExitError).Stderr)
+	}
+	var frames []string
+	for line := range strings.Lines(string(out)) {
+		if strings.HasPrefix(line, "02:00:00:00:00:0") {
+			frames = append(frames, line)
+		}
+	}
+	if len(frames) != 8 {
+		t.Fatalf("%d packets:\n%s", len(frames), out)
+	}
+	const last = "02:00:00:00:00:01 > 02:00:00:00:00:02, ethertype IPv4 (0x0800), length 47: 192.0.2.1.5060 > 192.0.2.7.5060: "
+	if !strings.HasPrefix(frames[7], last) || !strings.Contains(frames[2], "ethertype IPv6") {
+		t.Errorf("%q", frames)
 	}
 }
