@@ -170,6 +170,7 @@ func (p *places) wait(ctx context.Context, from netip.Prefix, b bounds, remind f
 	if s.turn == nil {
 		s.turn = p.turns.PushBack(s)
 	}
+	p.nextLocked(b) // those in line before may all be of sources that have what they may have
 	p.mu.Unlock()
 	return p.inLine(ctx, s, at, remind)
 }

@@ -92,6 +92,36 @@ func TestLobbyGivesFewAtATime(t *testing.T) {
 	})
 }
 
+// TestLobbyPassesWhoIsBlocked: a source that holds all that it may have, and has more in line, keeps nobody else waiting
+// though nothing is given back.
+func TestLobbyPassesWhoIsBlocked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		var p places
+		b := bounds{places: 4, waiting: 100}
+		flood, other := netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix("198.51.100.1/32")
+		p.take(flood, b)
+		p.take(flood, b)
+		blocked := make(chan error, 1)
+		go func() {
+			_, err := p.wait(ctx, flood, b, stays)
+			blocked <- err
+		}()
+		time.Sleep(2 * freshTime) // nothing happens any more by itself
+		began := time.Now()
+		pl, err := p.wait(ctx, other, b, stays)
+		if err != nil || time.Since(began) != 0 {
+			t.Errorf("the other waited %v: %v", time.Since(began), err)
+		} else {
+			p.give(pl, b)
+		}
+		cancel()
+		if err := <-blocked; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	})
+}
+
 // TestLobbyIsBounded: the waiting room is, and half of it is one source's.
 func TestLobbyIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
