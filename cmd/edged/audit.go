@@ -33,8 +33,12 @@ type auditEvent struct {
 	Outcome string `json:"outcome"`
 }
 
-// maxOutcome bounds what is said of an outcome, in octets.
-const maxOutcome = 300
+const (
+	// maxOutcome bounds what is said of an outcome, or of what was asked for, in octets.
+	maxOutcome = 300
+	// maxAsked bounds the body of what is asked for: of forms, too, which are read before they are looked at.
+	maxAsked = 16 << 10
+)
 
 // of has an action of the admin listener audited, and a POST refused that has not our header. Its pattern is METHOD /api/v1/NAME.
 func (a *audit) of(pattern string, token bool, next http.HandlerFunc) http.HandlerFunc {
@@ -45,6 +49,7 @@ func (a *audit) of(pattern string, token bool, next http.HandlerFunc) http.Handl
 	}
 	return func(w http.ResponseWriter, r *http.Request) {
 		said := &answer{ResponseWriter: w}
+		r.Body = http.MaxBytesReader(w, r.Body, maxAsked)
 		if r.Method == http.MethodPost && r.Header.Get(ownHeader) != "1" {
 			http.Error(said, "the header "+ownHeader+": 1 is missing", http.StatusForbidden)
 		} else {
@@ -55,9 +60,18 @@ func (a *audit) of(pattern string, token bool, next http.HandlerFunc) http.Handl
 }
 
 func (a *audit) line(r *http.Request, action, by, subject string, status int, outcome string) {
+	action, subject = brief(action), brief(subject)
 	a.log.Info("admin action", zap.String("action", action), zap.String("by", by), zap.String("client", r.RemoteAddr),
 		zap.String("subject", subject), zap.Int("status", status), zap.String("outcome", outcome))
 	a.events.publish("admin_action", auditEvent{action, by, r.RemoteAddr, subject, status, outcome})
+}
+
+// brief cuts what strangers may have written as long as a request's head may be.
+func brief(s string) string {
+	if len(s) <= maxOutcome {
+		return s
+	}
+	return strings.ToValidUTF8(s[:maxOutcome], "") + "…"
 }
 
 // answer remembers how an action answers while it does.

@@ -143,9 +143,14 @@ func (o *operator) expel(b denylist.Ban) (banAnswer, error) {
 	}
 	var err error
 	if b.Target.Net.IsValid() {
-		done.Connections, err = o.bans.Cut(func(local netip.AddrPort) bool { return local == o.admin })
+		done.Connections, err = o.bans.Cut(o.isAdmin)
 	}
 	return done, err
+}
+
+// isAdmin tells whether a connection to a local address is the operator's own.
+func (o *operator) isAdmin(local netip.AddrPort) bool {
+	return o.admin.IsValid() && local.Port() == o.admin.Port() && (o.admin.Addr().IsUnspecified() || local.Addr() == o.admin.Addr())
 }
 
 // serveUnban lifts the ban of ?target=.

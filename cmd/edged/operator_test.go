@@ -6,10 +6,16 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"net/url"
 	"os"
 	"strings"
 	"testing"
 	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 )
 
 // sipHost is where the test's daemon listens.
@@ -161,5 +167,52 @@ func TestAudit(t *testing.T) {
 	body, err := d.get(context.Background(), "/api/v1/events/recent")
 	if err != nil || strings.Count(string(body), `"admin_action"`) != 9 {
 		t.Errorf("%v %s", err, body)
+	}
+}
+
+// TestCutSparesTheOperator: a ban leaves connections to the admin listener alone, also where that listens on all addresses.
+func TestCutSparesTheOperator(t *testing.T) {
+	for _, c := range []struct {
+		admin, local string
+		spared       bool
+	}{
+		{"127.0.0.1:9090", "127.0.0.1:9090", true}, {"127.0.0.1:9090", "127.0.0.1:5060", false}, {"127.0.0.1:9090", "192.0.2.1:9090", false},
+		{"0.0.0.0:9090", "192.0.2.1:9090", true}, {"[::]:9090", "192.0.2.1:9090", true}, {"[::]:9090", "192.0.2.1:5060", false},
+	} {
+		o := operator{admin: netip.MustParseAddrPort(c.admin)}
+		if got := o.isAdmin(netip.MustParseAddrPort(c.local)); got != c.spared {
+			t.Errorf("%+v: %v", c, got)
+		}
+	}
+	if (&operator{}).isAdmin(netip.AddrPort{}) {
+		t.Error("without an admin listener of TCP nothing is its")
+	}
+}
+
+// TestAuditIsBounded: neither a path as long as a head may be fills the log, nor is a body read to its end.
+func TestAuditIsBounded(t *testing.T) {
+	core, logs := observer.New(zap.InfoLevel)
+	a := &audit{log: zap.New(core), events: newEventBroker()}
+	long := strings.Repeat("ü", 8000)
+	checkToken("sesame", a, http.NotFoundHandler()).ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodPost, "/"+url.PathEscape(long), http.NoBody))
+	body := strings.NewReader("--x\r\nContent-Disposition: form-data; name=a; filename=b\r\n\r\n" + strings.Repeat("y", 1<<20))
+	r := httptest.NewRequest(http.MethodPost, "/api/v1/calls/x/hangup", body)
+	r.Header.Set("Content-Type", "multipart/form-data; boundary=x")
+	r.Header.Set(ownHeader, "1")
+	a.of("POST /api/v1/calls/{id}/hangup", true, func(w http.ResponseWriter, r *http.Request) {
+		about(w, long)
+		r.FormValue("limit")
+	})(httptest.NewRecorder(), r)
+	if read := 1<<20 - body.Len(); read > 2*maxAsked {
+		t.Errorf("%d octets of the body were read", read)
+	}
+	if logs.Len() != 2 {
+		t.Fatalf("%d lines", logs.Len())
+	}
+	for _, l := range logs.All() {
+		f := l.ContextMap()
+		if n := len(f["action"].(string)) + len(f["subject"].(string)); n > 2*maxOutcome {
+			t.Errorf("a line of %d octets", n)
+		}
 	}
 }

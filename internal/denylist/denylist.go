@@ -48,7 +48,8 @@ func ParseTarget(text string) (Target, error) {
 		return Target{}, fmt.Errorf("longer than %d octets", maxText)
 	}
 	if name, ok := strings.CutPrefix(text, userPrefix); ok || strings.Contains(text, "@") {
-		name = strings.ToLower(strings.TrimPrefix(name, "sip:"))
+		name = strings.ToLower(name)
+		name = strings.TrimPrefix(strings.TrimPrefix(name, "sips:"), "sip:")
 		if name == "" || strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
 			return Target{}, fmt.Errorf("%q is no user's name", text)
 		}
@@ -61,6 +62,10 @@ func ParseTarget(text string) (Target, error) {
 	p, err := netip.ParsePrefix(text)
 	if err != nil {
 		return Target{}, fmt.Errorf("%q is no address, no network such as 192.0.2.0/24, and no user such as user:alice or alice@example.org", text)
+	}
+	const mapped = 96 // bits before an IPv4 address that is written as an IPv6 one
+	if p.Addr().Is4In6() && p.Bits() >= mapped {
+		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-mapped)
 	}
 	if p.Bits() == 0 {
 		return Target{}, fmt.Errorf("%s is everybody: end the daemon instead", p)

@@ -37,8 +37,9 @@ func TestParseTarget(t *testing.T) {
 	for text, want := range map[string]string{
 		"192.0.2.7": "192.0.2.7", "::ffff:192.0.2.7": "192.0.2.7", "192.0.2.7/24": "192.0.2.0/24", "2001:db8::1/56": "2001:db8::/56",
 		"2001:DB8::1": "2001:db8::1", "fe80::1%eth0": "fe80::1", "user:Alice": "user:alice", "sip:Bob@Example.org": "user:bob@example.org",
-		"bob@example.org": "user:bob@example.org",
-		"":                "", "0.0.0.0/0": "", "::/0": "", "alice": "", "192.0.2.300": "", "user:": "", "user:a b": "", "192.0.2.0/33": "",
+		"bob@example.org": "user:bob@example.org", "SIPS:bob@example.org": "user:bob@example.org",
+		"::ffff:192.0.2.7/120": "192.0.2.0/24", "::ffff:192.0.2.7/128": "192.0.2.7", "::ffff:0:0/96": "",
+		"": "", "0.0.0.0/0": "", "::/0": "", "alice": "", "192.0.2.300": "", "user:": "", "user:a b": "", "192.0.2.0/33": "",
 		"user:" + strings.Repeat("x", maxText): "",
 	} {
 		got, err := ParseTarget(text)
