@@ -72,7 +72,7 @@ func (s *Sender) Serve(ctx context.Context) error {
 			for {
 				select {
 				case b := <-s.queue:
-					c.write(last, b)
+					c.write(last, b) // drops it once that moment is over
 				default:
 					return nil
 				}
@@ -103,7 +103,7 @@ func (c *connection) write(ctx context.Context, b []byte) {
 		}
 		err := c.connect(ctx)
 		if err == nil {
-			err = c.put(b)
+			err = c.put(ctx, b)
 		}
 		if err == nil {
 			c.sender.sent.Add(1)
@@ -185,14 +185,18 @@ func (s *Sender) dial(ctx context.Context) (conn net.Conn, err error) {
 	return conn, nil
 }
 
-// put writes a message, with its length before it on a stream.
-func (c *connection) put(b []byte) error {
+// put writes a message, with its length before it on a stream. It is over when ctx is.
+func (c *connection) put(ctx context.Context, b []byte) error {
 	if c.stream() {
 		c.buf = append(strconv.AppendInt(c.buf[:0], int64(len(b)), 10), ' ')
 		b = append(c.buf, b...)
 		c.buf = b
 	}
-	c.conn.SetWriteDeadline(time.Now().Add(writeTime))
+	end := time.Now().Add(writeTime)
+	if limit, ok := ctx.Deadline(); ok && limit.Before(end) {
+		end = limit
+	}
+	c.conn.SetWriteDeadline(end)
 	_, err := c.conn.Write(b)
 	return err
 }

@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -42,6 +43,9 @@ const (
 	Info = 6
 )
 
+// maxValue bounds the value of a parameter, so that no structured data is cut, in octets before it is escaped.
+const maxValue = 1024
+
 // maxMessage bounds a message, so that it fits a datagram; receivers take 2,048 octets at least (RFC 5424 §6.1).
 const maxMessage = 60_000
 
@@ -61,7 +65,7 @@ func Append(b []byte, m Message) []byte {
 		b = append(b, ']')
 	}
 	if m.Body != "" {
-		b = append(append(b, ' '), strings.ToValidUTF8(m.Body, "?")...)
+		b = append(append(b, ' '), printable(m.Body)...)
 	}
 	if len(b)-start > maxMessage {
 		b = b[:start+maxMessage]
@@ -89,7 +93,17 @@ func word(s string, most int) string {
 
 // escape makes s a parameter's value (RFC 5424 §6.3.3).
 func escape(s string) string {
-	return strings.NewReplacer(`\`, `\\`, `"`, `\"`, `]`, `\]`).Replace(strings.ToValidUTF8(s, "?"))
+	return strings.NewReplacer(`\`, `\\`, `"`, `\"`, `]`, `\]`).Replace(printable(s[:min(len(s), maxValue)]))
+}
+
+// printable makes one line of s: values are a stranger's words, and receivers write lines to files, which people print.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) || r == utf8.RuneError || r == '\u2028' || r == '\u2029' {
+			return '?'
+		}
+		return r
+	}, s)
 }
 
 // Target is where a receiver listens; the zero value is none.
