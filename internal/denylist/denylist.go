@@ -20,6 +20,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
@@ -48,12 +50,7 @@ func ParseTarget(text string) (Target, error) {
 		return Target{}, fmt.Errorf("longer than %d octets", maxText)
 	}
 	if name, ok := strings.CutPrefix(text, userPrefix); ok || strings.Contains(text, "@") {
-		name = strings.ToLower(name)
-		name = strings.TrimPrefix(strings.TrimPrefix(name, "sips:"), "sip:")
-		if name == "" || strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
-			return Target{}, fmt.Errorf("%q is no user's name", text)
-		}
-		return Target{User: name}, nil
+		return parseUser(name)
 	}
 	if a, err := netip.ParseAddr(text); err == nil {
 		a = a.Unmap().WithZone("")
@@ -71,6 +68,22 @@ func ParseTarget(text string) (Target, error) {
 		return Target{}, fmt.Errorf("%s is everybody: end the daemon instead", p)
 	}
 	return Target{Net: p.Masked()}, nil
+}
+
+// parseUser makes a target of a name, such that String of it is read again.
+func parseUser(text string) (Target, error) {
+	name := strings.ToLower(text)
+	for scheme := true; scheme; {
+		_, rest, found := strings.Cut(name, ":")
+		if scheme = found && (strings.HasPrefix(name, "sip:") || strings.HasPrefix(name, "sips:")); scheme {
+			name = rest
+		}
+	}
+	strange := func(r rune) bool { return r == ' ' || !unicode.IsPrint(r) }
+	if name == "" || len(userPrefix+name) > maxText || !utf8.ValidString(text) || strings.ContainsFunc(name, strange) {
+		return Target{}, fmt.Errorf("%q is no user's name", text)
+	}
+	return Target{User: name}, nil
 }
 
 // String returns what ParseTarget reads: an address without its length if it is a single one.
@@ -144,14 +157,19 @@ func Open(file string, log *zap.Logger) (*List, error) {
 	case err != nil:
 		return nil, err
 	}
-	var list []Ban
+	var list []json.RawMessage
 	if err := json.Unmarshal(data, &list); err != nil {
 		aside := file + ".bad"
 		log.Error("the list of bans cannot be read: it is set aside, and nobody is banned", zap.String("aside", aside), zap.Error(err))
 		return l, os.Rename(file, aside)
 	}
 	now := time.Now()
-	for _, b := range list[:min(len(list), maxBans)] {
+	for _, text := range list[:min(len(list), maxBans)] {
+		var b Ban
+		if err := json.Unmarshal(text, &b); err != nil { // the others hold all the same
+			log.Error("a ban cannot be read, and is lost", zap.ByteString("ban", text[:min(len(text), 2*maxText)]), zap.Error(err))
+			continue
+		}
 		if !b.over(now) && b.Target != (Target{}) {
 			l.bans[b.Target] = b
 		}

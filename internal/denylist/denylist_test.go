@@ -40,7 +40,7 @@ func TestParseTarget(t *testing.T) {
 		"bob@example.org": "user:bob@example.org", "SIPS:bob@example.org": "user:bob@example.org",
 		"::ffff:192.0.2.7/120": "192.0.2.0/24", "::ffff:192.0.2.7/128": "192.0.2.7", "::ffff:0:0/96": "",
 		"": "", "0.0.0.0/0": "", "::/0": "", "alice": "", "192.0.2.300": "", "user:": "", "user:a b": "", "192.0.2.0/33": "",
-		"user:" + strings.Repeat("x", maxText): "",
+		"user:" + strings.Repeat("x", maxText): "", strings.Repeat("x", maxText-2) + "@x": "", "user:\xff": "", "user:\u009b2J": "",
 	} {
 		got, err := ParseTarget(text)
 		if (err == nil) != (want != "") || err == nil && got.String() != want {
@@ -65,6 +65,18 @@ func FuzzParseTarget(f *testing.F) {
 			t.Errorf("%q is %v, and then %v, %v", s, x, again, err)
 		}
 	})
+}
+
+// TestOneBadBan: a ban that cannot be read costs itself, not all others.
+func TestOneBadBan(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "bans.json")
+	const text = `[{"target":"192.0.2.7","since":"2026-01-01T00:00:00Z"},{"target":"nonsense"},7,{"target":"user:alice","since":"2026-01-01T00:00:00Z"}]`
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if l := open(t, file); len(l.Bans()) != 2 || !l.Addr(netip.MustParseAddr("192.0.2.7")) || !l.User("alice@example.org") {
+		t.Errorf("%+v", l.Bans())
+	}
 }
 
 // TestBansEnd: who is on the list is shut out until its end, or until it is lifted.
