@@ -40,7 +40,7 @@ func TestH323Trace(t *testing.T) {
 	onlyEdged(t, "the reference has no H.323")
 	r := lab(t)
 	in, out := r.Inside("in1"), r.Outside("out1")
-	e := r.Edge(t, EdgeConfig{Token: "a token of the lab", More: fmt.Sprintf("h323: {listen: %s, ras: %s, aliases: {bob: %q}}\n", h323Listen, h323RAS, out.IP)})
+	e := r.Edge(t, EdgeConfig{Token: "a token of the lab", More: fmt.Sprintf("h323: {listen: %s, ras: %s, aliases: {bob: %q}}\ncdr: {file: calls.jsonl}\n", h323Listen, h323RAS, out.IP)})
 	bob := out.H323Phone(t, h323Spec{Name: "bob", At: netip.AddrPortFrom(out.IP, 1720)})
 	alice := in.H323Phone(t, h323Spec{
 		Name: "alice", At: netip.AddrPortFrom(in.IP, 1720), Mode: h323phone.Mode{}, Called: "bob", Gatekeeper: netip.AddrPortFrom(r.GW.IPOn(inside, 4), 1719),
@@ -68,6 +68,16 @@ func TestH323Trace(t *testing.T) {
 	fmt.Fprintln(bob.stdin, "hangup")
 	eventually(t, h323Time, "the call ends at alice", func() bool { return logged(alice, "ended") })
 	eventually(t, 10*time.Second, "no call is left", func() bool { return e.Count("h323_calls") == 0 })
+	var record struct {
+		Protocol, ID, Callee, Reason string
+		Seconds                      float64
+	}
+	line := read(filepath.Join(r.Dir, "state", "calls.jsonl"))
+	t.Logf("%s", line)
+	if err := json.Unmarshal(line, &record); err != nil || record.Protocol != "h323" || record.ID != id || record.Reason != "undefinedReason" ||
+		record.Seconds < 1 || record.Callee != out.IP.String()+":1720" {
+		t.Errorf("the record %s: %v", line, err)
+	}
 	ladder := e.edgedRun(t, "trace", id, "--diff")
 	t.Log(ladder)
 	for _, want := range []string{

@@ -13,7 +13,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
-	"edged.dev/edged/pkg/sipalg"
 	"edged.dev/edged/pkg/syslog"
 )
 
@@ -111,7 +110,7 @@ func (s *cdrSyslog) metrics() []prometheus.Collector {
 }
 
 // add queues a record.
-func (s *cdrSyslog) add(r sipalg.Record) {
+func (s *cdrSyslog) add(r callRecord) {
 	if s == nil {
 		return
 	}
@@ -120,7 +119,7 @@ func (s *cdrSyslog) add(r sipalg.Record) {
 	}
 	if s.cfg.Format == "structured" {
 		m.Element, m.Params = cdrElement, cdrParams(r)
-		m.Body = fmt.Sprintf("call from %s to %s ended after %.0f s: %d %s", r.From, r.To, r.Seconds, r.Status, r.Reason)
+		m.Body = fmt.Sprintf("call from %s to %s ended after %.0f s: %s", r.From, r.To, r.Seconds, r.outcome())
 	} else if line, err := json.Marshal(r); err == nil {
 		m.Body = string(line)
 	}
@@ -144,7 +143,7 @@ func (s *cdrSyslog) run(stop <-chan struct{}) {
 const cdrElement = "call@32473"
 
 // cdrParams are the fields of a record as structured data.
-func cdrParams(r sipalg.Record) []syslog.Param {
+func cdrParams(r callRecord) []syslog.Param {
 	answered := ""
 	if r.Answered != nil {
 		answered = r.Answered.UTC().Format(time.RFC3339Nano)
@@ -153,7 +152,10 @@ func cdrParams(r sipalg.Record) []syslog.Param {
 		{Name: "id", Value: r.ID}, {Name: "call_id", Value: r.CallID}, {Name: "from", Value: r.From}, {Name: "to", Value: r.To},
 		{Name: "caller", Value: r.Caller}, {Name: "callee", Value: r.Callee}, {Name: "started", Value: r.Started.UTC().Format(time.RFC3339Nano)},
 		{Name: "answered", Value: answered}, {Name: "seconds", Value: strconv.FormatFloat(r.Seconds, 'f', 3, 64)},
-		{Name: "status", Value: strconv.Itoa(r.Status)}, {Name: "reason", Value: r.Reason},
+		{Name: "status", Value: strconv.Itoa(r.Status)}, {Name: "reason", Value: r.Reason}, {Name: "protocol", Value: r.Protocol},
+	}
+	if r.Cause != 0 {
+		list = append(list, syslog.Param{Name: "cause", Value: strconv.Itoa(r.Cause)})
 	}
 	for i, s := range r.Streams {
 		for side, name := range []string{"caller", "callee"} {

@@ -13,7 +13,10 @@ func buildH323(ctx context.Context, d *serviceDeps) (*service, error) {
 	nets := d.cfg.networks()
 	deps := h323.Deps{
 		Networks: nets, Opener: d.opener, RouteTo: newRouteTable(nets).network, T120: d.t120,
-		Record:      func(r h323.Record) { d.events.publish("h323_call_ended", r) },
+		Record: func(r h323.Record) {
+			d.records.add(h323Record(r))
+			d.events.publish("h323_call_ended", h323Record(r))
+		},
 		Connections: d.cfg.Limits.PerSource.Connections,
 		Trace:       d.traces.h323,
 	}
@@ -41,10 +44,12 @@ func buildH323(ctx context.Context, d *serviceDeps) (*service, error) {
 	}
 	packets.guard(d.bans, true)
 	groups.guard(d.bans, true)
+	recorded := d.records.writer()
 	d.traces.liveH323 = server.Calls
 	d.reg.MustRegister(server.Collector())
 	return &service{
 		serve: func(ctx context.Context) error {
+			defer recorded()
 			return socks.serve(ctx, onTCP(server.Serve), server.Run, servePackets(packets, server.ServePacket), servePackets(groups, server.ServeDiscovery))
 		},
 		alive: func() { server.Calls() },

@@ -2,13 +2,11 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"path/filepath"
 	"strings"
-	"sync"
 
 	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/sipalg"
@@ -18,18 +16,9 @@ import (
 // buildSIP builds the SIP service and opens its sockets.
 func buildSIP(ctx context.Context, d *serviceDeps) (*service, error) {
 	log, nets := d.log.Named("sip"), d.cfg.networks()
-	records, err := openCDR(d.cfg)
-	if err != nil {
-		return nil, err
-	}
-	queue := newCDRQueue(records, log)
-	receiver, err := newCDRSyslog(d, log)
-	if err != nil {
-		return nil, errors.Join(err, records.Close())
-	}
 	socks, err := bindSIP(ctx, d, nets)
 	if err != nil {
-		return nil, errors.Join(err, records.Close())
+		return nil, err
 	}
 	socks.guard(d.bans, false)
 	server, err := sipalg.New(d.cfg.SIP, sipalg.Deps{
@@ -39,38 +28,27 @@ func buildSIP(ctx context.Context, d *serviceDeps) (*service, error) {
 		Trace: d.traces.sip, Deny: d.bans,
 		Record: func(r sipalg.Record) {
 			d.traces.ring.Name(r.CallID, r.ID)
-			queue.add(r)
-			receiver.add(r)
-			d.events.publish("call_ended", r)
+			d.records.add(sipRecord(r))
+			d.events.publish("call_ended", sipRecord(r))
 		},
 	}, log)
 	if err != nil {
 		socks.close()
-		return nil, errors.Join(err, records.Close())
+		return nil, err
 	}
+	recorded := d.records.writer()
 	d.traces.live = server.Calls
 	d.reg.MustRegister(server.Collector())
 	return &service{
 		serve: func(ctx context.Context) error {
-			stop := make(chan struct{})
-			var written sync.WaitGroup
-			written.Go(func() { queue.run(stop) })
-			written.Go(func() { receiver.run(stop) })
-			err := serveSIP(ctx, server, d.cfg.SIP.Listen, socks)
-			close(stop)
-			written.Wait()
-			return errors.Join(err, records.Close())
+			defer recorded()
+			return serveSIP(ctx, server, d.cfg.SIP.Listen, socks)
 		},
-		ready: server.Ready(),
-		alive: func() { server.Calls() },
-		reload: func(c *config) error {
-			if err := records.reopen(); err != nil {
-				return err
-			}
-			return server.Reload(c.SIP, sipLimits(c))
-		},
-		drain: server.Drain,
-		busy:  func() int { return len(server.Calls()) },
+		ready:  server.Ready(),
+		alive:  func() { server.Calls() },
+		reload: func(c *config) error { return server.Reload(c.SIP, sipLimits(c)) },
+		drain:  server.Drain,
+		busy:   func() int { return len(server.Calls()) },
 		status: func() any {
 			return map[string]any{
 				"calls": len(server.Calls()), "registrations": len(server.Registrations()), "listeners": sipNames(d.cfg.SIP.Listen, socks),

@@ -57,6 +57,8 @@ type serviceDeps struct {
 	bans *denylist.List
 	// handed are the listeners that systemd holds.
 	handed *handedSockets
+	// records takes what is said of calls that have ended; nil: nobody wants it.
+	records *callRecords
 	// traces keeps signalling.
 	traces *callTraces
 	// captures writes media down; the relay gives it its tap.
@@ -102,6 +104,7 @@ func buildServices(ctx context.Context, d *serviceDeps) ([]*service, error) {
 	}{
 		{"splice", true, buildSplice},
 		{"hep", d.cfg.HEP.To.IsValid(), buildHEP},
+		{"records", d.cfg.CDR.File != "" || !d.cfg.CDR.Syslog.IsZero(), buildRecords},
 		{"links", len(d.cfg.Links) > 0, buildLinks}, // whose addresses the others bind
 		{"ports", len(d.cfg.sharedListens()) > 0, buildShared},
 		{"firewall", d.cfg.Firewall.Manage, buildFirewall},

@@ -42,9 +42,10 @@ type call struct {
 	caller string // what it calls itself
 	called string
 
-	started, connected time.Time
-	released           bool
-	reason             string
+	started, connected, stopped time.Time
+	released                    bool
+	reason                      string
+	cause                       int
 	// until is when the call's present state ends by itself; zero: it does not.
 	until time.Time
 	// joined counts the H.245 connections in use.
@@ -53,7 +54,7 @@ type call struct {
 	channels map[channelKey]*channel
 	sessions []*session
 	controls []*control
-	summary  []pinhole.Summary
+	streams  []Stream
 }
 
 // side tells which party a connection leads to.
@@ -69,11 +70,19 @@ type Record struct {
 	CallID                      string
 	Caller, Called              string
 	From, To                    netip.AddrPort
+	Networks                    [2]string // the caller's, the called party's
 	Started, Connected, Stopped time.Time
 	// Reason is of the ReleaseComplete, or the edge's own for a call that it ended.
 	Reason string
-	// Media sums up what came from the caller and from the called party.
-	Media [2]pinhole.StreamStats
+	// Cause is the cause of the ReleaseComplete (Q.850, 1-127); 0 if it had none, or if there was no such message.
+	Cause   int
+	Streams []Stream
+}
+
+// Stream is what one pinhole of a call has carried: media, or the data of a T.120 conference.
+type Stream struct {
+	Kind pinhole.Kind
+	pinhole.Summary
 }
 
 // setup begins a call.
@@ -257,6 +266,9 @@ func (c *Core) releaseBoth(now time.Time, k *call, reason string, out *Output) {
 			c.sendTo(l, c.releaseOf(k.ref, s == int(pinhole.Near), k.guid, k.hasID, releaseReasons[reason]), out)
 		}
 	}
+	if !k.released {
+		k.cause = int(releaseReasons[reason].cause)
+	}
 	c.releaseCall(now, k, reason)
 }
 
@@ -277,7 +289,7 @@ func (c *Core) releaseCall(now time.Time, k *call, reason string) {
 	if k.released {
 		return
 	}
-	k.released, k.reason, k.until = true, reason, now.Add(lingerTime)
+	k.released, k.reason, k.stopped, k.until = true, reason, now, now.Add(lingerTime)
 }
 
 // legGone handles the end of one connection of a call.
@@ -331,6 +343,7 @@ func (c *Core) end(now time.Time, k *call, out *Output) {
 	if _, there := c.calls[k]; !there {
 		return
 	}
+	c.releaseCall(now, k, "connection_lost") // unless it is released already
 	delete(c.calls, k)
 	c.unring(k)
 	if c.sources[k.owner]--; c.sources[k.owner] <= 0 {
@@ -344,19 +357,10 @@ func (c *Core) end(now time.Time, k *call, out *Output) {
 			c.closeLeg(l, out)
 		}
 	}
-	r := Record{
+	out.Records = append(out.Records, Record{
 		CallID: k.id, Caller: k.caller, Called: k.called, From: netip.AddrPortFrom(k.host[pinhole.Near], 0), To: k.target,
-		Started: k.started, Connected: k.connected, Stopped: now, Reason: k.reason,
-	}
-	for _, sum := range k.summary {
-		for s := range r.Media {
-			r.Media[s].Packets += sum.From[s].Packets
-			r.Media[s].Bytes += sum.From[s].Bytes
-			r.Media[s].Dropped += sum.From[s].Dropped
-			r.Media[s].Lost += sum.From[s].Lost
-		}
-	}
+		Networks: k.nets, Started: k.started, Connected: k.connected, Stopped: k.stopped, Reason: k.reason, Cause: k.cause, Streams: k.streams,
+	})
 	c.counts.ended++
-	out.Records = append(out.Records, r)
 	c.log.Info("call ended", zap.String("call", k.id), zap.String("reason", k.reason), zap.Duration("lasted", now.Sub(k.started)))
 }

@@ -186,6 +186,27 @@ func release(t testing.TB, n byte, fromDest bool) []byte {
 		append(common(n), per.F("reason", per.Alternative("undefinedReason", per.Nothing())))...)
 }
 
+// TestRecordCause: the record of a call has the cause of the ReleaseComplete, the edge's own too, and ends with it.
+func TestRecordCause(t *testing.T) {
+	b := newBench(t, nil)
+	near, _ := b.talk(1, aliceAt, per.F("h245Address", h245.CallAddress(at(aliceAt, 4000))))
+	over := b.now
+	b.core.HangUp(b.now, func(*call) bool { return true }, &b.out)
+	b.tick(lingerTime)
+	if len(b.out.Records) != 1 {
+		t.Fatalf("records %+v, connection %d", b.out.Records, near)
+	}
+	r := b.out.Records[0]
+	if r.Cause != 16 || r.Reason != hungUp || !r.Stopped.Equal(over) || r.Networks != [2]string{"inside", "outside"} || len(r.Streams) != 0 {
+		t.Errorf("%+v", r)
+	}
+	for text, want := range map[string]int{"": 0, "\x80": 0, "\x80\x91": 17, "\x00\x80\xff": 127, "\x00\x80": 0} {
+		if got := causeOf([]byte(text)); got != want {
+			t.Errorf("cause of %x: %d, want %d", text, got, want)
+		}
+	}
+}
+
 // tunnel is a Facility with H.245 in it.
 func tunnel(t testing.TB, n byte, fromDest bool, h ...[]byte) []byte {
 	var v []per.Value

@@ -339,7 +339,7 @@ func (c *Core) closeChannel(k *call, key channelKey) {
 	}
 	delete(k.channels, key)
 	if ch.data != nil {
-		k.summary = append(k.summary, ch.data.Close())
+		k.streams = append(k.streams, Stream{pinhole.TCP, ch.data.Close()})
 	}
 	if ch.session == nil {
 		return
@@ -360,7 +360,7 @@ func (c *Core) closeChannel(k *call, key channelKey) {
 
 func (k *call) closeSession(s *session) {
 	for _, m := range s.leases {
-		k.summary = append(k.summary, m.lease.Close())
+		k.streams = append(k.streams, Stream{pinhole.RTP, m.lease.Close()})
 	}
 }
 
@@ -371,7 +371,7 @@ func (c *Core) closeLeases(k *call) {
 	}
 	for _, ch := range k.channels {
 		if ch.data != nil {
-			k.summary = append(k.summary, ch.data.Close())
+			k.streams = append(k.streams, Stream{pinhole.TCP, ch.data.Close()})
 		}
 	}
 	for _, h := range k.controls {

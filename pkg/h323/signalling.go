@@ -52,8 +52,23 @@ func (c *Core) relay(now time.Time, k *call, from pinhole.Side, m *h225.Message,
 		if reason == "" {
 			reason = "normal"
 		}
+		if b, ok := m.Element(q931.Cause); ok && !k.released {
+			k.cause = causeOf(b)
+		}
 		c.releaseCall(now, k, reason)
 	}
+}
+
+// causeOf returns the value of the element Cause (Q.931 §4.5.12): it follows octet 3, or 3a if that is there; 0 if it is cut off.
+func causeOf(b []byte) int {
+	at := 1
+	if len(b) > 0 && b[0]&0x80 == 0 {
+		at = 2
+	}
+	if len(b) <= at {
+		return 0
+	}
+	return int(b[at] & 0x7f)
 }
 
 // rewrite returns the message for the other party, valid until the next.

@@ -45,7 +45,8 @@ type StreamTotal struct {
 	MOS           float64 `json:"mos,omitempty"`
 }
 
-func streamRecord(kind pinhole.Kind, sum pinhole.Summary) StreamRecord {
+// NewStreamRecord describes a pinhole of that kind.
+func NewStreamRecord(kind pinhole.Kind, sum pinhole.Summary) StreamRecord {
 	r := StreamRecord{Kind: kind.String(), Opened: sum.Opened, Closed: sum.Closed}
 	for i, s := range sum.From {
 		r.Received[i] = StreamTotal{s.Packets, s.Bytes, s.Dropped, s.Lost, s.Jitter.Seconds(), s.RTT.Seconds(), s.MOS}

@@ -330,7 +330,7 @@ func closeStreams(streams []stream, r *Record) {
 		if st := &streams[i]; st.lease != nil {
 			sum := st.lease.Close()
 			if r != nil {
-				r.Streams = append(r.Streams, streamRecord(st.kind, sum))
+				r.Streams = append(r.Streams, NewStreamRecord(st.kind, sum))
 			}
 			st.lease = nil
 		}
