@@ -165,6 +165,8 @@ func buildAgent(ctx context.Context, d *serviceDeps) (*service, error) {
 		apps.open.close()
 		return nil, err
 	}
+	socks.guard(d.bans, true)
+	apps.open.guard(d.bans, false)
 	d.reg.MustRegister(a.Collector(), probed.results)
 	status := func() *agentStatus { return newAgentStatus(d.cfg, key, up.State(), socks) }
 	d.agent = func(v *tunnelsView) { v.Agent, v.Neighbours = status(), askNeighbours(a, up, log) }

@@ -17,13 +17,20 @@ func buildTrivial(ctx context.Context, d *serviceDeps) (*service, error) {
 		Networks: nets, RouteTo: newRouteTable(nets).network, MaxSize: int64(c.MaxSize),
 		ListenPacket: func(ctx context.Context, at netip.AddrPort) (net.PacketConn, error) {
 			if c.Trivial.Transparent && !nets.Own(at.Addr()) && !at.Addr().IsUnspecified() {
-				return listenAnyone(ctx, at)
+				pc, err := listenAnyone(ctx, at)
+				if err != nil {
+					return nil, err
+				}
+				return d.bans.PacketConn(pc), nil
 			}
 			pc, err := (&net.ListenConfig{}).ListenPacket(ctx, "udp", at.String())
-			if err != nil || d.pinholes == nil {
-				return pc, err
+			if err != nil {
+				return nil, err
 			}
-			return newPinholeConn(d, pc), nil
+			if d.pinholes != nil {
+				pc = newPinholeConn(d, pc)
+			}
+			return d.bans.PacketConn(pc), nil
 		},
 	}, d.log.Named("tftp.trivial"))
 	if err != nil {
@@ -33,6 +40,7 @@ func buildTrivial(ctx context.Context, d *serviceDeps) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
+	socks.guard(d.bans, true)
 	d.reg.MustRegister(relay.Collector())
 	return &service{
 		serve: servePackets(socks, relay.ServePacket),

@@ -127,7 +127,7 @@ func buildTunnel(ctx context.Context, d *serviceDeps) (*service, error) {
 		alive: func() { t.relay.Open() }, reload: t.reload, drain: func() {
 			t.relay.Drain()
 			t.groove.Drain()
-		}, busy: func() int { return t.relay.Open() + t.groove.Busy() }, expel: t.relay.Expel,
+		}, busy: func() int { return t.relay.Open() + t.groove.Busy() }, expel: func() int { return t.relay.Expel() + t.carriers.Expel(t.bans.Addr) },
 		status: func() any {
 			return map[string]any{"id": t.key.ID(), "devices": len(t.relay.Tunnels()), "streams": t.relay.Open(), "groove": t.groove.Busy(), "listeners": socks.names()}
 		},
@@ -181,7 +181,7 @@ func (t *tunnelService) build(c *config, joiner *splice.Joiner) error {
 	if err != nil {
 		return err
 	}
-	t.carriers = &carrier.Server{TLS: secure, Session: taken(t.relay.Session), Enrol: taken(t.relay.Enrol), Bulk: t.bulk, Log: t.log}
+	t.carriers = &carrier.Server{TLS: secure, Session: taken(t.relay.Session), Enrol: taken(t.relay.Enrol), Bulk: t.bulk, Deny: t.bans.Refuses, Log: t.log}
 	return nil
 }
 

@@ -30,12 +30,21 @@ type door struct {
 func (d door) Accept() (net.Conn, error) {
 	for {
 		c, err := d.Listener.Accept()
-		if err != nil || !d.list.Addr(pinhole.AddrPortOf(c.RemoteAddr()).Addr()) {
+		if err != nil || !d.list.Refuses(pinhole.AddrPortOf(c.RemoteAddr()).Addr()) {
 			return c, err
 		}
-		d.list.refused("connection")
 		gate.Reset(c)
 	}
+}
+
+// Refuses tells whether a connection from an address is shut out, and counts it if it is: for listeners that are no
+// [net.Listener].
+func (l *List) Refuses(a netip.Addr) bool {
+	if !l.Addr(a) {
+		return false
+	}
+	l.refused("connection")
+	return true
 }
 
 // PacketConn returns pc without the datagrams of those who are shut out. It is for services that need no more of it

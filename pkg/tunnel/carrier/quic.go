@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"sync"
 	"time"
 
 	"github.com/quic-go/quic-go"
+
+	"edged.dev/edged/pkg/pinhole"
 )
 
 const (
@@ -139,6 +142,9 @@ type leaveKey struct{}
 // arrived gives a connection its place before its first packet has cost more than being read; it has it until its preamble
 // has come, or until it has ended. ctx is the connection's.
 func (s *Server) arrived(ctx context.Context, info *quic.ClientInfo) (context.Context, error) {
+	if s.denies(info.RemoteAddr) {
+		return nil, errDenied
+	}
 	leave := s.enter(info.RemoteAddr)
 	if leave == nil {
 		s.counted[reasonFull].Add(1)
@@ -148,11 +154,56 @@ func (s *Server) arrived(ctx context.Context, info *quic.ClientInfo) (context.Co
 	return context.WithValue(ctx, leaveKey{}, leave), nil
 }
 
+// errDenied says that an address is shut out.
+var errDenied = errors.New("the address is shut out")
+
+func (s *Server) denies(a net.Addr) bool {
+	return s.Deny != nil && s.Deny(pinhole.AddrPortOf(a).Addr().Unmap())
+}
+
+// conns are the connections of QUIC that are past their handshakes.
+type conns struct {
+	mu   sync.Mutex // guards what follows
+	open map[*quic.Conn]struct{}
+}
+
+func (o *conns) add(c *quic.Conn) (remove func()) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.open == nil {
+		o.open = map[*quic.Conn]struct{}{}
+	}
+	o.open[c] = struct{}{}
+	return func() {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		delete(o.open, c)
+	}
+}
+
+// Expel ends the connections of QUIC whose addresses are shut out, and returns how many there were. A session is not
+// ended by that: it may go on from elsewhere.
+func (s *Server) Expel(shutOut func(netip.Addr) bool) int {
+	var gone []*quic.Conn
+	s.overUDP.mu.Lock()
+	for c := range s.overUDP.open {
+		if shutOut(pinhole.AddrPortOf(c.RemoteAddr()).Addr().Unmap()) {
+			gone = append(gone, c)
+		}
+	}
+	s.overUDP.mu.Unlock()
+	for _, c := range gone {
+		_ = c.CloseWithError(0, "")
+	}
+	return len(gone)
+}
+
 func (s *Server) serveQUIC(ctx context.Context, conn *quic.Conn) {
 	stop := context.AfterFunc(ctx, func() { _ = conn.CloseWithError(0, "") })
 	defer stop()
+	defer s.overUDP.add(conn)()
 	leave, ok := conn.Context().Value(leaveKey{}).(func())
-	if !ok {
+	if !ok || s.denies(conn.RemoteAddr()) { // it may have been shut out since it arrived
 		_ = conn.CloseWithError(0, "")
 		return
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,10 +34,14 @@ type Server struct {
 	// those that wait for that, each for at most five minutes; 0: 16384. One address (of IPv6: a network of 64 bits) may have
 	// half of either, so that it does not keep all others out. Connections of QUIC do not wait.
 	Handshakes, Waiting int
-	Log                 *zap.Logger
+	// Deny tells whether an address is shut out from QUIC; nil: none is. It counts them. Connections of TCP are turned away
+	// before they are given to the server.
+	Deny func(netip.Addr) bool
+	Log  *zap.Logger
 
 	begun   places
 	greeted atomic.Uint64
+	overUDP conns
 	counted [reasonCount]atomic.Uint64
 }
 
