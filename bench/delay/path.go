@@ -1,7 +1,7 @@
 // Package delay joins two namespaces by a path that holds every IP packet for a time, for kernels without netem. Near
 // and far each have a TUN device; a process of its own, before all others on the machine, moves packets from one to the
 // other when they have waited for so long. Segmentation offload is on: 64 KiB of TCP pass as one packet, so the path
-// carries some Gb/s. It limits no rate, and loses only what its queue has no room for, which it counts.
+// carries some Gb/s, or a rate that is given. It loses only what its queue has no room for, which it counts.
 //
 //	near 192.0.2.1 ─ tun ─► queue, 20 ms ─► tun ─ 198.51.100.1 far
 //	               ◄─────── queue, 20 ms ◄──────
@@ -29,8 +29,8 @@ import (
 
 // The addresses of both ends.
 var (
-	NearIP = netip.AddrFrom4([4]byte{192, 0, 2, 1})    //nolint:gochecknoglobals // a constant
-	FarIP  = netip.AddrFrom4([4]byte{198, 51, 100, 1}) //nolint:gochecknoglobals // a constant
+	NearIP = netip.AddrFrom4([4]byte{192, 0, 2, 1})
+	FarIP  = netip.AddrFrom4([4]byte{198, 51, 100, 1})
 )
 
 // sysctls returns what TCP's windows need on such a path: a gateway wants it too. It is set in both namespaces.

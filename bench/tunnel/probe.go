@@ -135,7 +135,7 @@ func reached(c net.Conn) error {
 	return errors.New("nobody answers datagrams")
 }
 
-func (f *probed) receive(c net.Conn, until time.Time) {
+func (p *probed) receive(c net.Conn, until time.Time) {
 	b := make([]byte, 2048)
 	_ = c.SetReadDeadline(until)
 	for {
@@ -145,7 +145,7 @@ func (f *probed) receive(c net.Conn, until time.Time) {
 		}
 		if n == probeLen && binary.BigEndian.Uint32(b) > 0 {
 			sent, there := time.Duration(binary.BigEndian.Uint64(b[4:])), time.Duration(binary.BigEndian.Uint64(b[12:]))
-			f.Up, f.RTT = append(f.Up, there-sent), append(f.RTT, monotonic()-sent)
+			p.Up, p.RTT = append(p.Up, there-sent), append(p.RTT, monotonic()-sent)
 		}
 	}
 }

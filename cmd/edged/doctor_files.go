@@ -46,7 +46,7 @@ func (x *exam) state(context.Context) []finding {
 			remedy = fmt.Sprintf("mount -o remount,rw the file system of %s, or another state.dir", at)
 			return bad(at + " is on a file system that is mounted read-only")
 		}
-		if room := fsStat.Bavail * uint64(fsStat.Bsize); room < roomWanted { //nolint:gosec // block sizes are positive
+		if room := fsStat.Bavail * uint64(fsStat.Bsize); room < roomWanted {
 			f := finding{
 				Level: fastpath.Warn, About: "state", Text: fmt.Sprintf("%s has room for %d MiB", at, room>>20), Why: "without room registrations and call records are not written",
 				Remedy: "make room (journalctl --vacuum-size=200M, old logs), or another state.dir",

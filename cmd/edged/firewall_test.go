@@ -179,26 +179,6 @@ func TestForeignConnForgets(t *testing.T) {
 	}
 }
 
-func TestOriginalDestination(t *testing.T) {
-	cmsg := func(level, kind int, data []byte) []byte {
-		b := make([]byte, unix.CmsgSpace(len(data)))
-		b[0] = byte(unix.CmsgLen(len(data)))
-		b[8], b[12] = byte(level), byte(kind)
-		copy(b[unix.CmsgLen(0):], data)
-		return b
-	}
-	four := cmsg(unix.SOL_IP, unix.IP_ORIGDSTADDR, []byte{2, 0, 0, 69, 203, 0, 113, 7, 0, 0, 0, 0, 0, 0, 0, 0})
-	if got := originalDestination(append(cmsg(unix.SOL_IP, unix.IP_TTL, []byte{1, 0, 0, 0}), four...)); got != netip.MustParseAddrPort("203.0.113.7:69") {
-		t.Errorf("%v", got)
-	}
-	for n := range four { // whatever is cut off
-		_ = originalDestination(four[:n])
-	}
-	if got := originalDestination(nil); got.IsValid() {
-		t.Errorf("nothing is %v", got)
-	}
-}
-
 // TestFirewallWithoutCapability: a daemon that may not do what firewall.manage asks for does not start, and says what helps.
 func TestFirewallWithoutCapability(t *testing.T) {
 	runtime.LockOSThread() // for good: the thread ends with the test's goroutine

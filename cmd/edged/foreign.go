@@ -2,17 +2,14 @@ package main
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"sync"
 	"syscall"
 
-	"golang.org/x/sys/unix"
-
+	"edged.dev/edged/internal/tproxy"
 	"edged.dev/edged/pkg/pinhole"
 )
 
@@ -48,13 +45,9 @@ func setForeign(network, address string, c syscall.RawConn) error {
 	if err := setTransparent(network, address, c); err != nil {
 		return err
 	}
-	level, option := unix.SOL_IP, unix.IP_RECVORIGDSTADDR
-	if network == "udp6" {
-		level, option = unix.SOL_IPV6, unix.IPV6_RECVORIGDSTADDR
-	}
 	var failed error
-	err := c.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), level, option, 1) })
-	return errors.Join(err, os.NewSyscallError("setsockopt IP_RECVORIGDSTADDR", failed))
+	err := c.Control(func(fd uintptr) { failed = tproxy.Tell(int(fd), network == "udp6") })
+	return errors.Join(err, failed)
 }
 
 // ReadFrom implements [net.PacketConn].
@@ -65,7 +58,7 @@ func (c *foreignConn) ReadFrom(b []byte) (int, net.Addr, error) {
 		return n, nil, err
 	}
 	from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
-	called := originalDestination(oob[:some])
+	called := tproxy.Called(oob[:some])
 	if called == c.own {
 		called = netip.AddrPort{}
 	}
@@ -108,33 +101,8 @@ func (c *foreignConn) WriteTo(b []byte, to net.Addr) (int, error) {
 	if !called.IsValid() {
 		called = c.calledBy(peer)
 	}
-	var from []byte
-	switch a := called.Addr(); {
-	case a.Is4():
-		from = unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: a.As4()})
-	case a.Is6():
-		from = unix.PktInfo6(&unix.Inet6Pktinfo{Addr: a.As16()})
-	}
-	n, _, err := c.WriteMsgUDPAddrPort(b, from, peer)
+	n, _, err := c.WriteMsgUDPAddrPort(b, tproxy.From(called.Addr()), peer)
 	return n, err
-}
-
-// originalDestination returns whom a datagram was for, from its ancillary data (ip(7), IP_RECVORIGDSTADDR).
-func originalDestination(oob []byte) netip.AddrPort {
-	for len(oob) >= unix.SizeofCmsghdr {
-		head, data, rest, err := unix.ParseOneSocketControlMessage(oob)
-		if err != nil {
-			break
-		}
-		switch {
-		case head.Level == unix.SOL_IP && head.Type == unix.IP_ORIGDSTADDR && len(data) >= 8:
-			return netip.AddrPortFrom(netip.AddrFrom4([4]byte(data[4:])), binary.BigEndian.Uint16(data[2:]))
-		case head.Level == unix.SOL_IPV6 && head.Type == unix.IPV6_ORIGDSTADDR && len(data) >= 24:
-			return netip.AddrPortFrom(netip.AddrFrom16([16]byte(data[8:])).Unmap(), binary.BigEndian.Uint16(data[2:]))
-		}
-		oob = rest
-	}
-	return netip.AddrPort{}
 }
 
 // listenAnyone opens a UDP socket at an address that need not be the edge's: packets for it come by the rules for answers

@@ -115,7 +115,7 @@ func mayImport() map[string][]string {
 		"internal":            {"pkg/pinhole"},
 		"pkg/pinhole":         {},
 		"pkg/media":           {"pkg/pinhole", "pkg/splice"},
-		"pkg/sipalg":          alg,
+		"pkg/sipalg":          {"pkg/pinhole", "internal/gate", "internal/tproxy"},
 		"pkg/h323":            codec,
 		"pkg/t120":            codec,
 		"pkg/ils":             alg,

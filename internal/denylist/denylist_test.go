@@ -1,6 +1,7 @@
 package denylist
 
 import (
+	"errors"
 	"io"
 	"net"
 	"net/netip"
@@ -201,7 +202,7 @@ func TestDoors(t *testing.T) {
 		t.Fatalf("%v %v", c, err)
 	}
 	defer c.Close()
-	if _, err := bad.Read(make([]byte, 1)); err == nil || err == io.EOF {
+	if _, err := bad.Read(make([]byte, 1)); err == nil || errors.Is(err, io.EOF) {
 		t.Errorf("who is shut out sees %v, not a reset", err)
 	}
 	from("udp4", "127.0.0.66", pc.LocalAddr()).Write([]byte("bad"))
@@ -251,7 +252,7 @@ func TestCut(t *testing.T) {
 		t.Errorf("%d were cut: %v", n, err)
 	}
 	bad.SetReadDeadline(time.Now().Add(time.Minute))
-	if _, err := bad.Read(make([]byte, 1)); err != io.EOF {
+	if _, err := bad.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Errorf("who is shut out reads on: %v", err)
 	}
 	near.Write([]byte("x"))

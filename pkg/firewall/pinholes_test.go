@@ -94,8 +94,8 @@ func TestPinholes(t *testing.T) {
 	for len(p.wake) > 0 {
 		runtime.Gosched()
 	}
-	k.kernel.Lock() // what was woken has looked
-	k.kernel.Unlock()
+	k.kernel.Lock()   // what was woken has looked
+	k.kernel.Unlock() //nolint:staticcheck // there is nothing to do but to wait
 	if rest := state(t); strings.Contains(rest, "edged") || strings.Contains(rest, "0x6564") || !k.State().Off {
 		t.Errorf("taken off: %s", rest)
 	}

@@ -150,7 +150,7 @@ func (t *Target) UnmarshalText(b []byte) error {
 }
 
 // MarshalText is the reverse of UnmarshalText.
-func (t Target) MarshalText() ([]byte, error) { //nolint:unparam // encoding.TextMarshaler
+func (t Target) MarshalText() ([]byte, error) {
 	if t.Network == "" {
 		return nil, nil
 	}

@@ -345,7 +345,7 @@ func verdictIn(data []byte) *expr.Verdict {
 	for _, a := range attrs {
 		switch {
 		case a.Attr.Type == unix.NFTA_VERDICT_CODE && len(a.Value) >= 4:
-			v.Kind, ok = expr.VerdictKind(int32(binary.BigEndian.Uint32(a.Value))), true //nolint:gosec // the kernel's are negative
+			v.Kind, ok = expr.VerdictKind(int32(binary.BigEndian.Uint32(a.Value))), true
 		case a.Attr.Type == unix.NFTA_VERDICT_CHAIN:
 			v.Chain = string(bytes.TrimRight(a.Value, "\x00"))
 		}

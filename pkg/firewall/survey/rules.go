@@ -7,10 +7,11 @@ import (
 	"io/fs"
 	"slices"
 
-	"edged.dev/edged/pkg/firewall"
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/xt"
+
+	"edged.dev/edged/pkg/firewall"
 )
 
 // ruleset is all tables of nftables, those that iptables writes among them, but the edge's own.
@@ -42,7 +43,7 @@ func loadRules() (out ruleset, own bool, err error) {
 	if err != nil {
 		return nil, false, fmt.Errorf("netlink: %w", err)
 	}
-	defer conn.CloseLasting()
+	defer func() { _ = conn.CloseLasting() }() // it was only read
 	tables, err := conn.ListTables()
 	if err != nil {
 		return nil, false, explainLook(err)

@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"edged.dev/edged/internal/tproxy"
 	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/sipalg/flow"
 )
@@ -223,7 +224,7 @@ func (s *packetSock) write(b []byte, to netip.AddrPort, from netip.Addr) error {
 	defer s.ops.Put(op)
 	op.b, op.v6, op.oob = b, s.v6, nil
 	if s.foreign && from.IsValid() {
-		op.oob = sourceControl(from)
+		op.oob = tproxy.From(from)
 	}
 	op.sa4.Port, op.sa6.Port = int(to.Port()), int(to.Port())
 	if s.v6 {

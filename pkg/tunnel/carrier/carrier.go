@@ -322,7 +322,7 @@ func (p *tlsPipe) writeTogether(b []byte) (int, error) {
 
 // closing tells that Close was called.
 type closing struct {
-	closed context.Context
+	closed context.Context //nolint:containedctx // the pipe's own life, no request's
 	mark   context.CancelFunc
 }
 

@@ -124,12 +124,12 @@ func (t frameType) onSession() bool {
 	return false
 }
 
-// appendFrame32 appends a frame whose payload is one 32-bit number.
-func appendFrame32(b []byte, t frameType, stream, v uint32) []byte {
+// frame32 returns a frame whose payload is one 32-bit number.
+func frame32(t frameType, stream, v uint32) []byte {
 	var f [headerLen + 4]byte
 	header{t, 0, 4, stream}.put(f[:])
 	binary.BigEndian.PutUint32(f[headerLen:], v)
-	return append(b, f[:]...)
+	return f[:]
 }
 
 // appendFrame64 appends a frame of the session whose payload is one 64-bit number.

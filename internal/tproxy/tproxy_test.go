@@ -1,4 +1,4 @@
-package transport
+package tproxy
 
 import (
 	"bytes"
@@ -19,7 +19,7 @@ func control(level, kind int32, data []byte) []byte {
 	return b
 }
 
-func TestOriginalDestination(t *testing.T) {
+func TestCalled(t *testing.T) {
 	four := []byte{2, 0, 0x13, 0xc4, 192, 0, 2, 7, 0, 0, 0, 0, 0, 0, 0, 0}
 	six := append([]byte{10, 0, 0x13, 0xc4, 0, 0, 0, 0}, append(netip.MustParseAddr("2001:db8::7").AsSlice(), 0, 0, 0, 0)...)
 	other := control(unix.SOL_SOCKET, unix.SCM_TIMESTAMP, make([]byte, 16))
@@ -28,13 +28,17 @@ func TestOriginalDestination(t *testing.T) {
 		"[2001:db8::7]:5060": append(other, control(unix.SOL_IPV6, unix.IPV6_ORIGDSTADDR, six)...),
 		"":                   control(unix.SOL_IP, unix.IP_ORIGDSTADDR, four[:7]),
 	} {
-		if got := originalDestination(oob); got.IsValid() != (want != "") || got.IsValid() && got.String() != want {
+		if got := Called(oob); got.IsValid() != (want != "") || got.IsValid() && got.String() != want {
 			t.Errorf("%v, want %q", got, want)
 		}
 	}
 	for _, oob := range [][]byte{nil, other, bytes.Repeat([]byte{0xff}, 64), make([]byte, 64)} {
-		if got := originalDestination(oob); got.IsValid() {
+		if got := Called(oob); got.IsValid() {
 			t.Errorf("%x is for %v", oob, got)
 		}
+	}
+	whole := control(unix.SOL_IP, unix.IP_ORIGDSTADDR, four)
+	for n := range whole { // whatever is cut off
+		_ = Called(whole[:n])
 	}
 }
