@@ -37,6 +37,8 @@ const (
 	captureRoom = 8 << 20
 	// captureBeat is how often what waits is written.
 	captureBeat = 100 * time.Millisecond
+	// captureGrace is how much longer than the capture its reader may take to read what waits.
+	captureGrace = 30 * time.Second
 	// captureLook is how often it is looked whether the call is still up.
 	captureLook = 500 * time.Millisecond
 )
@@ -139,7 +141,7 @@ func (m *mediaCaptures) serve(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/x-pcapng")
 	w.Header().Set("Content-Disposition", `attachment; filename="call.pcapng"`)
 	w.Header().Set("Cache-Control", "no-store")
-	done, err := m.capture(r.Context(), newFlushWriter(w), call, limits)
+	done, err := m.capture(r.Context(), newFlushWriter(w, limits.time+captureGrace), call, limits)
 	m.log.Info("media capture ended", zap.String("call", call.id), zap.String("client", r.RemoteAddr), zap.Uint64("packets", done.packets),
 		zap.Uint64("bytes", done.bytes), zap.Uint64("dropped", done.dropped), zap.String("why", done.why), zap.Error(err))
 	m.events.publish("media_captured", map[string]any{
@@ -182,6 +184,7 @@ func (m *mediaCaptures) capture(ctx context.Context, w io.Writer, call liveCall,
 	}
 	untap := m.tap(call.owns, q.show)
 	defer untap()
+	defer time.AfterFunc(l.time, untap).Stop() // the relay does not wait for a slow reader
 	begun, looked, seq := time.Now(), time.Now(), uint64(0)
 	beat := time.NewTicker(captureBeat)
 	defer beat.Stop()
@@ -312,21 +315,26 @@ func (q *captureQueue) over(ctx context.Context, lasted time.Duration) string {
 	return ""
 }
 
-// flushWriter sends on at once what is written, and lets a slow reader take its time.
+// flushWriter sends on at once what is written, and lets a slow reader take some time, but not for ever.
 type flushWriter struct {
 	w   io.Writer
 	out *http.ResponseController
+	end time.Time
 }
 
-func newFlushWriter(w http.ResponseWriter) flushWriter {
+func newFlushWriter(w http.ResponseWriter, all time.Duration) flushWriter {
 	out := http.NewResponseController(w)
 	_ = out.SetReadDeadline(time.Time{}) // the console's own writer has none
-	return flushWriter{w, out}
+	return flushWriter{w, out, time.Now().Add(all)}
 }
 
 // Write implements io.Writer.
 func (f flushWriter) Write(b []byte) (int, error) {
-	_ = f.out.SetWriteDeadline(time.Now().Add(10 * time.Second))
+	limit := time.Now().Add(10 * time.Second)
+	if limit.After(f.end) {
+		limit = f.end
+	}
+	_ = f.out.SetWriteDeadline(limit)
 	n, err := f.w.Write(b)
 	if err == nil {
 		if bad := f.out.Flush(); !errors.Is(bad, errors.ErrUnsupported) {

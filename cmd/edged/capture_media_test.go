@@ -8,7 +8,9 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -103,6 +105,49 @@ func TestMediaCaptureEndsWithTheCall(t *testing.T) {
 	done, err := m.capture(context.Background(), &file, call, captureLimits{time.Minute, 1000, 1 << 30})
 	if err != nil || done.why != "the call is over" || done.packets+done.dropped != 200 || done.packets == 0 {
 		t.Errorf("%+v, %v", done, err)
+	}
+}
+
+// TestMediaCaptureOfASlowReader: somebody who does not read keeps the call's packets from the fast path no longer than he
+// may capture, and is not written to for ever.
+func TestMediaCaptureOfASlowReader(t *testing.T) {
+	c := defaultConfig()
+	c.Admin.Token = "t"
+	m, _, shown := capturable(&c)
+	tapped, untapped := m.tap, make(chan struct{})
+	m.tap = func(wants func(string) bool, show func(media.Seen)) func() {
+		tapped(wants, show)
+		return sync.OnceFunc(func() { close(untapped) })
+	}
+	call, _ := m.find("c1")
+	unread, w := io.Pipe()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := m.capture(context.Background(), w, call, captureLimits{time.Second, 1000, 1 << 30})
+		ended <- err
+	}()
+	(<-shown)(rtpSeen(1000))
+	select {
+	case <-untapped:
+	case <-time.After(time.Minute):
+		t.Error("the tap stays as long as the reader does not read")
+	}
+	unread.Close()
+	if err := <-ended; err == nil {
+		t.Error("nobody has read the file")
+	}
+	f := flushWriter{end: time.Now().Add(-time.Second)}
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		f.w, f.out = w, http.NewResponseController(w)
+		_, err := f.Write([]byte("late"))
+		ended <- err
+	}))
+	defer srv.Close()
+	if resp, err := http.Get(srv.URL); err == nil {
+		resp.Body.Close()
+	}
+	if err := <-ended; !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("after the end: %v", err)
 	}
 }
 
