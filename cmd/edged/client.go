@@ -76,7 +76,7 @@ func (c *apiClient) get(ctx context.Context, path string) ([]byte, error) {
 func (c *apiClient) ask(ctx context.Context, method, path string) ([]byte, error) {
 	status, body, err := c.do(ctx, method, path)
 	if err == nil && status != http.StatusOK {
-		err = fmt.Errorf("%s: %d %s: %s", path, status, http.StatusText(status), strings.TrimSpace(string(body)))
+		err = fmt.Errorf("%s: %d %s: %s", path, status, http.StatusText(status), printableText(strings.TrimSpace(string(body))))
 	}
 	if err != nil {
 		return nil, err

@@ -192,12 +192,12 @@ func printFindings(w io.Writer, list []finding, asJSON bool) error {
 	}
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, x := range list {
-		fmt.Fprintf(tw, "%s\t%s\t%s\n", x.Level, x.About, x.Text)
+		fmt.Fprintf(tw, "%s\t%s\t%s\n", x.Level, x.About, printableText(x.Text))
 		if x.Why != "" && x.Level != fastpath.OK {
-			fmt.Fprintf(tw, "\t\t  %s\n", x.Why)
+			fmt.Fprintf(tw, "\t\t  %s\n", printableText(x.Why))
 		}
 		if x.Remedy != "" && x.Level != fastpath.OK {
-			fmt.Fprintf(tw, "\t\t→ %s\n", x.Remedy)
+			fmt.Fprintf(tw, "\t\t→ %s\n", printableText(x.Remedy))
 		}
 	}
 	return tw.Flush()

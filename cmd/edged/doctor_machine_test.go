@@ -71,7 +71,14 @@ func TestPortsTaken(t *testing.T) {
 			}
 		})
 	}
-	x := machine(t, twoNetworks, map[string]string{"proc/thread-self/net/udp": head + line("0100000A:13C4", "07")})
+	x := machine(t, twoNetworks, map[string]string{
+		"proc/thread-self/net/udp": head + line("0100000A:13C4", "07"), "proc/123/comm": "a\x1b[2J\nok  forged\n", "proc/123/fd/5": "→socket:[777]",
+	})
+	var out strings.Builder
+	if err := printFindings(&out, x.ports(t.Context()), false); err != nil || strings.ContainsAny(out.String(), "\x1b") || strings.Contains(out.String(), "\nok  forged") {
+		t.Errorf("a process that has named itself: %v %q", err, out.String())
+	}
+	x = machine(t, twoNetworks, map[string]string{"proc/thread-self/net/udp": head + line("0100000A:13C4", "07")})
 	if got := bad(x.ports(t.Context())); !strings.Contains(got, "a process that only root may see") {
 		t.Errorf("without its owner: %q", got)
 	}

@@ -125,7 +125,7 @@ func (o owner) String() string {
 	if o.pid == 0 {
 		return "a process that only root may see"
 	}
-	return fmt.Sprintf("%s (pid %d)", o.comm, o.pid)
+	return fmt.Sprintf("%s (pid %d)", printable(o.comm), o.pid) // any user may name his processes as he likes
 }
 
 // holder names who has a port, "" if nobody.

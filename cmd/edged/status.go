@@ -152,3 +152,12 @@ func printable(s string) string {
 		return r
 	}, s)
 }
+
+// printableText is printable of text that may have several lines.
+func printableText(s string) string {
+	lines := strings.Split(s, "\n")
+	for i := range lines {
+		lines[i] = printable(lines[i])
+	}
+	return strings.Join(lines, "\n")
+}
