@@ -43,7 +43,7 @@ type Description struct {
 const (
 	// maxLines bounds a text, maxValue a value in it.
 	maxLines, maxValue = 600, 160
-	// maxPerTPKT bounds the H.245 messages of one TPKT.
+	// maxPerTPKT bounds the H.245 messages of one TPKT that are named.
 	maxPerTPKT = 32
 )
 
@@ -192,17 +192,19 @@ func (w *words) carried(m *h225.Message) {
 
 // control describes the payload of a TPKT of H.245.
 func (w *words) control(b []byte) {
-	for d := h245.NewDecoder(); len(b) > 0 && len(w.kinds) < maxPerTPKT; {
+	for d := h245.NewDecoder(); len(b) > 0; {
 		m, rest, err := h245.Decode(d, b)
 		if err != nil {
 			w.line("not understood: %v", err)
 			return
 		}
-		w.kinds = append(w.kinds, string(m.Kind))
-		if more := strings.TrimPrefix(controlWords(m), string(m.Kind)); more != "" {
-			w.notes = append(w.notes, strings.TrimSpace(more))
+		if len(w.kinds) < maxPerTPKT {
+			w.kinds = append(w.kinds, string(m.Kind))
+			if more := strings.TrimPrefix(controlWords(m), string(m.Kind)); more != "" {
+				w.notes = append(w.notes, strings.TrimSpace(more))
+			}
 		}
-		w.tree(m.Tree)
+		w.tree(m.Tree) // of all: there may be secrets
 		b = rest
 	}
 }

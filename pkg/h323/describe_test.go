@@ -90,6 +90,18 @@ func TestDescribe(t *testing.T) {
 	}
 }
 
+// TestManyInOne: of many messages in one TPKT some are named, and all are looked at for secrets.
+func TestManyInOne(t *testing.T) {
+	const count = 2 * maxPerTPKT
+	d := Describe(H245, whole(0, bytes.Repeat([]byte("\x21\x80\x00"), count)))
+	if n := strings.Count(d.Kind, "terminalCapabilitySetAck"); n != maxPerTPKT {
+		t.Errorf("%d are named", n)
+	}
+	if n := strings.Count(d.Text, "sequenceNumber: 0"); n != count {
+		t.Errorf("%d are looked at", n)
+	}
+}
+
 func FuzzDescribe(f *testing.F) {
 	f.Add(byte(0), setupMessage(f))
 	f.Add(byte(1), []byte("\x03\x00\x00\x07\x02\x10\x00"))

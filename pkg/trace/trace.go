@@ -55,6 +55,8 @@ const (
 	MinMemory = 64 << 10
 	// maxData is how much is kept of one message.
 	maxData = 16 << 10
+	// headShown is what is shown of a message that was cut off and is not SIP, in bytes: by then it has said its type.
+	headShown = 9
 	// overhead is about what a message or a call costs beside its bytes.
 	overhead = 256
 	// maxCallID is the longest Call-ID that is looked at, in bytes.
@@ -277,6 +279,10 @@ func (r *Ring) hide(m *Message) []byte {
 		return r.mask.Hide(m.Data)
 	case r.reader == nil:
 		return nil
+	case m.Truncated: // it cannot be read, and so nobody knows where its secrets are
+		out := make([]byte, len(m.Data))
+		copy(out, m.Data[:headShown])
+		return out
 	}
 	return r.reader.Hide(m.Protocol, m.Data)
 }

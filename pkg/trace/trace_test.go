@@ -219,3 +219,17 @@ func TestOtherProtocols(t *testing.T) {
 		t.Errorf("%+v", l)
 	}
 }
+
+// TestCutOffSecrets: of what is cut off, and cannot be read for that, no secret is shown.
+func TestCutOffSecrets(t *testing.T) {
+	r := New(1 << 20)
+	r.ReadWith(plainReader{})
+	r.Add(Message{Time: time.Now(), Protocol: "h225", Call: "id1", Kind: "SETUP", Data: []byte("SETUP big unreadable key " + strings.Repeat("x", maxData))})
+	msgs, ok := r.Messages("id1", 0, false)
+	if !ok || len(msgs[0].Data) != maxData || !bytes.HasPrefix(msgs[0].Data, []byte("SETUP big\x00")) || bytes.ContainsAny(msgs[0].Data, "kx") {
+		t.Errorf("%q", msgs[0].Data[:40])
+	}
+	if msgs, _ = r.Messages("id1", 0, true); !bytes.Contains(msgs[0].Data, []byte("key")) {
+		t.Error("secrets were asked for, and are not there")
+	}
+}
