@@ -261,6 +261,12 @@ func TestTunnelApplications(t *testing.T) {
 	})
 	x.b.page(t, 8080, "the site of b\n")
 	x.Join(t)
+	if err := x.a.associated(t, "packets.b.edged", 50); err != nil {
+		t.Error(err)
+	}
+	if err := x.a.associated(t, "private.b.edged", 1); err == nil {
+		t.Error("a service of bytes answers datagrams")
+	}
 	for _, proxy := range [][]string{{"--socks5-hostname", "127.0.0.1:1080"}, {"--proxytunnel", "--proxy", "http://127.0.0.1:3128"}} {
 		for url, want := range map[string]string{
 			"http://web.b.edged/": "the site of b\n", "http://www.example.org/": "the site of b\n", "http://www.example.org:81/": "", "http://192.0.2.2:8080/": "",
@@ -275,4 +281,39 @@ func TestTunnelApplications(t *testing.T) {
 			}
 		}
 	}
+}
+
+// associated sends packets to a name by SOCKS 5 (RFC 1928 §7), and wants all back under that name.
+func (e *tunnelEnd) associated(t *testing.T, name string, n int) error {
+	t.Helper()
+	control := e.local(t, 1080)
+	if _, err := control.Write([]byte{5, 1, 0, 5, 3, 0, 1, 0, 0, 0, 0, 0, 0}); err != nil {
+		return err
+	}
+	answer := make([]byte, 2+10)
+	if _, err := io.ReadFull(control, answer); err != nil {
+		return err
+	}
+	if answer[3] != 0 || answer[5] != 1 {
+		return fmt.Errorf("UDP ASSOCIATE: %x", answer)
+	}
+	var c net.Conn
+	must(t, "dial", e.Do(func() (err error) {
+		c, err = net.Dial("udp4", fmt.Sprintf("127.0.0.1:%d", int(answer[10])<<8|int(answer[11])))
+		return err
+	}))
+	defer func() { _ = c.Close() }()
+	head := append(append([]byte{0, 0, 0, 3, byte(len(name))}, name...), 0, 7)
+	buf := make([]byte, 2000)
+	for i := range n {
+		text := string(head) + fmt.Sprintf("%d %s", i, strings.Repeat("x", i*20))
+		if _, err := c.Write([]byte(text)); err != nil {
+			return err
+		}
+		_ = c.SetReadDeadline(time.Now().Add(3 * time.Second))
+		if m, err := c.Read(buf); err != nil || string(buf[:m]) != text {
+			return fmt.Errorf("packet %d: %.40q, %w", i, buf[:m], err)
+		}
+	}
+	return nil
 }

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"strings"
 	"time"
 
 	"go.uber.org/zap"
 
+	"edged.dev/edged/internal/denylist"
 	"edged.dev/edged/pkg/forwardproxy"
 	"edged.dev/edged/pkg/splice"
 	"edged.dev/edged/pkg/tunnel/agent"
@@ -154,7 +156,7 @@ func buildAgent(ctx context.Context, d *serviceDeps) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
-	apps, err := newApplications(ctx, d.handed, d.cfg.Agent.Applications, a, log)
+	apps, err := newApplications(ctx, d.handed, d.cfg.Agent.Applications, a, d.bans, log)
 	if err != nil {
 		socks.close()
 		return nil, err
@@ -243,23 +245,24 @@ type applications struct {
 }
 
 // newApplications opens the ports of the proxies; all or none.
-func newApplications(ctx context.Context, h *handedSockets, c agent.Applications, a *agent.Agent, log *zap.Logger) (*applications, error) {
+func newApplications(ctx context.Context, h *handedSockets, c agent.Applications, a *agent.Agent, bans *denylist.List, log *zap.Logger) (*applications, error) {
 	cfg := forwardproxy.DefaultConfig()
 	cfg.Anonymous = c.Sources()
 	server, err := forwardproxy.New(cfg, forwardproxy.Deps{
 		Joiner: splice.Copier{},
 		Dial: func(ctx context.Context, network, host string, port uint16) (net.Conn, error) {
-			if network != "tcp" {
-				return nil, forwardproxy.ErrNotAllowed
-			}
-			conn, err := a.DialHost(ctx, host, port)
+			conn, err := dialApplication(ctx, a, network, host, port)
 			if errors.Is(err, agent.ErrNoRoute) {
-				return nil, fmt.Errorf("%w: %w", forwardproxy.ErrNotAllowed, err)
+				err = fmt.Errorf("%w: %w", forwardproxy.ErrNotAllowed, err)
 			}
+			return conn, err
+		},
+		ListenPacket: func(ctx context.Context, at netip.AddrPort) (net.PacketConn, error) {
+			pc, err := (&net.ListenConfig{}).ListenPacket(ctx, "udp", at.String())
 			if err != nil {
 				return nil, err
 			}
-			return conn, nil
+			return bans.PacketConn(pc), nil
 		},
 	}, log.Named("applications"))
 	if err != nil {
@@ -275,6 +278,18 @@ func newApplications(ctx context.Context, h *handedSockets, c agent.Applications
 		apps.open = append(apps.open, socket{item: i, tcp: ln})
 	}
 	return apps, nil
+}
+
+// dialApplication reaches the service that a name means, of connections or of datagrams.
+func dialApplication(ctx context.Context, a *agent.Agent, network, host string, port uint16) (net.Conn, error) {
+	if network == "udp" {
+		return a.DialHostDatagrams(ctx, host, port)
+	}
+	conn, err := a.DialHost(ctx, host, port)
+	if err != nil {
+		return nil, err // not a nil *Conn
+	}
+	return conn, nil
 }
 
 // serve serves the proxies until ctx ends.

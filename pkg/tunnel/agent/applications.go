@@ -19,7 +19,7 @@ const Domain = "edged"
 
 // Applications is how applications of the site that know proxies reach services by name.
 type Applications struct {
-	Listen []ProxyListen     `yaml:"listen" jsonschema_description:"proxies for applications here: socks5://ADDRESS:PORT, http://ADDRESS:PORT (CONNECT); TCP only"`
+	Listen []ProxyListen     `yaml:"listen" jsonschema_description:"proxies for applications here: socks5://ADDRESS:PORT (UDP ASSOCIATE too), http://ADDRESS:PORT (CONNECT)"`
 	From   []netip.Prefix    `yaml:"from" jsonschema_description:"who may use them; empty: this host alone"`
 	Routes map[string]string `yaml:"routes" jsonschema_description:"names that lead to services beside SERVICE.DEVICE.edged: {HOST or HOST:PORT: DEVICE/SERVICE}; live"`
 }

@@ -2,10 +2,17 @@ package agent
 
 import (
 	"errors"
+	"net"
+	"net/netip"
+	"os"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"edged.dev/edged/pkg/tunnel/device"
+	"edged.dev/edged/pkg/tunnel/mux"
+	"edged.dev/edged/pkg/tunnel/relay"
 )
 
 func TestRoute(t *testing.T) {
@@ -65,5 +72,67 @@ func TestValidate(t *testing.T) {
 		if err := c.Validate(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("want %q: %v", want, err)
 		}
+	}
+}
+
+// TestDialHostDatagrams: by its name a service of datagrams is a connection that keeps their borders and its deadlines, and
+// ends with the other device's word; a service of bytes is none.
+func TestDialHostDatagrams(t *testing.T) {
+	target, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.1:0")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := newPair(t, everything(), map[string]Service{
+		"echo": {UDP: target.LocalAddr().String(), Allow: []string{"a"}, Idle: time.Hour}, "bytes": {TCP: echoTCP(t), Allow: []string{"a"}},
+	})
+	var run sync.WaitGroup
+	defer run.Wait()
+	defer target.Close()
+	run.Go(func() {
+		buf := make([]byte, 2000)
+		for {
+			n, from, err := target.ReadFromUDPAddrPort(buf)
+			if err != nil {
+				return
+			}
+			target.WriteToUDPAddrPort(buf[:n], from)
+		}
+	})
+	c, err := p.a.DialHostDatagrams(timeout(t), "echo.b.edged", 7)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for _, text := range []string{"one", strings.Repeat("x", 1200)} {
+		if got := ask(t, c, text); got != text {
+			t.Errorf("%.20q is answered by %.20q", text, got)
+		}
+	}
+	c.SetReadDeadline(time.Now().Add(time.Millisecond))
+	if _, err := c.Read(make([]byte, 10)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("after its deadline: %v", err)
+	}
+	var reset *mux.ResetError
+	if _, err := p.a.DialHostDatagrams(timeout(t), "bytes.b.edged", 7); !errors.As(err, &reset) {
+		t.Errorf("a service of bytes: %v", err)
+	}
+	if _, err := p.a.DialHostDatagrams(timeout(t), "example.org", 7); !errors.Is(err, ErrNoRoute) {
+		t.Errorf("a name that leads nowhere: %v", err)
+	}
+	other, err := p.a.DialHostDatagrams(timeout(t), "echo.b.edged", 7)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other.Close()
+	if _, err := other.Read(make([]byte, 1)); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("closed: %v", err)
+	}
+	if _, err := other.Write([]byte("x")); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("closed: %v", err)
+	}
+	p.relay.Reload(relay.Rules{Limits: relay.DefaultLimits()}) // which allows nothing
+	c.SetReadDeadline(time.Time{})
+	if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the stream was reset: %v", err)
 	}
 }

@@ -223,7 +223,12 @@ func (a *Agent) carry(ctx context.Context, c *Conn, quiet *clock, idle time.Dura
 	cancel()
 	c.Close()
 	run.Wait()
-	forged, again := c.sealed.Dropped()
+	a.dropped(c.sealed)
+}
+
+// dropped counts what a stream that has ended has dropped.
+func (a *Agent) dropped(s *sealed.Conn) {
+	forged, again := s.Dropped()
 	a.count.dropped.WithLabelValues("forged").Add(float64(forged))
 	a.count.dropped.WithLabelValues("replayed").Add(float64(again))
 }
