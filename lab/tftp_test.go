@@ -240,7 +240,7 @@ func TestTFTPControl(t *testing.T) {
 	same(t, got, want)
 	r.PlainNAT()
 	for _, at := range []netip.Addr{out.IP, r.GW.IPOn(inside, 4)} {
-		text, err := in.tftpGet(15*time.Second, at, "file", filepath.Join(r.Dir, "through"), 0)
+		text, err := in.tftpGet(4*time.Second, at, "file", filepath.Join(r.Dir, "through"), 0)
 		if b, _ := os.ReadFile(filepath.Join(r.Dir, "through")); len(b) != 0 {
 			t.Errorf("%v: %d octets came without edged: %s, %v", at, len(b), text, err)
 		}

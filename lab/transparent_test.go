@@ -126,7 +126,7 @@ func TestTransparentSIP(t *testing.T) {
 				alice.Forget()
 				bob.Forget()
 				alice.Dial(t, bob.AOR())
-				if until(4*time.Second, func() bool { return alice.Saw("CALL_ESTABLISHED") }) {
+				if until(2*time.Second, func() bool { return alice.Saw("CALL_ESTABLISHED") }) {
 					t.Error("without the edge's table the call was set up")
 				}
 			})
@@ -160,7 +160,8 @@ func TestTransparentClosed(t *testing.T) {
 			r.closed()
 			if c.guard == "none" {
 				alice.Dial(t, bob.AOR())
-				pass(6 * time.Second)
+				eventually(t, 20*time.Second, "the call is set up", func() bool { return alice.Saw("CALL_ESTABLISHED") })
+				pass(2 * time.Second)
 				if a, b := alice.Heard(t), bob.Heard(t); a.Voiced+b.Voiced > 0 {
 					t.Errorf("alice heard %v, bob %v", a, b)
 				}

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -194,11 +195,16 @@ func TestTURNDiscovery(t *testing.T) {
 		b, _ := os.ReadFile(p.Log)
 		return string(b)
 	}
-	if out := discover(open, "open"); !strings.Contains(out, "NAT with Endpoint Independent Mapping") && !strings.Contains(out, "No NAT detected") || !strings.Contains(out, "Endpoint Independent Filtering") {
-		t.Errorf("a host without NAT: %s", out)
+	var plain, behind string
+	var work sync.WaitGroup
+	work.Go(func() { plain = discover(open, "open") })
+	work.Go(func() { behind = discover(home, "home") })
+	work.Wait()
+	if !strings.Contains(plain, "NAT with Endpoint Independent Mapping") && !strings.Contains(plain, "No NAT detected") || !strings.Contains(plain, "Endpoint Independent Filtering") {
+		t.Errorf("a host without NAT: %s", plain)
 	}
-	if out := discover(home, "home"); !strings.Contains(out, "Address and Port Dependent Filtering") {
-		t.Errorf("a host behind NAT: %s", out)
+	if !strings.Contains(behind, "Address and Port Dependent Filtering") {
+		t.Errorf("a host behind NAT: %s", behind)
 	}
 	e.proc.Stop(syscall.SIGTERM)
 	must(t, "configuration", os.WriteFile(e.file, []byte(config("").yaml(r)), 0o600))

@@ -88,9 +88,7 @@ func (f *Figures) countPinholes(conn *nftables.Conn, table *nftables.Table) erro
 func (r Rules) count() int {
 	n := len(r.Answers) + len(r.Redirects)
 	if r.Guard {
-		for range sides() {
-			n += 2
-		}
+		n += 2 * families
 	}
 	return n
 }

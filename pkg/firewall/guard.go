@@ -28,8 +28,11 @@ type side struct {
 	registers [3]uint32
 }
 
-func sides() [2]side {
-	return [2]side{
+// families are IPv4 and IPv6.
+const families = 2
+
+func sides() [families]side {
+	return [families]side{
 		{false, "4", "ip", "ipv4_addr", unix.NFPROTO_IPV4, 16, 4, [3]uint32{1, 9, 10}},
 		{true, "6", "ip6", "ipv6_addr", unix.NFPROTO_IPV6, 24, 16, [3]uint32{1, 2, 13}},
 	}

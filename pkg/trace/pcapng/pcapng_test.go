@@ -119,9 +119,11 @@ func TestTcpdump(t *testing.T) {
 	}
 	cmd := exec.Command(tcpdump, "-n", "-e", "-t", "-r", "-")
 	cmd.Stdin = bytes.NewReader(sample(t))
+	var said bytes.Buffer
+	cmd.Stderr = &said
 	out, err := cmd.Output()
 	if err != nil {
-		t.Fatalf("%v: %s%s", err, out, err.(*exec.ExitError).Stderr)
+		t.Fatalf("%v: %s%s", err, out, &said)
 	}
 	var frames []string
 	for line := range strings.Lines(string(out)) {

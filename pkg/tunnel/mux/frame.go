@@ -124,11 +124,11 @@ func (t frameType) onSession() bool {
 	return false
 }
 
-// frame32 returns a frame whose payload is one 32-bit number.
-func frame32(t frameType, stream, v uint32) []byte {
+// endFrame returns the frame that ends a session.
+func endFrame(why Code) []byte {
 	var f [headerLen + 4]byte
-	header{t, 0, 4, stream}.put(f[:])
-	binary.BigEndian.PutUint32(f[headerLen:], v)
+	header{typeEnd, 0, 4, 0}.put(f[:])
+	binary.BigEndian.PutUint32(f[headerLen:], uint32(why))
 	return f[:]
 }
 

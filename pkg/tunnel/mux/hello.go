@@ -130,7 +130,7 @@ func Server(ctx context.Context, conn net.Conn, find func(ID) *Session, cfg Conf
 // again tells a client that its session is not known, and lets it begin another on the same connection: a server that was
 // restarted has thousands come who would else have to come twice.
 func again(conn net.Conn, id ID) (hello, error) {
-	if _, err := conn.Write(frame32(typeEnd, 0, uint32(CodeEmptySession))); err != nil {
+	if _, err := conn.Write(endFrame(CodeEmptySession)); err != nil {
 		return hello{}, err
 	}
 	theirs, err := readHello(conn)
@@ -182,7 +182,7 @@ func refuse(conn net.Conn, err error) error {
 	var f *SessionError
 	if errors.As(err, &f) {
 		conn.SetWriteDeadline(time.Now().Add(lastWord))
-		_, _ = conn.Write(frame32(typeEnd, 0, uint32(f.Code)))
+		_, _ = conn.Write(endFrame(f.Code))
 	}
 	conn.Close()
 	return err

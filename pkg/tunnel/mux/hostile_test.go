@@ -54,7 +54,7 @@ func (p *puppet) ended(want Code) {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	end := frame32(typeEnd, 0, uint32(want))
+	end := endFrame(want)
 	if !bytes.HasSuffix(all, end) {
 		p.t.Errorf("last bytes %x, not END of %v", all[max(0, len(all)-12):], want)
 	}

@@ -120,7 +120,7 @@ func (s *Session) write(c *carrier) {
 		}
 	}
 	if c.tell {
-		_, _ = c.conn.Write(frame32(typeEnd, 0, uint32(s.err.Code)))
+		_, _ = c.conn.Write(endFrame(s.err.Code))
 	}
 }
 
