@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -53,7 +54,48 @@ func (s handedSocket) fits(service string) bool {
 		strings.HasPrefix(s.name, "LISTEN_FD_") || strings.HasSuffix(s.name, ".socket")
 }
 
-// takeHanded takes files as activation.Files returns them. What is no bound socket of TCP that listens, or of UDP, is
+const (
+	firstPassed = 3    // SD_LISTEN_FDS_START
+	maxPassed   = 1024 // sockets
+)
+
+// passedSockets returns the sockets that systemd has passed to this process, with their names, and takes the variables that
+// say so out of the environment. first is firstPassed. A number that is no socket is not touched: where the variables are
+// another's, as in a container they may be, it is a file of this process itself.
+func passedSockets(first int, log *zap.Logger) (files []*os.File) {
+	pid, err := strconv.Atoi(os.Getenv("LISTEN_PID"))
+	count, bad := strconv.Atoi(os.Getenv("LISTEN_FDS"))
+	names := strings.Split(os.Getenv("LISTEN_FDNAMES"), ":")
+	for _, key := range []string{"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} {
+		_ = os.Unsetenv(key) // cannot fail here
+	}
+	if err != nil || bad != nil || pid != os.Getpid() {
+		return nil
+	}
+	if count > maxPassed {
+		log.Warn("LISTEN_FDS says more sockets than there may be", zap.Int("sockets", count), zap.Int("limit", maxPassed))
+		count = maxPassed
+	}
+	strangers := 0
+	for i := range max(count, 0) {
+		fd, name := first+i, "LISTEN_FD_"+strconv.Itoa(firstPassed+i)
+		if i < len(names) && names[i] != "" {
+			name = names[i]
+		}
+		if _, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE); err != nil {
+			strangers++
+			continue
+		}
+		unix.CloseOnExec(fd)
+		files = append(files, os.NewFile(uintptr(fd), name))
+	}
+	if strangers > 0 {
+		log.Warn("LISTEN_FDS counts what is no socket", zap.Int("sockets", len(files)), zap.Int("others", strangers))
+	}
+	return files
+}
+
+// takeHanded takes files as passedSockets returns them. What is no bound socket of TCP that listens, or of UDP, is
 // closed, with a line in the log.
 func takeHanded(files []*os.File, log *zap.Logger) *handedSockets {
 	h := &handedSockets{free: map[socketPlace]handedSocket{}, opened: map[socketPlace]syscall.Conn{}}

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -223,4 +224,52 @@ func fileOf(t *testing.T, ln *net.TCPListener, name string) *os.File {
 		t.Fatal(err)
 	}
 	return os.NewFile(uintptr(fd), name)
+}
+
+// TestPassedSockets: a count that is wrong, or another's, costs neither a file of this process nor memory.
+func TestPassedSockets(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	f, err := ln.(*net.TCPListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	const far = 600 // where this process has no files
+	first, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, far)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := unix.FcntlInt(null.Fd(), unix.F_DUPFD_CLOEXEC, first+1)
+	if err != nil || second != first+1 {
+		t.Fatal(second, err)
+	}
+	defer unix.Close(second)
+	for _, c := range []struct {
+		pid  int
+		fds  string
+		want int
+	}{{os.Getpid() + 1, "1", 0}, {os.Getpid(), "", 0}, {os.Getpid(), "-1", 0}, {os.Getpid(), "99999999999999999999", 0}, {os.Getpid(), "2000000000", 1}} {
+		t.Setenv("LISTEN_PID", strconv.Itoa(c.pid))
+		t.Setenv("LISTEN_FDS", c.fds)
+		t.Setenv("LISTEN_FDNAMES", "%s%n")
+		files := passedSockets(first, zap.NewNop())
+		if len(files) != c.want || c.want == 1 && files[0].Name() != "%s%n" || os.Getenv("LISTEN_FDS") != "" {
+			t.Errorf("%+v: %v", c, files)
+		}
+		for _, f := range files {
+			f.Close()
+		}
+	}
+	if _, err := unix.FcntlInt(uintptr(second), unix.F_GETFD, 0); err != nil {
+		t.Errorf("a file that is no socket was closed: %v", err)
+	}
 }

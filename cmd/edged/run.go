@@ -12,7 +12,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/activation"
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
@@ -53,7 +52,7 @@ func runLogged(cmd *cobra.Command, cfg *config, load func() (*config, error), dr
 	signal.Notify(signals, syscall.SIGHUP, syscall.SIGTERM, syscall.SIGINT)
 	defer signal.Stop(signals)
 	return runDaemon(context.Background(), runOptions{config: cfg, load: load, log: log, level: level, drain: drain, signals: signals,
-		handed: takeHanded(activation.Files(true), log)})
+		handed: takeHanded(passedSockets(firstPassed, log), log)})
 }
 
 // runOptions is what a daemon is started with; only config and log are needed.
