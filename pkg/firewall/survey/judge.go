@@ -108,6 +108,7 @@ type walk struct {
 	p         Packet
 	forwarded bool
 	depth     int
+	steps     int // rules judged, up to maxSteps
 	// mayAccept, mayDrop: a rule would, if something held that cannot be judged.
 	mayAccept, mayDrop bool
 	by                 string
@@ -117,8 +118,14 @@ type walk struct {
 // maxDepth is the kernel's limit of jumps.
 const maxDepth = 16
 
+// maxSteps bounds the rules that are judged for a packet at a hook: jumps of jumps may be more than anybody can follow.
+const maxSteps = 100_000
+
 func (w *walk) base(c *ruleChain) Judgement {
 	end, done := w.chain(c, true)
+	if w.steps > maxSteps {
+		return Judgement{Fate: Perhaps, By: fmt.Sprintf("%s, which leads to more than %d rules", c, maxSteps)}
+	}
 	if !done {
 		end, w.last, w.by = accepts, c, c.String()
 		if c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop {
@@ -146,6 +153,9 @@ func (w *walk) chain(c *ruleChain, sure bool) (end verdict, done bool) {
 	}
 	defer func() { w.depth-- }()
 	for i, r := range c.rules {
+		if w.steps++; w.steps > maxSteps {
+			return goesOn, false
+		}
 		m, v, target := w.table.judge(r, w.p)
 		if m == no {
 			continue

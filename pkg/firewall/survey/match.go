@@ -275,7 +275,7 @@ func loadMeta(regs *registers, x *expr.Meta, p Packet) {
 func loadPayload(regs *registers, x *expr.Payload, p Packet) {
 	regs.forget(x.DestRegister, int(x.Len))
 	put := func(offset uint32, data []byte) {
-		if x.Offset >= offset && x.Offset+x.Len <= offset+uint32(len(data)) {
+		if x.Offset >= offset && uint64(x.Offset)+uint64(x.Len) <= uint64(offset)+uint64(len(data)) {
 			regs.put(x.DestRegister, data[x.Offset-offset:][:x.Len])
 		}
 	}

@@ -1,6 +1,7 @@
 package survey
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -10,6 +11,9 @@ import (
 	"testing"
 	"testing/fstest"
 
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/xt"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 )
@@ -70,6 +74,61 @@ func packet(to string, change ...func(*Packet)) Packet {
 		f(&p)
 	}
 	return p
+}
+
+// TestJudgeJumpsOfJumps: chains that lead to one another more often than can be followed are given up.
+func TestJudgeJumpsOfJumps(t *testing.T) {
+	x := &ruleTable{name: "deep", family: nftables.TableFamilyINet}
+	for i := range maxDepth - 1 {
+		c := &ruleChain{Chain: &nftables.Chain{}, name: fmt.Sprint("c", i), table: x}
+		for range 8 { // 8^15 in all
+			c.rules = append(c.rules, &nftables.Rule{Exprs: []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: fmt.Sprint("c", i+1)}}})
+		}
+		x.chains = append(x.chains, c)
+	}
+	x.chains[0].Hooknum = nftables.ChainHookInput
+	loop := &ruleTable{name: "loop", family: nftables.TableFamilyINet}
+	loop.chains = []*ruleChain{{Chain: &nftables.Chain{Hooknum: nftables.ChainHookInput}, name: "self", table: loop, rules: []*nftables.Rule{
+		{Exprs: []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: "self"}}}, {Exprs: []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: "self"}}},
+	}}}
+	for _, table := range []*ruleTable{x, loop} {
+		s := &Survey{rules: ruleset{table}}
+		j := s.Judge(packet("udp://192.0.2.1:5060"))
+		if given := strings.Contains(j.By, "more than"); given != (table == x) || given && j.Fate != Perhaps {
+			t.Errorf("%s: %+v", table.name, j)
+		}
+	}
+}
+
+// FuzzExpressions: whatever the kernel says that a rule holds, judging it does not fail.
+func FuzzExpressions(f *testing.F) {
+	f.Add(uint32(1), uint32(16), uint32(4), []byte("sip"), []byte("\x01\x02\x03\x04"))
+	f.Add(uint32(23), uint32(1<<32-16), uint32(32), []byte{}, []byte{0})
+	f.Fuzz(func(t *testing.T, register, offset, length uint32, a, b []byte) {
+		x := &ruleTable{
+			name: "t", family: nftables.TableFamilyINet, sets: map[string][]nftables.SetElement{"s": {{Key: a, Val: b}, {Key: b, KeyEnd: a}, {Key: a, IntervalEnd: true}}},
+			spans: map[string]bool{"s": length&1 != 0},
+		}
+		info := xt.Unknown(a)
+		for _, p := range []Packet{packet("udp://192.0.2.1:5060"), packet("tcp://[2001:db8::1]:1720")} {
+			for base := range expr.PayloadBase(4) {
+				x.matches(&nftables.Rule{Exprs: []expr.Any{
+					&expr.Payload{Base: base, DestRegister: register, Offset: offset, Len: length},
+					&expr.Bitwise{SourceRegister: register, DestRegister: offset, Len: length, Mask: a, Xor: b},
+				}}, p)
+			}
+			for _, e := range []expr.Any{
+				&expr.Immediate{Register: register, Data: a}, &expr.Cmp{Op: expr.CmpOp(offset), Register: register, Data: b}, &expr.Range{Register: register, FromData: a, ToData: b},
+				&expr.Lookup{SourceRegister: register, SetName: "s", IsDestRegSet: length&2 != 0, DestRegister: length >> 2}, &expr.Match{Name: "multiport", Info: &info},
+				&expr.Target{Name: "CT", Info: &info}, &expr.Meta{Key: expr.MetaKey(offset), Register: register}, &expr.Fib{Register: register, ResultOIF: true, FlagSADDR: true},
+			} {
+				r := &nftables.Rule{Exprs: []expr.Any{&expr.Immediate{Register: register, Data: b}, e}}
+				x.matches(r, p)
+				x.helpersIn(r)
+			}
+		}
+		verdictIn(a)
+	})
 }
 
 // TestJudgeNftables: packets through rules as people write them.
