@@ -2,6 +2,7 @@ package sipalg
 
 import (
 	"net/netip"
+	"net/url"
 	"slices"
 	"time"
 
@@ -44,7 +45,7 @@ func (s *Server) Expel() (n int) {
 		}
 		n = c.HangUp(time.Now(), c.shutOut, out)
 		for _, b := range c.bindings {
-			if c.deny.User(b.aor) || c.deny.Addr(b.alias.flow.Remote.Addr()) {
+			if c.deny.User(unescaped(b.aor)) || c.deny.Addr(b.alias.flow.Remote.Addr()) {
 				c.unbind(b, "banned")
 			}
 		}
@@ -111,7 +112,15 @@ func aorOf(uri string) string {
 	if err != nil || len(u.User) == 0 {
 		return ""
 	}
-	return string(u.User) + "@" + string(u.Host)
+	return unescaped(string(u.User)) + "@" + string(u.Host)
+}
+
+// unescaped returns a name without escapes, which mean the same (RFC 3261 §19.1.4): nobody gets round a ban by them.
+func unescaped(name string) string {
+	if plain, err := url.PathUnescape(name); err == nil {
+		return plain
+	}
+	return name
 }
 
 // barred refuses what a user who is shut out begins: he is named by From, by To where he registers.

@@ -117,6 +117,26 @@ func TestOperatorsCancelCrosses200(t *testing.T) {
 	w.clean()
 }
 
+// TestOperatorsHangUpTwice: who presses the button twice, and while somebody changes the media, ends the call once.
+func TestOperatorsHangUpTwice(t *testing.T) {
+	w := newWorld(t, nil)
+	alice, bob := w.alice(), w.bob()
+	a, _ := alice.call("sip:bob@example.com", bob, alice.sdp(4000), bob.sdp(6000))
+	a.send("INVITE", alice.sdp(4002))
+	bob.expect("INVITE")
+	w.hangUpAll()
+	w.hangUpAll()
+	for _, p := range []*phone{alice, bob} {
+		p.reply(p.expect("BYE"), nil, 200, "")
+		p.nothing()
+	}
+	if len(w.records) != 1 || w.records[0].Reason != "hung up by operator" {
+		t.Errorf("records: %+v", w.records)
+	}
+	w.after(time.Minute)
+	w.clean()
+}
+
 // TestDenied: nothing of an address that is shut out is read; its calls end, at once for the edge.
 func TestDenied(t *testing.T) {
 	w := newWorld(t, nil)
@@ -150,6 +170,14 @@ func TestDeniedUser(t *testing.T) {
 	a.ackFail(req, alice.expect("403"))
 	bob.nothing()
 	w.drops("banned_user", 1)
+	e := alice.dial("sip:bob@example.com")
+	if e.local = strings.Replace(e.local, "sip:a", "sip:%61", 1); !strings.Contains(e.local, "%61") {
+		t.Fatalf("alice is %q", e.local)
+	}
+	req = e.send("INVITE", alice.sdp(4000))
+	e.ackFail(req, alice.expect("403"))
+	bob.nothing()
+	w.drops("banned_user", 2)
 	w.core.deny = shut{user: "somebody@else.example.org"}
 	c, d := alice.call("sip:bob@example.com", bob, alice.sdp(4000), bob.sdp(6000))
 	c.bye(d)
