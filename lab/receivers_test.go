@@ -6,7 +6,9 @@ import (
 	_ "embed"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -42,17 +44,25 @@ func TestReceivers(t *testing.T) {
 			if c.hep {
 				more += "hep: {to: 'udp://127.0.0.1:19061'}\n"
 			}
+			traces := r.otelReceiver(t)
+			if c.hep {
+				more += "otel: {endpoint: 'http://127.0.0.1:14318', headers: {X-Lab: 'yes'}}\n"
+			}
 			s := newSceneOn(t, r, plan{Edge: EdgeConfig{More: more}})
 			a, b := s.call()
 			a.Bye(b.Agent)
 			eventually(t, 15*time.Second, "rsyslogd has the record", func() bool { return len(read(records)) > 0 })
 			wantRecord(t, string(read(records)), c.format, a.ID)
 			if !c.hep {
+				if len(traces) != 0 {
+					t.Error("a trace without otel")
+				}
 				if text := string(read(copies.Log)); strings.Contains(text, "copy of") {
 					t.Errorf("copies without hep:\n%s", text)
 				}
 				return
 			}
+			wantTrace(t, traces, a.ID)
 			for _, want := range []string{
 				fmt.Sprintf("copy of INVITE %s from %v", a.ID, s.alice.Addr), fmt.Sprintf("copy of INVITE %s from %v", a.ID, s.outGate),
 				fmt.Sprintf("copy of 200 INVITE %s from %v", a.ID, s.bob.Addr), fmt.Sprintf("copy of 200 BYE %s from %v", a.ID, s.inGate),
@@ -89,6 +99,42 @@ func (r *Rig) rsyslog(t *testing.T) string {
 		return up
 	})
 	return out
+}
+
+// otelReceiver takes traces of OpenTelemetry on the gateway.
+func (r *Rig) otelReceiver(t *testing.T) <-chan string {
+	t.Helper()
+	bodies := make(chan string, 16)
+	var ln net.Listener
+	must(t, "otel", r.GW.Do(func() (err error) {
+		ln, err = net.Listen("tcp", "127.0.0.1:14318")
+		return err
+	}))
+	s := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(_ http.ResponseWriter, q *http.Request) {
+		b, err := io.ReadAll(q.Body)
+		if err != nil || q.URL.Path != "/v1/traces" || q.Header.Get("X-Lab") != "yes" {
+			t.Errorf("%v %v: %v", q.URL, q.Header, err)
+		}
+		bodies <- string(b)
+	})}
+	go s.Serve(ln)
+	t.Cleanup(func() { s.Close() })
+	return bodies
+}
+
+// wantTrace waits for the trace of a call: the call, the INVITE that came and the one that was sent on.
+func wantTrace(t *testing.T, traces <-chan string, callID string) {
+	t.Helper()
+	select {
+	case text := <-traces:
+		t.Log(text)
+		if strings.Count(text, `"traceId"`) != 3 || strings.Count(text, `"name":"INVITE"`) != 2 || strings.Count(text, `"name":"ringing"`) != 2 ||
+			!strings.Contains(text, `"stringValue":"`+callID+`"`) || strings.Contains(text, `"status"`) {
+			t.Error("this is no trace of the call")
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("no trace")
+	}
 }
 
 // hepReceiver starts Kamailio's sipcapture on the gateway.

@@ -16,6 +16,7 @@ import (
 	"edged.dev/edged/pkg/h323"
 	"edged.dev/edged/pkg/ils"
 	"edged.dev/edged/pkg/media"
+	"edged.dev/edged/pkg/otel"
 	"edged.dev/edged/pkg/pinhole"
 	"edged.dev/edged/pkg/sharedport"
 	"edged.dev/edged/pkg/sipalg"
@@ -61,6 +62,7 @@ type config struct {
 	CDR      cdrConfig                `yaml:"cdr" jsonschema_description:"call records"`
 	Trace    traceConfig              `yaml:"trace" jsonschema_description:"the signalling of the last calls, kept in memory"`
 	HEP      hepConfig                `yaml:"hep" jsonschema_description:"copies of signalling for a collector"`
+	OTel     otel.Config              `yaml:"otel" jsonschema_description:"a trace of each call for a collector of OpenTelemetry"`
 
 	// dir is the folder of the file; relative certificate paths start there.
 	dir string

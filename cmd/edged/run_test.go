@@ -28,6 +28,7 @@ import (
 	"edged.dev/edged/pkg/firewall"
 	"edged.dev/edged/pkg/forwardproxy"
 	"edged.dev/edged/pkg/h323"
+	"edged.dev/edged/pkg/otel"
 	"edged.dev/edged/pkg/syslog"
 	"edged.dev/edged/pkg/tftp"
 	"edged.dev/edged/pkg/tftp/rfc1350"
@@ -489,6 +490,7 @@ func otherMetrics(t *testing.T) (names []string) {
 	t.Cleanup(func() { mail.Close() })
 	reg.MustRegister(&mailService{store: mail})
 	reg.MustRegister(new(hepExport).metrics()...)
+	reg.MustRegister(otelMetrics(new(otel.Exporter))...)
 	reg.MustRegister((&cdrSyslog{Sender: syslog.NewSender(syslog.Target{}, nil, zap.NewNop())}).metrics()...)
 	families, err := reg.Gather()
 	if err != nil {

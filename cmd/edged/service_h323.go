@@ -15,6 +15,7 @@ func buildH323(ctx context.Context, d *serviceDeps) (*service, error) {
 		Networks: nets, Opener: d.opener, RouteTo: newRouteTable(nets).network, T120: d.t120,
 		Record: func(r h323.Record) {
 			d.records.add(h323Record(r))
+			d.spans.add(h323Record(r))
 			d.events.publish("h323_call_ended", h323Record(r))
 		},
 		Connections: d.cfg.Limits.PerSource.Connections,

@@ -29,6 +29,7 @@ func buildSIP(ctx context.Context, d *serviceDeps) (*service, error) {
 		Record: func(r sipalg.Record) {
 			d.traces.ring.Name(r.CallID, r.ID)
 			d.records.add(sipRecord(r))
+			d.spans.add(sipRecord(r))
 			d.events.publish("call_ended", sipRecord(r))
 		},
 	}, log)

@@ -59,6 +59,8 @@ type serviceDeps struct {
 	handed *handedSockets
 	// records takes what is said of calls that have ended; nil: nobody wants it.
 	records *callRecords
+	// spans makes traces of calls for a collector; nil: there is none.
+	spans *callSpans
 	// traces keeps signalling.
 	traces *callTraces
 	// captures writes media down; the relay gives it its tap.
@@ -104,6 +106,7 @@ func buildServices(ctx context.Context, d *serviceDeps) ([]*service, error) {
 	}{
 		{"splice", true, buildSplice},
 		{"hep", d.cfg.HEP.To.IsValid(), buildHEP},
+		{"otel", !d.cfg.OTel.Endpoint.IsZero(), buildOTel},
 		{"records", d.cfg.CDR.File != "" || !d.cfg.CDR.Syslog.IsZero(), buildRecords},
 		{"links", len(d.cfg.Links) > 0, buildLinks}, // whose addresses the others bind
 		{"ports", len(d.cfg.sharedListens()) > 0, buildShared},

@@ -37,6 +37,10 @@ func (c *config) validate() []keyText {
 	c.Trace.validate(&l)
 	c.CDR.validate(&l)
 	c.HEP.validate(&l, int64(c.Trace.Memory))
+	l = append(l, sectionFaults("otel", c.OTel.Validate())...)
+	if !c.OTel.Endpoint.IsZero() && c.Trace.Memory == 0 {
+		l.add("otel.endpoint", "needs trace.memory, which is 0")
+	}
 	c.validateSIP(&l)
 	l = append(l, sectionFaults("h323", c.H323.Validate(c.networks()))...)
 	l = append(l, sectionFaults("t120", c.T120.Validate(c.networks()))...)

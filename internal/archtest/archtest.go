@@ -131,6 +131,7 @@ func mayImport() map[string][]string {
 		"pkg/console":         {},
 		"pkg/trace":           {},
 		"pkg/syslog":          {},
+		"pkg/otel":            {},
 		"internal/per":        {},
 		// A phone speaks the protocol that it tests.
 		"internal/h323phone": {"pkg/h323", "internal/tpkt", "internal/per"},
