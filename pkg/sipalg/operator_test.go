@@ -178,6 +178,14 @@ func TestDeniedUser(t *testing.T) {
 	e.ackFail(req, alice.expect("403"))
 	bob.nothing()
 	w.drops("banned_user", 2)
+	g := alice.dial("sip:bob@example.com") // as if it were in a dialog
+	g.remote += ";tag=none"
+	g.send("MESSAGE", "")
+	alice.expect("403")
+	g.send("REGISTER", "")
+	alice.expect("403")
+	bob.nothing()
+	w.drops("banned_user", 4)
 	w.core.deny = shut{user: "somebody@else.example.org"}
 	c, d := alice.call("sip:bob@example.com", bob, alice.sdp(4000), bob.sdp(6000))
 	c.bye(d)

@@ -336,7 +336,8 @@ func (t *ruleTable) lookup(regs *registers, x *expr.Lookup) (found truth, end *e
 
 // verdictIn reads the verdict of a map's element: the netlink attributes code and chain (nf_tables.h), nil if there is none.
 func verdictIn(data []byte) *expr.Verdict {
-	attrs, err := nl.ParseRouteAttr(data)
+	const align = 4 // the parser takes for granted that the last attribute is padded
+	attrs, err := nl.ParseRouteAttr(append(bytes.Clone(data), make([]byte, (align-len(data)%align)%align)...))
 	if err != nil {
 		return nil
 	}

@@ -103,6 +103,7 @@ func TestJudgeJumpsOfJumps(t *testing.T) {
 // FuzzExpressions: whatever the kernel says that a rule holds, judging it does not fail.
 func FuzzExpressions(f *testing.F) {
 	f.Add(uint32(1), uint32(16), uint32(4), []byte("sip"), []byte("\x01\x02\x03\x04"))
+	f.Add(uint32(0), uint32(84), uint32(3), []byte("\t\x000000000"), []byte("0"))
 	f.Add(uint32(23), uint32(1<<32-16), uint32(32), []byte{}, []byte{0})
 	f.Fuzz(func(t *testing.T, register, offset, length uint32, a, b []byte) {
 		x := &ruleTable{
