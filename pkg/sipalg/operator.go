@@ -123,7 +123,7 @@ func unescaped(name string) string {
 	return name
 }
 
-// barred refuses what a user who is shut out begins: he is named by From, by To where he registers.
+// barred refuses what a user sends who is shut out: he is named by From, by To where he registers.
 func (c *Core) barred(f flow.Flow, via *sipmsg.Via) bool {
 	if c.deny == nil {
 		return false

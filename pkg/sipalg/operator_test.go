@@ -179,11 +179,11 @@ func TestDeniedUser(t *testing.T) {
 	bob.nothing()
 	w.drops("banned_user", 2)
 	g := alice.dial("sip:bob@example.com") // as if it were in a dialog
-	g.remote += ";tag=none"
-	g.send("MESSAGE", "")
-	alice.expect("403")
-	g.send("REGISTER", "")
-	alice.expect("403")
+	for method, to := range map[string]string{"MESSAGE": g.remote + ";tag=none", "REGISTER": a.local} {
+		g.remote = to
+		w.put(alice.proto, alice.addr, alice.first, g.text(method, ""))
+		alice.expect("403")
+	}
 	bob.nothing()
 	w.drops("banned_user", 4)
 	w.core.deny = shut{user: "somebody@else.example.org"}

@@ -69,7 +69,7 @@ func (c *Core) request(f flow.Flow) {
 		c.drop("rate_limited")
 		return
 	}
-	if c.scanner(f) || !inDialog && c.barred(f, via) {
+	if c.scanner(f) || m.Method() != "BYE" && c.barred(f, via) { // his dialogs have ended: a tag may be made up
 		return
 	}
 	if m.Method() == "NEGOTIATE" {
