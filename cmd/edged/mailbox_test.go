@@ -202,7 +202,7 @@ func TestRelayKilled(t *testing.T) {
 	t.Cleanup(func() { kill() })
 	devices := map[string]device.ID{"site-a": a, "site-b": b}
 	alice, bob := r.agent(aDir, devices), r.agent(bDir, devices)
-	messages, each := 60, 20
+	messages, each := 60, 25
 	if os.Getenv("EDGED_LAB_FULL") != "" {
 		messages, each = 20_000, 500
 	}

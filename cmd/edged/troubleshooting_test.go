@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -38,6 +39,37 @@ func TestTroubleshooting(t *testing.T) {
 	}
 	if commands < 20 || used < 15 || keys < 15 {
 		t.Errorf("%d commands, %d metrics, %d keys: the page is not read rightly", commands, used, keys)
+	}
+}
+
+// TestCommandsOfTheDocs: each command that README.md and the pages below docs name exists, with its flags. A page may
+// put flags into brackets and go on with another program.
+func TestCommandsOfTheDocs(t *testing.T) {
+	pages := []string{"../../README.md"}
+	for _, folder := range []string{"", "deploy/", "protocols/"} {
+		some, err := filepath.Glob("../../docs/" + folder + "*.md")
+		if err != nil || len(some) == 0 {
+			t.Fatalf("no pages in docs/%s: %v", folder, err)
+		}
+		pages = append(pages, some...)
+	}
+	line, found := regexp.MustCompile("`(edged [^`|&;>]+)|(?m)^(?:[#$] |sudo )(?:sudo )?(edged [^|&;#>\n]+)"), 0
+	for _, page := range pages {
+		b, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range line.FindAllStringSubmatch(string(b), -1) {
+			text := strings.NewReplacer("[", "", "]", "", "\n", " ").Replace(m[1] + m[2])
+			if strings.HasPrefix(text, "edged completion") { // made when the program runs
+				continue
+			}
+			found++
+			t.Run(page, func(t *testing.T) { checkCommand(t, text) })
+		}
+	}
+	if found < 100 {
+		t.Errorf("%d commands: the pages are not read rightly", found)
 	}
 }
 
