@@ -42,7 +42,7 @@ func (e *Endpoint) UnmarshalText(b []byte) error {
 }
 
 // MarshalText is the reverse of UnmarshalText.
-func (e Endpoint) MarshalText() ([]byte, error) { return []byte(e.text), nil } //nolint:unparam // encoding.TextMarshaler
+func (e Endpoint) MarshalText() ([]byte, error) { return []byte(e.text), nil }
 
 // IsZero tells whether there is none.
 func (e Endpoint) IsZero() bool { return e.text == "" }

@@ -37,7 +37,8 @@ func TestMarshal(t *testing.T) {
 	if err != nil || string(b) != want {
 		t.Errorf("%v\n%s\nwant\n%s", err, b, want)
 	}
-	if NewTraceID() == NewTraceID() || NewSpanID() == NewSpanID() {
+	trace, span := NewTraceID(), NewSpanID()
+	if trace == NewTraceID() || span == NewSpanID() {
 		t.Error("identifiers repeat")
 	}
 }
