@@ -59,6 +59,9 @@ func (c *callSpans) add(r callRecord) {
 // beforeStart is how much earlier than a call's start its first message may have been noted.
 const beforeStart = 100 * time.Millisecond
 
+// maxLegs bounds the spans below a call: who describes it anew again and again gets no more.
+const maxLegs = 100
+
 // spansOf returns the trace of a call: the root, and a span for each set-up among its messages.
 func spansOf(r callRecord, steps []trace.Step) []otel.Span {
 	root := otel.Span{
@@ -83,6 +86,9 @@ func spansOf(r callRecord, steps []trace.Step) []otel.Span {
 	}
 	spans := []otel.Span{root}
 	for i, s := range steps {
+		if len(spans) > maxLegs {
+			break
+		}
 		if s.Time.Before(r.Started.Add(-beforeStart)) || s.Time.After(r.Ended) || !setsUp(s) || slices.ContainsFunc(steps[:i], func(b trace.Step) bool { return setsUp(b) && sameLeg(b, s) }) {
 			continue
 		}

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -140,5 +141,17 @@ func TestCallSpans(t *testing.T) {
 	}
 	if spans[0].TraceID == spans[5].TraceID || spans[0].ParentSpanID != "" {
 		t.Error("two calls share a trace, or a root has a parent")
+	}
+}
+
+// TestSpansAreBounded: somebody who describes his call anew all the time makes no trace that nobody can hold.
+func TestSpansAreBounded(t *testing.T) {
+	began := time.Now()
+	var steps []trace.Step
+	for i := range 10 * maxLegs {
+		steps = append(steps, trace.Step{Time: began, Kind: "INVITE", CSeq: strconv.Itoa(i) + " INVITE", Remote: netip.MustParseAddrPort("192.0.2.7:5060")})
+	}
+	if n := len(spansOf(callRecord{Started: began, Ended: began.Add(time.Minute), Protocol: "sip"}, steps)); n != maxLegs+1 {
+		t.Errorf("%d spans", n)
 	}
 }
