@@ -183,6 +183,14 @@ func (e *tunnelEnd) attachedBy(x *tunnelRig) string {
 	return rung
 }
 
+// comesBy wants the agent attached by rung. On a busy machine a lesser way may win at first; a better one is looked for after 15 s.
+func (e *tunnelEnd) comesBy(t *testing.T, x *tunnelRig, rung string) {
+	t.Helper()
+	if !until(time.Minute, func() bool { return e.attachedBy(x) == rung }) {
+		t.Errorf("%s is attached by %q, not by %q", e.Name, e.attachedBy(x), rung)
+	}
+}
+
 // attached returns how many devices the relay shows.
 func (e *tunnelEnd) attached(x *tunnelRig) int {
 	out, err := e.edged(x, "tunnel", "status")

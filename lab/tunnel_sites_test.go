@@ -101,9 +101,7 @@ func TestTunnelSites(t *testing.T) {
 		t.Run(way.name, func(t *testing.T) {
 			x.goBy(t, way, c)
 			for _, e := range []*tunnelEnd{x.a, x.b} {
-				if rung := e.attachedBy(x); rung != way.want {
-					t.Errorf("%s is attached by %q", e.Name, rung)
-				}
+				e.comesBy(t, x, way.want)
 			}
 			if err := echoes(x.a.local(t, 7000), 4<<20); err != nil {
 				t.Errorf("TCP: %v", err)

@@ -122,9 +122,7 @@ func TestTunnelClosedSites(t *testing.T) {
 	x := tunnelLab(t, tunnelConfig{})
 	x.Join(t)
 	for _, e := range []*tunnelEnd{x.a, x.b} {
-		if rung := e.attachedBy(x); rung != "tls" {
-			t.Errorf("%s is attached by %q", e.Name, rung)
-		}
+		e.comesBy(t, x, "tls")
 	}
 	if err := echoes(x.a.local(t, 7000), 16<<20); err != nil {
 		t.Errorf("TCP: %v", err)

@@ -155,7 +155,7 @@ func (c *apiClient) watchDrain(ctx context.Context, out io.Writer, left int) {
 		case err != nil:
 			fmt.Fprintln(out, "ended")
 			return
-		case json.Unmarshal(body, &doc) == nil && doc.Draining != nil && (until.IsZero() || doc.Draining.Calls != left):
+		case json.Unmarshal(body, &doc) == nil && doc.Draining != nil && (until.IsZero() && left > 0 || doc.Draining.Calls != left):
 			left, until = doc.Draining.Calls, doc.Draining.Until
 			fmt.Fprintf(out, "calls left: %d (%v at most)\n", left, time.Until(doc.Draining.Until).Round(time.Second))
 		}
