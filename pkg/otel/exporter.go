@@ -65,8 +65,8 @@ func (c Config) Validate() error {
 const (
 	maxQueue = 1024 // calls that wait: some seconds of calls ending at a high rate
 	maxBatch = 512  // spans of a request, but for those of its last call
-	// gatherTime is how long spans wait for company, requestTime how long a request may take.
-	gatherTime, requestTime = time.Second, 10 * time.Second
+	// gatherTime is how long spans wait for company, requestTime how long a request may take, lastTime how long requests are begun at the end.
+	gatherTime, requestTime, lastTime = time.Second, 10 * time.Second, 5 * time.Second
 	// A request is tried so many times, with pauses that double.
 	maxTries, firstPause, longestPause = 5, time.Second, 30 * time.Second
 	maxAnswer                          = 64 << 10
@@ -122,7 +122,7 @@ func (e *Exporter) Serve(ctx context.Context) error {
 		}
 		failed = err != nil
 	}
-	for len(e.queue) > 0 {
+	for end := time.Now().Add(lastTime); len(e.queue) > 0 && time.Now().Before(end); {
 		if e.deliver(ctx, e.gather(ctx)) != nil {
 			return nil
 		}
