@@ -190,6 +190,9 @@ func (s *Server) began(a *allocation) {
 		e.Write(zap.String("user", a.user), zap.Stringer("client", a.from.client), zap.String("transport", a.from.ep.scheme),
 			zap.Stringer("relayed", a.relayed))
 	}
+	if s.shutOut(a) { // since it was asked for
+		go a.close() // the engine may call this with its locks held
+	}
 }
 
 // succeed answers with what add appends.

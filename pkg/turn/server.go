@@ -67,7 +67,7 @@ func (s *Server) Expel() int {
 	s.mu.RLock()
 	var list []*allocation
 	for _, a := range s.allocs {
-		if s.deps.Deny.Addr(a.from.client.Addr()) || s.deps.Deny.User(a.user) {
+		if a.live.Load() && s.shutOut(a) { // what is only being opened sees to that itself
 			list = append(list, a)
 		}
 	}
@@ -76,6 +76,11 @@ func (s *Server) Expel() int {
 		a.close()
 	}
 	return len(list)
+}
+
+// shutOut tells whether the client or its user is shut out.
+func (s *Server) shutOut(a *allocation) bool {
+	return s.deps.Deny != nil && (s.deps.Deny.Addr(a.from.client.Addr()) || s.deps.Deny.User(a.user))
 }
 
 // StreamOpener opens the sockets of relayed TCP connections. Both calls are for the same local port: they must let

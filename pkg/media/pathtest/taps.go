@@ -46,7 +46,10 @@ func (n *notes) await(t *testing.T, want int) (list []media.Seen) {
 func tapped() script {
 	n := &notes{}
 	begin := signal(func(c *stream) {
-		*n = notes{end: c.relay.Tap(func(label string) bool { return label == c.t.Name() }, n.show)}
+		n.mu.Lock()
+		n.seen = nil // of the script's last run
+		n.mu.Unlock()
+		n.end = c.relay.Tap(func(label string) bool { return label == c.t.Name() }, n.show)
 	})
 	end := signal(func(c *stream) {
 		c.t.Helper()
