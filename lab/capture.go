@@ -11,7 +11,9 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -28,15 +30,46 @@ func (r *Rig) Capture(dev string, filter ...string) *Capture {
 	r.t.Helper()
 	r.captures++
 	c := &Capture{file: filepath.Join(r.Dir, fmt.Sprintf("%s-%d.pcap", dev, r.captures))}
-	argv := append([]string{"tcpdump", "-i", dev, "-n", "-U", "-s", "0", "-B", "16384", "-Z", "root", "--immediate-mode", "-w", c.file}, filter...)
+	argv := append([]string{"tcpdump", "-i", dev, "-n", "-U", "-s", "65535", "-B", "16384", "-Z", "root", "--immediate-mode", "-w", c.file}, filter...)
 	c.proc = r.GW.Start(r.t, fmt.Sprintf("tcpdump-%s-%d", dev, r.captures), argv...)
 	c.proc.Logged(r.t, 10*time.Second, "listening on")
 	return c
 }
 
+// captured is what tcpdump says when it is asked.
+var captured = regexp.MustCompile(`(\d+) packets? captured, (\d+) packets? received by filter, (\d+) packets? dropped`)
+
+// settle waits until tcpdump has written what the kernel has for it: what is left there is lost at its end.
+func (c *Capture) settle(t testing.TB) {
+	t.Helper()
+	eventually(t, 10*time.Second, "the capture is written", func() bool {
+		before, err := os.ReadFile(c.proc.Log)
+		if err != nil || c.proc.cmd.Process.Signal(syscall.SIGUSR1) != nil {
+			return true // it has ended, and that is told elsewhere
+		}
+		var said [][]byte
+		until(time.Second, func() bool {
+			log, err := os.ReadFile(c.proc.Log)
+			if err == nil {
+				said = captured.FindSubmatch(log[len(before):])
+			}
+			return said != nil
+		})
+		if said == nil {
+			return false
+		}
+		var n [3]int
+		for i, text := range said[1:] {
+			n[i], _ = strconv.Atoi(string(text))
+		}
+		return n[0]+n[2] >= n[1]
+	})
+}
+
 // Stop ends the capture and returns its packets.
 func (c *Capture) Stop(t testing.TB) []Packet {
 	t.Helper()
+	c.settle(t)
 	c.proc.Stop(syscall.SIGINT)
 	b, err := os.ReadFile(c.file)
 	must(t, "capture", err)

@@ -139,7 +139,7 @@ func recordCall(t *testing.T, alice, bob *Host, name string, caller, callee h323
 func (h *Host) record(t testing.TB, name string) *Capture {
 	t.Helper()
 	c := &Capture{file: filepath.Join(h.dir, name+".pcap")}
-	c.proc = h.Start(t, "tcpdump-"+name, "tcpdump", "-i", "eth0", "-n", "-U", "-s", "0", "-Z", "root", "--immediate-mode", "-w", c.file, "tcp")
+	c.proc = h.Start(t, "tcpdump-"+name, "tcpdump", "-i", "eth0", "-n", "-U", "-s", "65535", "-B", "16384", "-Z", "root", "--immediate-mode", "-w", c.file, "tcp")
 	c.proc.Logged(t, h323Time, "listening on")
 	return c
 }
