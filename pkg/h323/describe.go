@@ -50,14 +50,7 @@ const (
 // Describe describes a message. What is cut off or not understood is described as far as it goes.
 func Describe(p Protocol, data []byte) Description {
 	w := &words{}
-	switch p {
-	case RAS:
-		w.ras(data)
-	case H245:
-		w.control(payloadOf(data))
-	default:
-		w.signalling(payloadOf(data))
-	}
+	w.message(p, data)
 	return w.done()
 }
 
@@ -69,15 +62,20 @@ func Hide(p Protocol, data []byte) []byte {
 	}
 	out := bytes.Clone(data)
 	w := &words{hide: true}
+	w.message(p, out)
+	return out
+}
+
+// message reads a message of the protocol.
+func (w *words) message(p Protocol, data []byte) {
 	switch p {
 	case RAS:
-		w.ras(out)
+		w.ras(data)
 	case H245:
-		w.control(payloadOf(out))
+		w.control(payloadOf(data))
 	default:
-		w.signalling(payloadOf(out))
+		w.signalling(payloadOf(data))
 	}
-	return out
 }
 
 // payloadOf returns the payload of the first TPKT, as far as it is there.
