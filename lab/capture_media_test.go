@@ -171,14 +171,13 @@ func (s *scene) wantAllMedia(t *testing.T, name string, lan, wan []Packet) {
 		t.Logf("%s, %v → %v: %d of %d packets of the call, none missing since the capture began", c.network, c.src, c.dst, len(got), len(sent))
 		total += len(got)
 	}
-	if tshark, err := exec.LookPath("tshark"); err == nil {
-		out, err := exec.Command(tshark, "-r", file, "-Y", "rtp", "-T", "fields", "-e", "frame.interface_name").Output()
-		if n := strings.Count(string(out), "\n"); err != nil || n != total {
-			t.Errorf("tshark sees %d packets of RTP, want %d: %v", n, total, err)
-		}
-		t.Logf("%.300s", out)
-	}
 	wantTcpdumpReads(t, file)
+	need(t, "tshark")
+	out, err := exec.Command("tshark", "-r", file, "-Y", "rtp", "-T", "fields", "-e", "frame.interface_name").Output()
+	if n := strings.Count(string(out), "\n"); err != nil || n != total {
+		t.Errorf("tshark sees %d packets of RTP, want %d: %v", n, total, err)
+	}
+	t.Logf("%.300s", out)
 }
 
 // wantTcpdumpReads: libpcap reads every packet of a file.

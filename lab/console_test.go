@@ -78,11 +78,7 @@ func newConsoleRig(t *testing.T) (rig *consoleRig, ended <-chan struct{}) {
 // others starts coturn's client and its peer, and the agent of a site.
 func (r *consoleRig) others(t *testing.T, rig *Rig, peer *Host) {
 	t.Helper()
-	for _, name := range []string{"turnutils_uclient", "turnutils_peer", "tcpdump"} {
-		if _, err := exec.LookPath(name); err != nil {
-			t.Skipf("SKIPPED: %v (Debian packages: lab/packages.txt)", err)
-		}
-	}
+	need(t, "turnutils_uclient", "turnutils_peer", "tcpdump")
 	edge := rig.GW.IPOn(outside, 4)
 	peer.Start(t, "peer", "turnutils_peer", "-L", peer.IP.String(), "-p", "3480")
 	eventually(t, 10*time.Second, "the peer listens", func() bool { return peer.listens(t, 3480) })

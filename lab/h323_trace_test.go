@@ -93,11 +93,8 @@ func TestH323Trace(t *testing.T) {
 	wantTcpdumpReads(t, file)
 	e.edgedRun(t, "capture", id, "-o", file)
 	wantTcpdumpReads(t, file)
-	tshark, err := exec.LookPath("tshark")
-	if err != nil {
-		t.Skip("SKIPPED in part: tshark is missing")
-	}
-	seen, err := exec.Command(tshark, "-r", file, "-T", "fields", "-e", "frame.interface_name", "-e", "_ws.col.Protocol", "-e", "_ws.col.Info").Output()
+	need(t, "tshark")
+	seen, err := exec.Command("tshark", "-r", file, "-T", "fields", "-e", "frame.interface_name", "-e", "_ws.col.Protocol", "-e", "_ws.col.Info").Output()
 	must(t, "tshark", err)
 	t.Logf("%s", seen)
 	for _, want := range []string{"inside\tH.225.0\tCS: setup", "outside\tH.225.0\tCS: setup", "outside\tH.225.0\tCS: connect", "H.245", "openLogicalChannelAck"} {

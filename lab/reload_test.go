@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -258,9 +257,7 @@ func TestReload(t *testing.T) {
 }
 
 func reloadsDuringCalls(t *testing.T, path string) {
-	if _, err := exec.LookPath("turnutils_uclient"); err != nil {
-		t.Skipf("SKIPPED: %v (Debian package coturn)", err)
-	}
+	need(t, "turnutils_uclient")
 	s := newReloadStage(t, path)
 	if path != "user" {
 		s.needKernelPath(t)
